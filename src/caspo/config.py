@@ -1,0 +1,119 @@
+"""Recipes: YAML checked against a pydantic model, every key overridable as ``key=value``, unknown keys refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from caspo.errors import ConfigError, ResumeError
+from caspo.storage import write_text
+
+__all__ = ["Config", "claim_folder", "load_recipe"]
+
+T = TypeVar("T", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every recipe section: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def load_recipe(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+    """Read ``path`` as ``model``, with ``overrides`` such as ``train.learning_rate=1e-5`` applied on top.
+
+    Raises `ConfigError` that names the file, the key, what is wrong with it and the nearest known key.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the recipe {path}: {error.strerror}. Check the path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The recipe {path} is not valid YAML: {error}. Correct it and run again.") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"The recipe {path} holds {type(data).__name__}, not keys with values.")
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"The recipe {path} cannot be used:\n{_explain(model, error)}") from error
+
+
+def claim_folder(out: Path, recipe: Config) -> None:
+    """Make ``out`` the folder of this recipe, or raise `ResumeError` if it was made with another one.
+
+    Writes ``recipe.yaml`` with all defaults filled in. Raises `ResumeError` naming the keys that differ.
+    """
+    file = out / "recipe.yaml"
+    asked = recipe.model_dump(mode="json")
+    if file.exists():
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError:
+            found = None
+        if not isinstance(found, dict):
+            raise ResumeError(f"{file} is damaged. Choose another --out, or delete {out} to start over.")
+        before, now = _flatten(found), _flatten(asked)
+        keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        if keys:
+            listed = "\n".join(f"  {k}: {before.get(k, '(absent)')} there, {now.get(k, '(absent)')} now" for k in keys)
+            raise ResumeError(
+                f"{out} was made with another configuration; going on would mix the two. These keys differ:\n"
+                f"{listed}\nChoose another --out, or delete {out} to start over."
+            )
+        return
+    write_text(file, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is not an override. Write key=value, for example train.learning_rate=1e-5.")
+    target: Any = data
+    *parents, last = key.split(".")
+    for parent in parents:
+        target = target.setdefault(parent, {}) if isinstance(target, dict) else None
+    if not isinstance(target, dict):
+        raise ConfigError(f"{key!r} cannot be set: {'.'.join(parents)!r} holds a value, not keys.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of the override {override!r} is not valid YAML: {error}") from error
+    target[last] = value
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(model, problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"  {path}: unknown key; {hint}")
+        else:
+            lines.append(f"  {path}: {problem['msg']} (got {problem['input']!r})")
+    return "\n".join(lines)
+
+
+def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    current: Any = model
+    for part in path:
+        found = current.model_fields.get(str(part)) if hasattr(current, "model_fields") else None
+        current = found.annotation if found is not None else None
+    return sorted(getattr(current, "model_fields", {}))
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(_flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

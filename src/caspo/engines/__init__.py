@@ -1,0 +1,1 @@
+"""Engines turn prompts into steps with token traces; `models` finds and loads the models."""

@@ -1,0 +1,57 @@
+"""From a question to the tokens a model continues, and how its text becomes tokens again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from caspo.errors import DataError
+
+__all__ = ["INSTRUCTION", "PLAIN_TEMPLATE", "prompt_ids", "solution_ids"]
+
+INSTRUCTION = "Solve the problem step by step, one short step a line. The last line is: The answer is X."
+"""What an instruction-tuned model is asked for. Models that were trained to write steps do not need it."""
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "Question: {{ message['content'] }}\nAnswer:\n{% endif %}{% endfor %}"
+)
+"""A chat template without roles: what models trained by `caspo` carry, and what a model without any template gets."""
+
+
+def prompt_ids(tokenizer: Any, question: str, instruction: str = INSTRUCTION) -> tuple[int, ...]:
+    """Tokens of the prompt for ``question`` in the tokenizer's chat template (`PLAIN_TEMPLATE` if it has none).
+
+    The instruction is the system message, or stands before the question where a template refuses system messages.
+
+    Raises:
+        DataError: the question is empty.
+    """
+    if not question.strip():
+        raise DataError("The question is empty: there is nothing to solve. Give a question with some text.")
+    template = tokenizer.chat_template or PLAIN_TEMPLATE
+    user = {"role": "user", "content": question.strip()}
+    system = {"role": "system", "content": instruction}
+    try:
+        text = _render(tokenizer, [system, user] if instruction else [user], template)
+    except Exception as error:  # templates raise jinja2 errors of their own when they take no system message
+        if not instruction:
+            raise DataError(f"The model's chat template cannot render a question: {error}") from error
+        user["content"] = f"{instruction}\n\n{user['content']}"
+        text = _render(tokenizer, [user], template)
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    bos = tokenizer.bos_token_id
+    if template == PLAIN_TEMPLATE and getattr(tokenizer, "add_bos_token", False) and bos is not None:
+        ids = (bos, *ids)
+    return ids
+
+
+def solution_ids(tokenizer: Any, solution: str) -> tuple[int, ...]:
+    """Tokens of a written solution, each line ended by a line break but the last, which EOS ends."""
+    ids = tokenizer(solution.strip(), add_special_tokens=False)["input_ids"]
+    return (*ids, tokenizer.eos_token_id)
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]], template: str) -> str:
+    return str(
+        tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+    )

@@ -1,0 +1,276 @@
+"""Intervals, paired tests and ranking figures for evaluations. Numpy and the standard library only; pure functions.
+
+Steps and samples of one question are not independent, so every bootstrap here resamples *questions*. What is not here:
+how well a score works as a probability (`calibration`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from caspo.errors import ConfigError, DataError
+
+__all__ = [
+    "Interval",
+    "PairedDifference",
+    "SiblingAuroc",
+    "auroc",
+    "auroc_siblings",
+    "best_sibling_right",
+    "bootstrap_ci",
+    "paired_difference",
+    "wilson",
+]
+
+Floats64 = NDArray[np.float64]
+Statistic = Callable[[Floats64], float | None]
+SiblingGroups = Iterable[tuple[ArrayLike, ArrayLike]]
+"""For every parent the scores of its children (n,) and whether each is right (n,). Leave unknown verdicts out."""
+
+
+class Interval(NamedTuple):
+    """A confidence interval, low <= high, in the unit of the figure."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How two methods differ on the same questions: ``b - a``, in the unit of the values."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    """Exact two-sided McNemar test: the questions only one of the two solves, against a fair coin."""
+    only_a: int
+    only_b: int
+    n: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether the test rejects "no difference" at 5%."""
+        return self.p_value < 0.05
+
+
+class SiblingAuroc(NamedTuple):
+    """The share of (right, wrong) sibling pairs that the score orders rightly, ties one half."""
+
+    value: float | None
+    """None where no group has both a right and a wrong child."""
+    pairs: int
+    groups: int
+
+
+def wilson(k: int, n: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion, ``k`` successes of ``n`` (Wilson 1927); holds its level for small n.
+
+    Raises:
+        DataError: n < 1, or k outside [0, n].
+        ConfigError: level outside (0, 1).
+    """
+    if n < 1 or not 0 <= k <= n:
+        raise DataError(
+            f"a proportion needs 0 <= k <= n and n >= 1, got k={k}, n={n}. Nothing was counted: check the inputs."
+        )
+    z = _z(level)
+    share = k / n
+    scale = 1.0 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
+    return Interval(0.0 if k == 0 else max(0.0, centre - half), 1.0 if k == n else min(1.0, centre + half))
+
+
+def bootstrap_ci(
+    values: ArrayLike,
+    groups: ArrayLike | None = None,
+    statistic: Statistic | None = None,
+    seed: int = 0,
+    n_boot: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap interval of ``statistic`` (default: the mean), resampling whole groups.
+
+    Args:
+        values: (n,) or (n, columns); the statistic sees the resampled rows.
+        groups: (n,) labels, the question each row belongs to; None: every row by itself.
+        statistic: rows -> figure; a resample for which it gives None or NaN (one class missing) is
+            left out.
+        seed: of the resampling; the same input gives the same interval.
+        n_boot: number of resamples.
+        level: coverage aimed at, a probability.
+
+    Raises:
+        DataError: no rows, NaN among them, groups of another length, or no resample with a defined statistic.
+    """
+    rows = _finite("values", values)
+    if n_boot < 1:
+        raise ConfigError(f"n_boot must be at least 1, got {n_boot}.")
+    members = _members(rows, groups)
+    rng = np.random.default_rng(seed)
+    tail = (1.0 - _checked_level(level)) / 2.0
+    if statistic is None and rows.ndim == 1:
+        # The mean of a resample needs only each group's sum and size: a thousand times faster than gathering rows.
+        sums = np.array([rows[m].sum() for m in members])
+        sizes = np.array([m.size for m in members], dtype=np.float64)
+        figures = np.empty(n_boot)
+        for i in range(n_boot):
+            drawn = rng.integers(0, len(members), len(members))
+            figures[i] = sums[drawn].sum() / sizes[drawn].sum()
+    else:
+        of = statistic or (lambda array: float(array.mean()))
+        drawn_rows = (
+            rows[np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])]
+            for _ in range(n_boot)
+        )
+        figures = np.array([of(resample) for resample in drawn_rows], dtype=np.float64)
+        figures = figures[~np.isnan(figures)]
+    if figures.size == 0:
+        raise DataError("the statistic is undefined on every resample: there is too little data for an interval.")
+    low, high = np.quantile(figures, [tail, 1.0 - tail])
+    return Interval(float(low), float(high))
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, seed: int = 0, n_boot: int = 2000, level: float = 0.95
+) -> PairedDifference:
+    """Compare two methods on the same n questions; ``a`` and ``b`` are 0/1 (solved or not), one per question, aligned.
+
+    Raises:
+        DataError: lengths differ, no questions, or values other than 0 and 1.
+    """
+    first, second = _labels("a", a), _labels("b", b)
+    if first.shape != second.shape:
+        raise DataError(
+            f"a paired comparison needs the same questions, got {first.size} and {second.size}. Align them by id."
+        )
+    difference = second.astype(np.float64) - first.astype(np.float64)
+    interval = bootstrap_ci(difference, seed=seed, n_boot=n_boot, level=level)
+    only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
+    return PairedDifference(
+        float(difference.mean()), interval.low, interval.high, _mcnemar(only_a, only_b), only_a, only_b, first.size
+    )
+
+
+def auroc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
+    """Probability that a random positive has the higher score than a random negative, a tie counting one half.
+
+    Args:
+        scores: (n,), higher means positive; only their order matters.
+        labels: (n,) of 0/1 or bool.
+        weights: (n,) non-negative, for instance how many equal samples a row stands for.
+
+    Returns:
+        The area under the ROC curve; None where one class is missing (or has no weight).
+
+    Raises:
+        DataError: lengths differ, NaN scores, labels other than 0/1, negative weights.
+    """
+    values, positive, mass = _ranked(scores, labels, weights)
+    if values.size == 0:
+        return None
+    _, level = np.unique(values, return_inverse=True)
+    up = np.bincount(level, weights=mass * positive)
+    down = np.bincount(level, weights=mass * ~positive)
+    total = float(up.sum() * down.sum())
+    if total == 0.0:
+        return None
+    below = np.cumsum(down) - down
+    return float(np.dot(up, below + 0.5 * down)) / total
+
+
+def auroc_siblings(groups: SiblingGroups) -> SiblingAuroc:
+    """The AUROC among siblings: every (right, wrong) pair of children of one parent counts once, a tie one half.
+
+    This is the question a tree search asks ("which continuation?"); groups without both kinds say nothing about it.
+    """
+    won, pairs, mixed = 0.0, 0, 0
+    for scores, labels in groups:
+        values, right, _ = _ranked(scores, labels, None)
+        good, bad = values[right], values[~right]
+        if good.size == 0 or bad.size == 0:
+            continue
+        gap = good[:, None] - bad[None, :]
+        won += float((gap > 0).sum() + 0.5 * (gap == 0).sum())
+        pairs += gap.size
+        mixed += 1
+    return SiblingAuroc(won / pairs if pairs else None, pairs, mixed)
+
+
+def best_sibling_right(groups: SiblingGroups) -> float | None:
+    """How often the child with the highest score is right, over the mixed groups; ties share. None without mixed groups."""
+    shares: list[float] = []
+    for scores, labels in groups:
+        values, right, _ = _ranked(scores, labels, None)
+        if right.size and right.any() and not right.all():
+            shares.append(float(right[values == values.max()].mean()))
+    return float(np.mean(shares)) if shares else None
+
+
+def _z(level: float) -> float:
+    return NormalDist().inv_cdf(0.5 + _checked_level(level) / 2.0)
+
+
+def _checked_level(level: float) -> float:
+    if not 0.0 < level < 1.0:
+        raise ConfigError(f"a confidence level is a probability in (0, 1), got {level}. Use 0.95.")
+    return level
+
+
+def _mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided exact binomial test of ``only_a`` against ``only_b`` at one half; in integers, so any n is exact."""
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def _members(rows: Floats64, groups: ArrayLike | None) -> Sequence[NDArray[np.intp]]:
+    """The row indices of every group."""
+    if groups is None:
+        return list(np.arange(len(rows))[:, None])
+    labels = np.asarray(groups)
+    if labels.shape != (len(rows),):
+        raise DataError(f"there are {len(rows)} values and {labels.size} group labels. Give one label per value.")
+    _, of = np.unique(labels, return_inverse=True)
+    order = np.argsort(of, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(of[order])) + 1)
+
+
+def _finite(name: str, array: ArrayLike) -> Floats64:
+    values = np.asarray(array, dtype=np.float64)
+    if values.ndim == 0 or len(values) == 0:
+        raise DataError(f"{name} is empty: there is nothing to estimate. Evaluate at least one question.")
+    if np.isnan(values).any():
+        raise DataError(f"{name} holds NaN. Leave out what was not measured instead of counting it.")
+    return values
+
+
+def _labels(name: str, array: ArrayLike) -> NDArray[np.bool_]:
+    values = _finite(name, array)
+    if values.ndim != 1 or not np.isin(values, (0.0, 1.0)).all():
+        raise DataError(f"{name} must be one 0 or 1 per row (wrong or right). Leave unknown verdicts out first.")
+    return values.astype(np.bool_)
+
+
+def _ranked(
+    scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
+) -> tuple[Floats64, NDArray[np.bool_], Floats64]:
+    """Scores, labels and weights of n rows, checked; n may be 0."""
+    values = np.asarray(scores, dtype=np.float64)
+    if values.size == 0 and np.size(labels) == 0:
+        return values.reshape(0), np.zeros(0, dtype=np.bool_), np.zeros(0)
+    values, right = _finite("scores", values), _labels("labels", labels)
+    mass = np.ones(values.shape) if weights is None else _finite("weights", weights)
+    if not values.shape == right.shape == mass.shape:
+        raise DataError(f"{values.size} scores, {right.size} labels and {mass.size} weights. Give one of each per row.")
+    if float(mass.min()) < 0.0:
+        raise DataError("a weight is negative. Weights count how often a row was seen.")
+    return values, right, mass

@@ -1,0 +1,234 @@
+"""What the report reads of a run folder: metrics.json, report_data.json, environment.json, recipe.yaml.
+
+A report must come out of any run, also of one that stopped after round 0 or measured less: what is null, missing or not a
+finite number is None here and a dash on the page. Only a metrics.json that is missing, damaged or of another schema is an
+error. Schemas: docs/design.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caspo.errors import DataError
+from caspo.storage import read_json
+
+__all__ = ["Method", "Round", "Run", "difference_interval", "method_name", "number", "read_run", "records", "section"]
+
+SCHEMA = 1
+
+METHOD_NAMES = {
+    "cat": "CaT",
+    "self_consistency": "Self-consistency",
+    "chain_of_thought": "Chain of thought",
+    "best_of_n": "Best of n",
+    "beam": "Beam search",
+    "deepconf": "DeepConf",
+    "dipt": "DiPT",
+}
+
+
+def number(value: Any) -> float | None:
+    """A finite number as float, anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def section(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A JSON object under ``key``, empty where there is none."""
+    value = mapping.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def records(mapping: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """The JSON objects in the list under ``key``."""
+    value = mapping.get(key)
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def method_name(key: str) -> str:
+    """How people call a method."""
+    return METHOD_NAMES.get(key, key.replace("_", " ").capitalize())
+
+
+@dataclass(frozen=True)
+class Method:
+    """One inference method in one round; shares are in [0, 1], tokens and seconds per question."""
+
+    key: str
+    n: int | None
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    tokens: float | None
+    seconds: float | None
+    abstained: float | None
+    over_pruned: float | None
+
+    @property
+    def name(self) -> str:
+        return method_name(self.key)
+
+
+@dataclass(frozen=True)
+class Round:
+    """The model after ``index`` rounds of training."""
+
+    index: int
+    methods: Mapping[str, Method]
+    steps: Mapping[str, float | None]
+    """The plain figures of ``steps``: n, accuracy, ece, brier, ..., entropy_right, entropy_wrong."""
+    auroc: Mapping[str, float | None]
+    auroc_siblings: Mapping[str, float | None]
+    training: Mapping[str, Any]
+    """Empty for a round without training."""
+    drawn: Mapping[str, Any]
+    """This round's part of report_data.json: reliability bins, entropies, budget curves."""
+
+    @property
+    def label(self) -> str:
+        return "before training" if self.index == 0 else f"after round {self.index}"
+
+    @property
+    def entropy_gap(self) -> float | None:
+        """Mean entropy of wrong minus right steps, nats."""
+        wrong, right = self.steps.get("entropy_wrong"), self.steps.get("entropy_right")
+        return None if wrong is None or right is None else wrong - right
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the page shows."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    rounds: tuple[Round, ...]
+    trees: tuple[Mapping[str, Any], ...]
+    paired: tuple[Mapping[str, Any], ...]
+    """Optional paired comparisons of two rounds of a method, as `evaluate.statistics.paired_difference` gives them."""
+    environment: Mapping[str, Any]
+    recipe: str | None
+
+    @property
+    def first(self) -> Round:
+        return self.rounds[0]
+
+    @property
+    def last(self) -> Round:
+        return self.rounds[-1]
+
+    @property
+    def trained(self) -> bool:
+        return len(self.rounds) > 1
+
+    def method_keys(self) -> list[str]:
+        """Every method of any round, CaT first, then as `METHOD_NAMES` orders them."""
+        order = list(METHOD_NAMES)
+        seen = dict.fromkeys(key for r in self.rounds for key in r.methods)
+        return sorted(seen, key=lambda key: order.index(key) if key in order else len(order))
+
+    def paired_difference(self, method: str) -> tuple[float, float, float] | None:
+        """(difference, low, high) of last minus first round on the same questions, where the run recorded it."""
+        for item in self.paired:
+            if (item.get("method"), item.get("before"), item.get("after")) == (
+                method,
+                self.first.index,
+                self.last.index,
+            ):
+                found = tuple(number(item.get(key)) for key in ("difference", "low", "high"))
+                if None not in found:
+                    difference, low, high = (value for value in found if value is not None)
+                    return difference, low, high
+        return None
+
+
+def difference_interval(a: Method, b: Method) -> tuple[float, float, float] | None:
+    """``b - a`` in accuracy with a 95% interval from the two intervals (Newcombe 1998, method 10), as if independent.
+
+    None where a figure is missing. On the same questions the truth is usually tighter: a paired interval is better.
+    """
+    figures = (a.accuracy, a.low, a.high, b.accuracy, b.low, b.high)
+    if any(value is None for value in figures):
+        return None
+    p_a, low_a, high_a, p_b, low_b, high_b = (value for value in figures if value is not None)
+    down, up = math.hypot(p_b - low_b, high_a - p_a), math.hypot(high_b - p_b, p_a - low_a)
+    return p_b - p_a, p_b - p_a - down, p_b - p_a + up
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        DataError: metrics.json is missing, truncated, of another schema or without rounds; or another file is damaged.
+    """
+    path = folder / "metrics.json"
+    if not path.exists():
+        raise DataError(
+            f"{folder} holds no metrics.json, so there is nothing to report. Either it is not a run folder, or its "
+            "evaluation has not finished: run the command that made it again."
+        )
+    metrics = read_json(path)
+    if not isinstance(metrics, Mapping) or metrics.get("schema") != SCHEMA:
+        found = metrics.get("schema") if isinstance(metrics, Mapping) else type(metrics).__name__
+        raise DataError(
+            f"{path} is of schema {found!r}, this caspo reads {SCHEMA}. Evaluate the run again with this version."
+        )
+    measured = [r for r in records(metrics, "rounds") if isinstance(r.get("round"), int)]
+    if not measured:
+        raise DataError(f"{path} holds no rounds: the evaluation was interrupted. Run the command that made it again.")
+    extra = _optional(folder / "report_data.json")
+    drawn = {r.get("round"): r for r in records(extra, "rounds")}
+    recipe = folder / "recipe.yaml"
+    return Run(
+        folder=folder,
+        metrics=metrics,
+        rounds=tuple(_round(r, drawn.get(r["round"], {})) for r in sorted(measured, key=lambda r: int(r["round"]))),
+        trees=tuple(records(extra, "trees")),
+        paired=tuple(records(extra, "paired")),
+        environment=_optional(folder / "environment.json"),
+        recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else None,
+    )
+
+
+def _optional(path: Path) -> Mapping[str, Any]:
+    found = read_json(path) if path.exists() else {}
+    if not isinstance(found, Mapping):
+        raise DataError(
+            f"{path} must hold a JSON object, found a {type(found).__name__}. Delete it and run the command again."
+        )
+    return found
+
+
+def _round(raw: Mapping[str, Any], drawn: Mapping[str, Any]) -> Round:
+    steps = section(raw, "steps")
+    methods = section(raw, "methods")
+    return Round(
+        index=int(raw["round"]),
+        methods={str(key): _method(str(key), section(methods, key)) for key in methods if section(methods, key)},
+        steps={str(key): number(value) for key, value in steps.items()},
+        auroc={str(key): number(value) for key, value in section(steps, "auroc").items()},
+        auroc_siblings={str(key): number(value) for key, value in section(steps, "auroc_siblings").items()},
+        training=section(raw, "training"),
+        drawn=drawn,
+    )
+
+
+def _method(key: str, raw: Mapping[str, Any]) -> Method:
+    interval = raw.get("accuracy_ci95")
+    low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
+    n = number(raw.get("n"))
+    return Method(
+        key=key,
+        n=None if n is None else int(n),
+        accuracy=number(raw.get("accuracy")),
+        low=number(low),
+        high=number(high),
+        tokens=number(raw.get("generated_tokens_per_question")),
+        seconds=number(raw.get("seconds_per_question")),
+        abstained=number(raw.get("abstained")),
+        over_pruned=number(raw.get("over_pruned")),
+    )

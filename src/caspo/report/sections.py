@@ -1,0 +1,317 @@
+"""The words and tables of the page: what came out, how sure that is, and how it was made.
+
+A difference is called one only where its interval excludes zero; small samples are said to be small.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from caspo.report.markup import MISSING, Child, Html, count, data, el, fixed, join, percent, points, table
+from caspo.report.run_data import Method, Round, Run, difference_interval, method_name, number, section
+
+__all__ = ["headline", "methods_table", "provenance", "signals_table", "tiles", "training_table"]
+
+SMALL = 200
+"""Below this many questions the page warns: a 95% interval is then wider than +-7 points."""
+
+PAIR_KINDS = {"confident_wrong": "confident but wrong", "uncertain_right": "right but unsure"}
+
+
+def _verdict(low: float, high: float) -> str:
+    return "inside the noise" if low <= 0.0 <= high else "outside the noise"
+
+
+def _comparison(run: Run, key: str) -> tuple[float, float, float, str] | None:
+    """(difference, low, high, how) of last minus first round of a method, paired where the run recorded it."""
+    if (paired := run.paired_difference(key)) is not None:
+        return *paired, "paired by question"
+    first, last = run.first.methods.get(key), run.last.methods.get(key)
+    if not run.trained or first is None or last is None:
+        return None
+    found = difference_interval(first, last)
+    return None if found is None else (*found, "as if on different questions, so rather too wide")
+
+
+def _share(m: Method) -> Html:
+    return join(
+        [el("strong", data(m.accuracy, percent(m.accuracy))), f" (95% interval {percent(m.low)} to {percent(m.high)})"]
+    )
+
+
+def headline(run: Run) -> Html:
+    """The result in sentences."""
+    keys = [key for key in run.method_keys() if key in run.last.methods and run.last.methods[key].accuracy is not None]
+    if not keys:
+        return el("p", "No method was evaluated in the last round of this run.", class_="lede")
+    key = keys[0]
+    last = run.last.methods[key]
+    questions = f"{count(last.n)} test questions" if last.n else "the test questions"
+    sentences: list[Child] = [f"{last.name} solves ", _share(last), f" of {questions} {run.last.label}"]
+    found, first = _comparison(run, key), run.first.methods.get(key)
+    if found is not None and first is not None:
+        difference, low, high, how = found
+        sentences += [", against ", _share(first), " before it: ", el("strong", f"{points(difference)} points"), ". "]
+        sentences += [f"The 95% interval of that difference, {points(low)} to {points(high)} ({how}), "]
+        if low <= 0.0 <= high:
+            sentences.append("includes zero: this is inside the noise, not a finding.")
+        elif difference > 0:
+            sentences.append("excludes zero: the gain is outside the noise of this test set.")
+        else:
+            sentences.append("excludes zero: the model got worse.")
+    else:
+        sentences.append(
+            "." if run.trained else ". This run holds no trained round yet, so there is nothing to compare with."
+        )
+    return el("div", el("p", *sentences, class_="lede"), _small(run), *_against(run, key), class_="headline")
+
+
+def _small(run: Run) -> Html | None:
+    sizes = [m.n for r in run.rounds for m in r.methods.values() if m.n]
+    if not sizes or min(sizes) >= SMALL:
+        return None
+    widest = max((m for r in run.rounds for m in r.methods.values() if m.n), key=lambda m: (m.high or 0) - (m.low or 0))
+    half = (
+        ""
+        if widest.low is None or widest.high is None
+        else f" (±{50 * (widest.high - widest.low):.0f} points at worst)"
+    )
+    return el(
+        "p",
+        el("strong", "Small sample. "),
+        f"Some figures rest on {min(sizes)} questions only{half}, and all of them on one seed: read them as a direction.",
+        class_="note",
+    )
+
+
+def _against(run: Run, key: str) -> list[Html]:
+    """The first method against every other one, in the last round: accuracy and tokens."""
+    ours, lines = run.last.methods[key], []
+    for other in run.method_keys():
+        theirs = run.last.methods.get(other)
+        if other == key or theirs is None or (found := difference_interval(theirs, ours)) is None:
+            continue
+        difference, low, high = found
+        verdict = f"{points(difference)} points, {points(low)} to {points(high)}: {_verdict(low, high)}"
+        cost: list[Child] = []
+        if ours.tokens and theirs.tokens:
+            cost = [
+                f" at {ours.tokens / theirs.tokens:.2f} times its tokens ({count(ours.tokens)} against {count(theirs.tokens)})"
+            ]
+        lines.append(
+            el("li", f"{run.last.label.capitalize()}, {ours.name} against {theirs.name}: {verdict}", *cost, ".")
+        )
+    return [el("ul", *lines, class_="against")] if lines else []
+
+
+def tiles(run: Run) -> Html:
+    """Four figures before and after: accuracy, calibration, entropy gap, telling siblings apart."""
+    a, b = run.first, run.last
+    key = next((k for k in run.method_keys() if k in b.methods), None)
+    accuracy = [(r.methods[key].accuracy if key is not None and key in r.methods else None) for r in (a, b)]
+    found = _comparison(run, key) if key is not None else None
+    note = "one round only" if found is None else f"{points(found[0])} points, {_verdict(found[1], found[2])}"
+    single = "before training" if not run.trained else None
+    return el(
+        "div",
+        _tile(f"Accuracy, {method_name(key) if key else 'no method'}", accuracy, percent, single or note, run.trained),
+        _tile(
+            "Calibration error of steps",
+            [a.steps.get("ece"), b.steps.get("ece")],
+            fixed,
+            "ECE, lower is better",
+            run.trained,
+        ),
+        _tile(
+            "Entropy gap",
+            [a.entropy_gap, b.entropy_gap],
+            fixed,
+            "wrong minus right steps, nats; higher is better",
+            run.trained,
+        ),
+        _tile(
+            "Telling siblings apart",
+            [a.auroc_siblings.get("entropy"), b.auroc_siblings.get("entropy")],
+            fixed,
+            "AUROC of entropy among siblings; 0.5 is chance",
+            run.trained,
+        ),
+        class_="tiles",
+    )
+
+
+def _tile(name: str, figures: list[float | None], write: Any, note: str, trained: bool) -> Html:
+    before, after = (el("span", data(value, write(value))) for value in figures)
+    arrow = el("span", el("span", "to", class_="sr"), el("span", "→", aria_hidden="true"), class_="arrow")
+    value = [before, arrow, el("strong", after)] if trained else [el("strong", after)]
+    return el(
+        "div",
+        el("p", name, class_="tile-name"),
+        el("p", *value, class_="tile-value"),
+        el("p", note, class_="tile-note"),
+    )
+
+
+def methods_table(run: Run) -> Html:
+    """Every method in every round."""
+    head = [
+        "method",
+        "round",
+        "questions",
+        "accuracy",
+        "95% interval",
+        "",
+        "change",
+        "tokens / question",
+        "s / question",
+    ]
+    head += ["abstained", "over-pruned"]
+    rows: list[list[Child]] = []
+    for key in run.method_keys():
+        for r in run.rounds:
+            if key in r.methods:
+                rows.append(_method_row(run, r, r.methods[key]))
+    return table("Methods by round", head, rows, class_="methods")
+
+
+def _method_row(run: Run, r: Round, m: Method) -> list[Child]:
+    found = _comparison(run, m.key) if r is run.last and run.trained else None
+    change: Child = MISSING if r is not run.first else ""
+    if found is not None:
+        difference, low, high, how = found
+        change = el(
+            "span",
+            f"{points(difference)} ",
+            el("small", _verdict(low, high)),
+            title=f"{points(low)} to {points(high)}, {how}",
+        )
+    return [
+        m.name,
+        r.label,
+        count(m.n),
+        el("strong", data(m.accuracy, percent(m.accuracy))),
+        join([data(m.low, percent(m.low)), " to ", data(m.high, percent(m.high))]),
+        _strip(m),
+        change,
+        data(m.tokens, count(m.tokens)),
+        data(m.seconds, fixed(m.seconds, 2)),
+        data(m.abstained, percent(m.abstained)),
+        data(m.over_pruned, percent(m.over_pruned)),
+    ]
+
+
+def _strip(m: Method) -> Html | None:
+    """The interval drawn on a line from 0 to 100%."""
+    if m.accuracy is None or m.low is None or m.high is None:
+        return None
+    place = f"--low:{m.low:.4f};--high:{m.high:.4f};--at:{m.accuracy:.4f};--m:var(--m-{m.key}, var(--m-other))"
+    return el("span", class_="strip", style=place, aria_hidden="true")
+
+
+def signals_table(run: Run) -> Html | None:
+    """AUROC of every signal, across all steps and among siblings, first and last round."""
+    names = list(dict.fromkeys(name for r in (run.first, run.last) for name in (*r.auroc, *r.auroc_siblings)))
+    if not names:
+        return None
+    rounds = [run.first, run.last] if run.trained else [run.last]
+    columns = [r.auroc for r in rounds] + [r.auroc_siblings for r in rounds]
+    best = [max((v for v in column.values() if v is not None), default=None) for column in columns]
+    head = ["signal"] + [f"{which}, {r.label}" for which in ("all steps", "siblings") for r in rounds]
+    rows: list[list[Child]] = []
+    for name in names:
+        cells: list[Child] = [name.replace("_", " ")]
+        for column, top in zip(columns, best, strict=True):
+            value = column.get(name)
+            cells.append(None if value is None else _auroc(value, value == top))
+        rows.append([cell if cell is not None else MISSING for cell in cells])
+    return table("AUROC of every signal", head, rows, class_="signals")
+
+
+def _auroc(value: float, best: bool) -> Html:
+    reach = max(0.0, min(1.0, 2 * value - 1))
+    text = data(value, fixed(value))
+    return el(
+        "span",
+        el("strong", text) if best else text,
+        el("span", class_="reach", style=f"--reach:{reach:.3f}", aria_hidden="true"),
+        class_="auroc",
+    )
+
+
+def training_table(run: Run) -> Html | None:
+    """What each round of training was made of."""
+    rounds = [r for r in run.rounds if r.training]
+    if not rounds:
+        return None
+    kinds = list(dict.fromkeys([*PAIR_KINDS, *(str(kind) for r in rounds for kind in section(r.training, "pairs"))]))
+    lines: list[tuple[str, list[str]]] = [
+        (
+            f"pairs: {PAIR_KINDS.get(kind, kind)}",
+            [count(number(section(r.training, "pairs").get(kind))) for r in rounds],
+        )
+        for kind in kinds
+    ]
+    for name, key, digits in (
+        ("trees", "trees", 0),
+        ("loss, first", "loss_first", 4),
+        ("loss, last", "loss_last", 4),
+        ("pairs ordered rightly, last", "pair_accuracy_last", -1),
+        ("unique tokens", "unique_tokens", 0),
+        ("tokens of the pairs", "pair_tokens", 0),
+        ("seconds", "seconds", 0),
+    ):
+        values = [number(r.training.get(key)) for r in rounds]
+        write = {0: count, -1: percent}.get(digits, lambda value: fixed(value, 4))
+        lines.append((name, [write(value) for value in values]))
+    return table("Training", ["", *(f"round {r.index}" for r in rounds)], [[name, *cells] for name, cells in lines])
+
+
+def provenance(run: Run) -> Html:
+    """Recipe, environment, seed and the command that makes this run again."""
+    facts: list[tuple[str, Child]] = [
+        ("recipe", str(run.metrics.get("recipe", MISSING))),
+        ("model", str(run.metrics.get("model", MISSING))),
+        ("seed", str(run.metrics.get("seed", MISSING))),
+        ("time", _duration(number(run.metrics.get("seconds_total")))),
+        ("run again", el("code", str(run.environment.get("command") or f"caspo run {run.folder.name}/recipe.yaml"))),
+    ]
+    shown = [(name, value) for name, value in _flat(run.environment) if name != "command"]
+    return el(
+        "div",
+        el("dl", *(part for name, value in facts for part in (el("dt", name), el("dd", value))), class_="facts"),
+        el(
+            "details",
+            el("summary", "Environment"),
+            table("Environment", ["what", "value"], shown)
+            if shown
+            else el("p", "environment.json is missing.", class_="note"),
+        ),
+        el(
+            "details",
+            el("summary", "Recipe, all defaults filled in"),
+            el("p", "recipe.yaml is missing.", class_="note")
+            if run.recipe is None
+            else el("pre", el("code", run.recipe), tabindex="0"),
+        ),
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return MISSING
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """The leaves of a JSON object, with dotted names."""
+    found: list[tuple[str, str]] = []
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            found += _flat(item, f"{name}.")
+        else:
+            found.append((name, item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)))
+    return found

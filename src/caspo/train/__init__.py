@@ -1,0 +1,1 @@
+"""Step-wise preference training: trees in, loss out."""

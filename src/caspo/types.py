@@ -1,0 +1,171 @@
+"""The records that every room passes around. Frozen, numpy only, no behaviour beyond looking things up.
+
+A reasoning tree is the only currency: sampling grows it, judges and confidence annotate it, a pair is two children of
+one of its nodes, training packs it, CaT grows and prunes it, the report draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ROOT", "Label", "Node", "Question", "Solution", "Step", "StepPair", "TokenTrace", "Tree", "Verdict"]
+
+Floats = NDArray[np.float32]
+Label = Literal["right", "wrong", "unknown"]
+
+ROOT = -1
+"""The parent id of a first step: the prompt itself."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One problem with a known final answer.
+
+    ``meta`` is what the task knows beyond that; `stories` keeps the quantities of the problem there, from which the
+    `reference` judge decides every step exactly.
+    """
+
+    id: str
+    text: str
+    answer: str
+    solution: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTrace:
+    """What one forward pass said about each of T generated tokens. All arrays are float32 of shape (T,).
+
+    Everything is of the model's raw distribution: before temperature, top-k and top-p.
+    """
+
+    entropy: Floats
+    """Shannon entropy of the next-token distribution, nats."""
+    logprob: Floats
+    """log p of the token that was taken, nats."""
+    max_logprob: Floats
+    """log p of the most probable token, nats."""
+    margin: Floats
+    """p of the most probable token minus p of the second, in [0, 1]."""
+    varentropy: Floats
+    """Variance of -ln p under p, nats squared."""
+    kind: Literal["full", "top_k"] = "full"
+    """`full`: from the whole vocabulary. `top_k`: `entropy` is the lower bound from the k best (see confidence.py)."""
+    k: int | None = None
+    entropy_upper: Floats | None = None
+    """Upper bound of the entropy; only with `top_k`."""
+
+    def __len__(self) -> int:
+        return len(self.entropy)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of a solution: its text as generated (line break included) and its tokens."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    trace: TokenTrace
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a step is right, given that everything before it is. `unknown` is never counted as wrong."""
+
+    label: Label
+    reason: str = ""
+    judge: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A step in a tree. ``id`` is its index in `Tree.nodes`; a parent's id is smaller than its children's."""
+
+    id: int
+    parent: int
+    depth: int
+    """1 for a first step."""
+    step: Step
+    count: int = 1
+    """How many equal samples were merged into this node."""
+    final: bool = False
+    """The solution ended with this step (the model's EOS)."""
+    verdict: Verdict | None = None
+    decision: str = ""
+    """What a search did with it: expanded, finished, pruned (low confidence), dropped (a better sibling), cut (budget)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """A question, its prompt, and the steps that were sampled, parents before children."""
+
+    question: Question
+    prompt_ids: tuple[int, ...]
+    nodes: tuple[Node, ...]
+
+    @cached_property
+    def _children(self) -> dict[int, tuple[Node, ...]]:
+        found: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            found.setdefault(node.parent, []).append(node)
+        return {parent: tuple(nodes) for parent, nodes in found.items()}
+
+    def children(self, node_id: int) -> tuple[Node, ...]:
+        """The sampled continuations of a node (of the prompt for ``ROOT``)."""
+        return self._children.get(node_id, ())
+
+    def path(self, node_id: int) -> tuple[Node, ...]:
+        """The nodes from the first step to ``node_id``, both included; empty for ``ROOT``."""
+        path: list[Node] = []
+        while node_id != ROOT:
+            node = self.nodes[node_id]
+            path.append(node)
+            node_id = node.parent
+        return tuple(reversed(path))
+
+    def prefix_ids(self, node_id: int) -> tuple[int, ...]:
+        """Tokens of the prompt and of all steps up to and including ``node_id``."""
+        return self.prompt_ids + tuple(t for node in self.path(node_id) for t in node.step.token_ids)
+
+    def prefix_right(self, node_id: int) -> bool:
+        """Whether every step before ``node_id`` was judged right: only then does its own verdict mean anything."""
+        return all(n.verdict is not None and n.verdict.label == "right" for n in self.path(node_id)[:-1])
+
+    def groups(self) -> Iterator[tuple[int, tuple[Node, ...]]]:
+        """Every parent that has children, with them: the sibling groups."""
+        yield from self._children.items()
+
+
+@dataclass(frozen=True)
+class StepPair:
+    """Two continuations of one prefix of one tree: ``chosen`` is right, ``rejected`` is wrong."""
+
+    question_id: str
+    parent: int
+    chosen: int
+    rejected: int
+    kind: Literal["confident_wrong", "uncertain_right"]
+    chosen_confidence: float
+    rejected_confidence: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a search method returns for one question."""
+
+    question_id: str
+    answer: str | None
+    """None where no path reached an answer, or where the method abstained."""
+    confidence: float
+    """In [0, 1]: the share of the (weighted) vote that the answer won."""
+    tree: Tree
+    generated_tokens: int
+    """All tokens the engine decoded for this question, those of pruned paths included."""
+    abstained: bool = False

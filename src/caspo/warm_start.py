@@ -1,0 +1,162 @@
+"""Supervised recipes: from questions with written solutions to a model that writes steps.
+
+Two kinds: a small model from scratch with its own tokenizer (``architecture``), and a LoRA adapter on a model
+(``lora``) that does not write steps by itself. The result is a folder that `caspo` loads like any other model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from caspo.config import Config, claim_folder
+from caspo.engines.prompts import PLAIN_TEMPLATE, prompt_ids, solution_ids
+from caspo.storage import write_directory
+from caspo.tasks.stories import StoriesTask
+from caspo.train.loop import Loop
+from caspo.train.supervised import Example, SupervisedSettings, plan_batches, supervised_loss
+
+if TYPE_CHECKING:
+    from caspo.types import Question
+
+__all__ = ["Architecture", "LoraSettings", "SupervisedRecipe", "run_supervised"]
+
+
+class Architecture(Config):
+    """A Llama decoder of our own, trained from scratch."""
+
+    vocabulary: int = Field(1024, ge=300)
+    """Upper bound of the tokenizer's size, byte-level BPE with single digits."""
+    hidden: int = 256
+    layers: int = 5
+    heads: int = 4
+    feed_forward: int = 688
+
+
+class LoraSettings(Config):
+    """Low-rank adapters on every linear layer of the decoder."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+
+
+class SupervisedRecipe(Config):
+    """A recipe with ``kind: supervised``."""
+
+    kind: Literal["supervised"]
+    model: str | None = None
+    """Bundled name, folder or hub name to adapt; none with ``architecture``."""
+    architecture: Architecture | None = None
+    lora: LoraSettings | None = None
+    levels: tuple[int, ...] = (1, 2, 3)
+    """Difficulty levels of `stories` to learn from (training scenes only)."""
+    problems: int = Field(2000, ge=1)
+    """Problems with solutions, each seen once."""
+    seed: int = 0
+    threads: int | None = None
+    """CPU threads; all by default."""
+    train: SupervisedSettings
+
+    @model_validator(mode="after")
+    def _one_start(self) -> SupervisedRecipe:
+        if (self.architecture is None) == (self.model is None) or (self.lora is None) == (self.model is not None):
+            raise ValueError("give either architecture (from scratch), or model and lora (an adapter)")
+        return self
+
+
+def run_supervised(
+    recipe: SupervisedRecipe, out: Path, on_step: Callable[[int, int, dict[str, float]], None] | None = None
+) -> Path:
+    """Train as the recipe says; the folder of the result (``out/model``). Killed and run again, it goes on.
+
+    An adapter's folder holds the LoRA weights, the tokenizer with our chat template, and nothing of the base model.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    claim_folder(out, recipe)
+    result = out / "model"
+    if result.exists():
+        return result
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    set_seed(recipe.seed)
+    questions = StoriesTask(recipe.levels).questions("train", recipe.problems, recipe.seed)
+    model: Any
+    if recipe.architecture is not None:
+        tokenizer = train_tokenizer(questions, recipe.architecture.vocabulary)
+        shape = recipe.architecture
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=shape.hidden,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            intermediate_size=shape.feed_forward,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        model = LlamaForCausalLM(config)
+    else:
+        from peft import LoraConfig, get_peft_model
+
+        from caspo.engines.models import load
+
+        assert recipe.model is not None
+        assert recipe.lora is not None
+        base, tokenizer = load(recipe.model)
+        tokenizer.chat_template = PLAIN_TEMPLATE
+        lora = LoraConfig(
+            r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(base, lora)
+    examples: list[Example] = [
+        (prompt_ids(tokenizer, q.text), solution_ids(tokenizer, q.solution or "")) for q in questions
+    ]
+    model.train()
+    loop = Loop(model, recipe.train, out)
+    loop.run(
+        plan_batches(examples, recipe.train.batch_size, recipe.seed),
+        lambda batch: supervised_loss(model, batch),
+        on_step or (lambda step, total, metrics: None),
+    )
+
+    def save(folder: Path) -> None:
+        # bfloat16: half the size to ship, and what most users would load anyway.
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    write_directory(result, save)
+    loop.finish()
+    return result
+
+
+def train_tokenizer(questions: Sequence[Question], size: int) -> Any:
+    """A byte-level BPE tokenizer with single digits, learnt from questions and their solutions."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (f"Question: {q.text}\nAnswer:\n{q.solution}" for q in questions[:5000])
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
