@@ -8,8 +8,8 @@ Three layers, all pure functions:
 
 A score is not a probability of being right: a calibrator (`caspo.evaluate.calibration`) makes it one.
 
-`entropy_bounds` is for engines that show only the k best tokens. What is not here: computing entropies from logits (that
-happens inside the decode step of an engine), and any choice between right and wrong.
+`entropy_bounds` is for engines that show only the k best tokens. What is not here: computing entropies from logits
+(that happens inside the decode step of an engine), and any choice between right and wrong.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Signal = Callable[[TokenTrace], float]
 DEFAULT_SIGNAL = "entropy"
 
 TOLERANCE = 1e-4
-"""How far rounding (float32, bf16 logits) may push a value over its mathematical bound before it is an error, in nats."""
+"""How far rounding (float32, bf16 logits) may push a value over its mathematical bound before it is an error, nats."""
 
 MASS_TOLERANCE = 1e-3
 """How far k probabilities may sum over 1, or leave more mass than the rest of the vocabulary can hold."""
@@ -49,8 +49,8 @@ class PathScore(NamedTuple):
     """The confidence of a path of n steps, two ways; both in (0, 1], both 1 for the empty path."""
 
     product: float
-    """Product of the step scores. It never rises as the path grows: *what CaT prunes on*, since a path under the threshold
-    stays under it."""
+    """Product of the step scores. It never rises as the path grows: *what CaT prunes on*, since a path under the
+    threshold stays under it."""
     mean: float
     """Geometric mean of the step scores, ``product ** (1 / n)``: for comparing paths of different lengths."""
 
@@ -155,8 +155,9 @@ def step_score(trace: TokenTrace, signal: str = DEFAULT_SIGNAL) -> float:
     """The confidence of one step, in (0, 1].
 
     ``exp(signal)`` for every signal but `margin`, which is in [0, 1] already. So: `entropy` gives exp(-mean_t H_t), the
-    default of design.md; `perplexity` 1 / perplexity; `logprob_sum` the probability of the step's text; `max_probability`
-    the geometric mean of the top probabilities. What would underflow to 0 is the smallest normal float64 instead.
+    default of design.md; `perplexity` 1 / perplexity; `logprob_sum` the probability of the step's text;
+    `max_probability` the geometric mean of the top probabilities. What would underflow to 0 is the smallest normal
+    float64 instead.
 
     Raises:
         ConfigError: no such signal.
@@ -198,10 +199,10 @@ def entropy_bounds(top_logprobs: ArrayLike, vocab_size: int) -> tuple[Floats64, 
     Both are equal to H for k = V. A search that prunes on entropy must use the lower one.
 
     Args:
-        top_logprobs: (T, k) natural-log probabilities of the k *most probable* tokens, in any order, before temperature;
-            -inf is a token of probability 0. Where a server appends the sampled token as entry k+1 when it is not among
-            the best (vLLM, llama.cpp), the caller takes it off first: with it p_k would be too small, and the lower
-            bound with it not a bound of anything.
+        top_logprobs: (T, k) natural-log probabilities of the k *most probable* tokens, in any order, before
+            temperature; -inf is a token of probability 0. Where a server appends the sampled token as entry k+1 when it
+            is not among the best (vLLM, llama.cpp), the caller takes it off first: with it p_k would be too small, and
+            the lower bound no bound at all.
         vocab_size: V, of the model's output layer.
 
     Returns:
@@ -209,13 +210,13 @@ def entropy_bounds(top_logprobs: ArrayLike, vocab_size: int) -> tuple[Floats64, 
 
     Raises:
         DataError: not a (T, k) array, or k is 0 or above V.
-        EngineError: NaN, a positive log-probability (beyond 1e-4), more mass than 1, or more mass left than V - k tokens
-            below p_k can hold (then the entries are not the k best, or not of the raw distribution).
+        EngineError: NaN, a positive log-probability (beyond 1e-4), more mass than 1, or more mass left than V - k
+            tokens below p_k can hold (then the entries are not the k best, or not of the raw distribution).
     """
     logs = np.asarray(top_logprobs, dtype=np.float64)
     if logs.ndim != 2 or not 1 <= logs.shape[1] <= vocab_size:
         raise DataError(
-            f"top log-probabilities have shape {logs.shape}, expected (T, k) with 1 <= k <= {vocab_size} (the vocabulary)."
+            f"top log-probabilities have shape {logs.shape}, expected (T, k), 1 <= k <= {vocab_size} (the vocabulary)."
         )
     if np.isnan(logs).any():
         raise EngineError(
@@ -238,8 +239,9 @@ def entropy_bounds(top_logprobs: ArrayLike, vocab_size: int) -> tuple[Floats64, 
     room_T = others * smallest_T
     if rest_T.size and float((rest_T - room_T).max()) > MASS_TOLERANCE:
         raise EngineError(
-            f"the k best tokens leave a mass of {rest_T.max():.6g}, more than the other {others} tokens can hold if none is "
-            "above the k-th: these are not the k most probable of the raw distribution. Take the appended sampled token off."
+            f"the k best tokens leave a mass of {rest_T.max():.6g}, more than the {others} others can hold if "
+            "none is above the k-th: these are not the k most probable of the raw distribution. "
+            "Take the appended sampled token off."
         )
     rest_T = np.minimum(rest_T, room_T)
     whole_T = np.floor(np.divide(rest_T, smallest_T, out=np.zeros_like(rest_T), where=smallest_T > 0.0))

@@ -167,7 +167,8 @@ def _link(left: _Run | None, right: _Run | None) -> Equation | None:
         return None
     span = (left.start, right.end)
     turned = not left.has_operator
-    sure = left.sure and right.sure and not (turned and left.led)  # 5 = 2 + 3, but also "sibling 5 = 2 + 3"
+    # 5 = 2 + 3, but also "sibling 5 = 2 + 3" and "14 hours = 14 * 60"
+    sure = left.sure and right.sure and not (turned and (left.led or left.unit_words))
     if turned:
         left, right = right, left
     numbers = [item for item in (*left.items, *right.items) if isinstance(item, _Number)]
@@ -175,11 +176,13 @@ def _link(left: _Run | None, right: _Run | None) -> Equation | None:
     additive = not {"*", "/"} & set(left.items)
     percents = {n.percent for n in numbers}
     # A percent sign is a hundredth (20% * 50 = 10), or a mere unit (10 / 50 * 100 = 20%, 100 - 20% = 80%).
-    may_be_unit = len(percents) == 2 and (additive or stated.percent)
+    hundred = any(n.percent and n.value == 100 for n in left.items if isinstance(n, _Number))  # 3 / 21 * 100% = 14.29
+    may_be_unit = len(percents) == 2 and (additive or stated.percent or hundred)
     sure = sure and not may_be_unit and len({n.unit for n in numbers} & _CONVERTIBLE) < 2
-    if len(left.items) == 3 and left.items[1] == "/":  # "1/5 = 12 hectares": a part of a whole, no division
-        part, whole = (item for item in left.items if isinstance(item, _Number))
-        sure = sure and (part.value >= whole.value or stated.value < 1)
+    sure = sure and (stated.scaled <= any(n.scaled for n in numbers if n is not stated))  # 2 * 10 = $20 million
+    match _parse(left.items, False):
+        case ("/", Fraction() as part, Fraction() as whole):  # "1/5 = 12 hectares": a part of a whole, no division
+            sure = sure and (part >= whole or stated.value < 1)
     first: Equation | None = None
     for percent_is_unit in (False, True) if may_be_unit else (False,):
         for items in left.readings():
@@ -212,13 +215,13 @@ _VULGAR = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 _MARK = re.compile(r"<<[^<>\n]{0,200}>>")
 _TOKEN = re.compile(
     rf"""
-    (?P<skip>[ \t\r\f\v\u00a0\u2009\u202f]+ | <<[^<>\n]{{0,200}}>> | \\(?:left|right|boxed|displaystyle)\b | \\[,;:!\ ]
-        | ["'`“”‘’&] | \([^\W\d_](?:[^\W\d_]|[ '’-]){{2,60}}\)
-        | \\(?:text|mathrm|textbf|mathbf)\{{[^{{}}]{{0,60}}\}})
+    (?P<skip>[ \t\r\f\v\u00a0\u2009\u202f]+ | <<[^<>\n]{{0,200}}>> | \\(?:boxed|displaystyle)\b | \\[,;:!\ ]
+        | ["'`“”‘’&] | (?<![0-9])\([^\W\d_](?:[^\W\d_]|[ '’-]){{2,60}}\))
+  | (?P<text>\\(?:text|mathrm|textbf|mathbf)\{{[^{{}}]{{0,60}}\}})
   | (?P<symbol>[0-9]++:[0-9][0-9:]*+ | (?<=[0-9]),(?=[0-9]) | \^ | _ | √ | ± | [²³] | (?<=[0-9])(?:\.\.+|…)
         | (?<=[0-9)])\*\*(?=[0-9(]) | (?<=[0-9)]\ )\*\*(?=\ [0-9(]))
   | (?P<compound>[0-9]{{1,4}}-[^\W\d_]{{2,}})
-  | (?P<break>\n | \\\\ | \\[\[\]()] | => | <= | >= | != | [-=]> | [.](?![0-9]) | [,;?!|~≈≠≤≥<>→⇒#])
+  | (?P<break>\n | \\\\ | \\[\[\]()] | => | <= | >= | != | [-=]> | [.](?![0-9]) | [,;?!~≈≠≤≥<>→⇒#])
   | (?P<mixed>(?:[0-9]{{1,6}}[ ][0-9]{{1,4}}/[0-9]{{1,4}}(?![0-9.,/]) | [0-9]{{0,6}}[{_VULGAR}]))
   | (?P<num>(?:[0-9]{{1,3}}(?:(?:,|\{{,\}})[0-9]{{3}})+(?![0-9]) | [0-9]+)(?:\.[0-9]+)? | \.[0-9]+)
   | (?P<bold>\*\*)
@@ -228,7 +231,7 @@ _TOKEN = re.compile(
   | (?P<percent>\\?% | \bper\ ?cent\b)
   | (?P<op>\\times\b | \\cdot\b | \\div\b | \b(?:plus|minus|times|divided\ by|multiplied\ by)\b
         | \\\* | [-+−–—*×·⋅∙÷/:])
-  | (?P<open>\\?[({{\[]) | (?P<close>\\?[)}}\]])
+  | (?P<open>(?:\\left\ ?)?\\?[({{\[]) | (?P<close>(?:\\right\ ?)?\\?[)}}\]])
   | (?P<word>[^\W\d_]+(?:['’-][^\W\d_]+)*)
   | (?P<other>\\[A-Za-z]+ | .)
     """,
@@ -287,6 +290,8 @@ class _Number(NamedTuple):
     decimals: int = 0
     percent: bool = False
     unit: str = ""
+    scaled: bool = False
+    """Followed by "thousand", "million" ..."""
 
     def as_fraction(self, percent_is_unit: bool) -> Fraction:
         return self.value / 100 if self.percent and not percent_is_unit else self.value
@@ -327,6 +332,7 @@ class _Run:
         self.open: list[tuple[str, int, int]] = []
         """Open parentheses: kind (see `_Reader.on_open`), index of the item after it, position in the text."""
         self.unit_words = 0
+        self.last_word = ""
         self.unreadable = False
         self.fractions: list[int] = []
         """Indices of the division signs written without spaces: 3 / 1/2 may mean 3 / (1/2)."""
@@ -344,8 +350,9 @@ class _Run:
         if self.fractions and self.items.count("/") > 1:
             bound = list(self.items)
             for i in reversed(self.fractions):
-                if isinstance(bound[i - 1], _Number) and isinstance(bound[i + 1], _Number):
-                    bound[i - 1 : i + 2] = ["(", *bound[i - 1 : i + 2], ")"]
+                match bound[i - 1 : i + 2]:  # anything else: a sign taken back ($5/hour), a parenthesis
+                    case [_Number() as over, "/", _Number() as under]:
+                        bound[i - 1 : i + 2] = ["(", over, "/", under, ")"]
             found.append(bound)
         return found
 
@@ -389,11 +396,10 @@ class _Reader:
     def finish(self) -> None:
         """The current run ends; it is the head if it began right after the equals sign."""
         run, self.run = self.run, None
-        if run is not None and run.at_head and self.head is None:
-            if run.expecting and len(run.items) > 1 and run.items[-1] == "-" and run.items[-2] != "(":
-                run.items.pop()  # "= 7 - that is the answer"
-            if not (self.poisoned or run.unreadable or run.expecting or run.open):
-                self.head = run
+        if run is None or self.poisoned or run.unreadable or run.expecting or run.open:
+            return
+        if run.at_head and self.head is None:
+            self.head = run
 
     def start(self, token: _Token) -> _Run:
         sure = not self.unsure_next and self.lead != ["and"]  # "the sum of 3 and 4 * 5"
@@ -428,11 +434,12 @@ class _Reader:
         if run is not None and not run.expecting:
             if not run.unit_words:
                 return self.poison(token)
+            self.unsure_next = run.has_operator  # "add 20 + 10 cakes to the 29 + 24 cakes"
+            self.lead = ["#", run.last_word]
             self.finish()
-            self.lead = ["#"]
             run = None
         if run is None:
-            if self.lead and self.lead[-1] in _LABELS and not self.currency:
+            if self.lead and _singular(self.lead[-1]) in _LABELS and not self.currency:
                 self.lead.append("#")
                 return None
             run = self.start(token)
@@ -545,6 +552,17 @@ class _Reader:
         run.end, run.unit_words = token.end, 0
         return None
 
+    def on_text(self, token: _Token) -> None:
+        r"""``\text{...}``: the unit of the number before it, or the name of something unknown."""
+        if self.run is not None and self.run.expecting:
+            return self.poison(token)
+        for word in re.findall(r"[^\W\d_]+", token.text.partition("{")[2].lower()):
+            if self.run is None:
+                self.lead.append(word)
+            else:
+                self._unit_word(word, token, adjacent=False)
+        return None
+
     def on_word(self, token: _Token) -> None:
         word, run = token.text.lower(), self.run
         if run is None:
@@ -552,7 +570,8 @@ class _Reader:
             return None
         if run.expecting:
             return self._word_for_operand(word, token)
-        if word in ("x", "of") and not run.unit_words and self._operand_follows():
+        if word == "of" and not run.unit_words and self._operand_follows():
+            run.sure = run.sure and not run.at_head  # 1 - 2/3 = 1/3 of $150
             run.items.append("*")
             return None
         if word == "x" and self._operand_follows():
@@ -570,8 +589,9 @@ class _Reader:
         if len(word) > 1 and len(run.items) > 1 and op in ("-", "/") and glued:
             run.items.pop()  # $5/hour, 3-day
             return self._unit_word(word, token, False)
-        if len(word) > 1 and op == "-" and not run.open:
-            self.finish()  # a dash: "= 7 - that is"
+        if len(word) > 1 and op == "-" and len(run.items) > 1 and not run.open:
+            run.items.pop()  # a dash: "= 7 - that is"
+            self.finish()
             self.lead = [word]
             return None
         return self.poison(token)
@@ -580,26 +600,29 @@ class _Reader:
         run = self.run
         assert run is not None
         last = run.items[-1]
-        if adjacent and word in ("st", "nd", "rd", "th") and not run.unit_words:
-            return self.poison(token)
         if word in _SCALES and not run.unit_words and isinstance(last, _Number):
             zeros = len(str(_SCALES[word])) - 1
-            run.items[-1] = last._replace(value=last.value * _SCALES[word], decimals=max(0, last.decimals - zeros))
+            value, decimals = last.value * _SCALES[word], max(0, last.decimals - zeros)
+            run.items[-1] = last._replace(value=value, decimals=decimals, scaled=True)
             run.end = token.end
         elif len(word) == 1 and (adjacent or word not in ("a", "i")):
             if word not in ("m", "g", "h", "s", "l"):
                 return self.poison(token)  # 2x + 3 = 7
             run.sure = False
             run.unit_words += 1
+        elif adjacent and len(word) < 4 and isinstance(last, _Number) and _singular(word) not in _CONVERTIBLE:
+            return self.poison(token)  # 3ab + 7
         elif word in _AFTER and not run.unit_words:
             return self.poison(token)
         elif (word in _CONNECTIVES and not (word == "of" and run.unit_words)) or run.unit_words >= MAX_UNIT_WORDS:
             part = isinstance(last, _Number) and (last.percent or last.value.denominator > 1 or "/" in run.items)
+            run.sure = run.sure and not (word == "and" and self._operand_follows())  # 4 / 3 = 1 and 1/3
             self.finish()
             self.lead = [word]
             self.part_of_next = word == "of" and part
         else:
             run.unit_words += 1
+            run.last_word = word
             self._set_unit(_singular(word))
         return None
 

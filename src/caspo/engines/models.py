@@ -5,8 +5,8 @@ and its tokenizer. Bundled GGUF files are converted once into a cache (`$CASPO_C
 folder appears there whole or not at all, is checked whenever it is used, and is rebuilt when damaged.
 What it is not: an installer (it never runs pip) or a loader of pickles (`*.bin` and `*.pt` run code when opened).
 
-GGUF weights are kept in float32. A four-bit integer times an fp16 scale needs more mantissa than the 8 bits of bfloat16,
-so anything smaller would be a second, silent quantisation; the price is 0.5 GB for SmolLM2 and 1.1 GB for Gemma, once.
+GGUF weights are kept in float32. A four-bit integer times an fp16 scale needs more mantissa than bfloat16 has (8 bits):
+anything smaller would be a second, silent quantisation; the price is 0.5 GB for SmolLM2 and 1.1 GB for Gemma, once.
 """
 
 from __future__ import annotations
@@ -154,10 +154,10 @@ def resolve(name_or_path: str, *, trust_remote_code: bool = False) -> Path:
     if name_or_path in BUNDLED:
         return _resolve_bundled(BUNDLED[name_or_path])
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if name_or_path.strip() and path.is_dir():
         _check_folder(path, f"The folder {path}")
         return path
-    if path.exists():
+    if path.is_file():
         raise ModelError(
             f"{path} is a file, and a model is a folder with config.json, *.safetensors and a tokenizer. Give the "
             "folder; convert a single GGUF or checkpoint file with transformers first."
@@ -301,6 +301,12 @@ def _convert_gguf(name: str, source: GgufWheels, folder: Path) -> None:
     log.info("Converting %s once into %s; this takes about a minute.", name, cache_dir())
     with _quiet(), redirect_stderr(io.StringIO()):  # its progress bar has no switch
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        ids = tokenizer(_PROBE + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+        if tokenizer.decode(ids) != _PROBE + tokenizer.eos_token or ids[-1] != tokenizer.eos_token_id:
+            raise ModelError(
+                f"The tokenizer of the bundled model {name!r} garbles text: this version of transformers converts it "
+                "wrongly. Install the version named in constraints.txt."
+            )
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
@@ -345,12 +351,10 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
             raise StorageError(str(error)) from error
         tokenizer.save_pretrained(folder)
         again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    text = f"{_PROBE}{tokenizer.eos_token}"
-    ids = again(text, add_special_tokens=False)["input_ids"]
-    if again.decode(ids) != text or ids[-1] != tokenizer.eos_token_id or again(text) != tokenizer(text):
+    if again(_PROBE) != tokenizer(_PROBE):
         raise ModelError(
-            f"The tokenizer written to {folder} does not read back what it wrote: this version of transformers converts "
-            "it wrongly. Install the version named in constraints.txt."
+            f"The tokenizer saved in {folder} reads back as another one: this version of transformers does not save it "
+            "rightly. Install the version named in constraints.txt."
         )
 
 

@@ -1,7 +1,7 @@
 """How well a score works as a probability of being right, and the map that makes it one. Numpy only.
 
-`ece`, `brier` and `reliability` measure; `fit` makes a `Calibrator` from held-out steps, `calibrator.json` keeps it beside
-the model. What is not here: ranking (`statistics.auroc`), which no calibrator changes but for ties.
+`ece`, `brier` and `reliability` measure; `fit` makes a `Calibrator` from held-out steps, `calibrator.json` keeps it
+beside the model. What is not here: ranking (`statistics.auroc`), which no calibrator changes but for ties.
 """
 
 from __future__ import annotations
@@ -110,12 +110,12 @@ def brier(prob: ArrayLike, label: ArrayLike, weights: ArrayLike | None = None) -
 class Calibrator:
     """A monotone map from a score to the probability of being right.
 
-    ``isotonic``: ``x`` (K,) strictly rising scores and ``y`` (K,) probabilities, never falling; between two knots linear,
-    outside constant. The knots are the ends of the blocks of pool-adjacent-violators, so the map equals the PAV fit on
-    every training score (as scikit-learn's does) and blocks stay flat.
+    ``isotonic``: ``x`` (K,) strictly rising scores and ``y`` (K,) probabilities, never falling; between two knots
+    linear, outside constant. The knots are the ends of the blocks of pool-adjacent-violators, so the map equals the PAV
+    fit on every training score (as scikit-learn's does) and blocks stay flat.
 
-    ``platt``: ``y = 1 / (1 + exp(-(slope * score + intercept)))``, with ``x = (slope, intercept)`` and no ``y``. Its slope
-    is never negative.
+    ``platt``: ``y = 1 / (1 + exp(-(slope * score + intercept)))``, with ``x = (slope, intercept)`` and no ``y``. Its
+    slope is never negative.
     """
 
     kind: CalibratorKind
@@ -207,7 +207,8 @@ def _isotonic(values: Floats64, right: Floats64, mass: Floats64) -> tuple[Sequen
     weight = np.bincount(of, weights=mass)
     height = np.bincount(of, weights=mass * right) / weight
     blocks: list[tuple[float, float, int]] = []  # mean, weight, index of the block's last level
-    for last, (mean, size) in enumerate(zip(height.tolist(), weight.tolist(), strict=True)):
+    for last, (own, mass_of_level) in enumerate(zip(height.tolist(), weight.tolist(), strict=True)):
+        mean, size = own, mass_of_level
         while blocks and blocks[-1][0] >= mean:
             before, size_before, _ = blocks.pop()
             mean = (before * size_before + mean * size) / (size_before + size)

@@ -95,6 +95,7 @@ def bootstrap_ci(
     statistic: Statistic | None = None,
     seed: int = 0,
     n_boot: int = 2000,
+    *,
     level: float = 0.95,
 ) -> Interval:
     """Percentile bootstrap interval of ``statistic`` (default: the mean), resampling whole groups.
@@ -206,7 +207,7 @@ def auroc_siblings(groups: SiblingGroups) -> SiblingAuroc:
 
 
 def best_sibling_right(groups: SiblingGroups) -> float | None:
-    """How often the child with the highest score is right, over the mixed groups; ties share. None without mixed groups."""
+    """How often the child with the highest score is right, over the mixed groups; ties share. None without any."""
     shares: list[float] = []
     for scores, labels in groups:
         values, right, _ = _ranked(scores, labels, None)
@@ -229,7 +230,7 @@ def _mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided exact binomial test of ``only_a`` against ``only_b`` at one half; in integers, so any n is exact."""
     n = only_a + only_b
     tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def _members(rows: Floats64, groups: ArrayLike | None) -> Sequence[NDArray[np.intp]]:

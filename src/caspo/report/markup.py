@@ -1,7 +1,7 @@
 """HTML that escapes by default, and the one place where figures become text.
 
-A plain ``str`` is text and is escaped wherever it goes; only what `el` made (`Html`) is inserted as it is. So a question
-with ``<script>`` in it stays a question.
+A plain ``str`` is text and is escaped wherever it goes; only what `el` made (`Html`) is inserted as it is. So a
+question with ``<script>`` in it stays a question.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def join(children: Iterable[Child]) -> Html:
     return Html("".join(c if isinstance(c, Html) else html.escape(c) for c in children if c is not None))
 
 
-def el(name: str, *children: Child, **attributes: str | int | float | bool | None) -> Html:
-    """An element. ``class_`` is class, ``aria_label`` aria-label; None and False leave an attribute out, True sets it."""
+def el(name: str, /, *children: Child, **attributes: str | int | float | bool | None) -> Html:
+    """An element. ``class_`` is class, ``aria_label`` aria-label; None and False leave one out, True sets it."""
     written = [name]
-    for key, value in attributes.items():
-        key = key.rstrip("_").replace("_", "-")
+    for keyword, value in attributes.items():
+        key = keyword.rstrip("_").replace("_", "-")
         if value is True:
             written.append(key)
         elif value is not None and value is not False:
@@ -64,15 +64,13 @@ def json_script(identifier: str, value: Any) -> Html:
     return Html(f'<script type="application/json" id="{html.escape(identifier)}">{text}</script>')
 
 
-def table(
-    caption: str, head: Sequence[Child], rows: Sequence[Sequence[Child]], class_: str = "", visible: bool = False
-) -> Html:
-    """A table whose first column is row headers, in a box that scrolls sideways and can be reached with the keyboard."""
+def table(caption: str, head: Sequence[Child], rows: Sequence[Sequence[Child]], class_: str = "") -> Html:
+    """A table whose first column is row headers, in a box that scrolls sideways and can be focused by keyboard."""
     return el(
         "div",
         el(
             "table",
-            el("caption", caption, class_=None if visible else "sr"),
+            el("caption", caption, class_="sr"),
             el("thead", el("tr", *(el("th", cell, scope="col") for cell in head))),
             el("tbody", *(el("tr", *_cells(row)) for row in rows)),
         ),

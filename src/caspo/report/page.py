@@ -1,7 +1,8 @@
 """A run folder in, one self-contained HTML page out.
 
 The page opens offline: styles, scripts, figures and the charting library (Plotly, once) are inside it, and its content
-security policy forbids the browser any request at all. Without scripts the tables below the charts still hold every figure.
+security policy forbids the browser any request at all. Without scripts the tables below the charts still hold every
+figure.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
-from caspo.report import charts, sections
+from caspo.report import method_charts, sections, step_charts
 from caspo.report.markup import Child, Html, el
 from caspo.report.run_data import Run, read_run
 from caspo.report.trees import draw_trees, scale_legend
@@ -20,7 +21,29 @@ from caspo.storage import write_text
 
 __all__ = ["render", "write_report"]
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+METHODS = (
+    "Accuracy is the share of test questions with the right final answer; the strip draws its 95% interval on a line from "
+    "0 to 100%. Tokens are all that were decoded for a question, pruned paths included. Over-pruned: how often the search "
+    "pruned what was right."
+)
+COST = "Up and to the left is better. Bars and bands are 95% intervals; a dotted line is a method at other budgets."
+RELIABILITY = (
+    "Of the steps with confidence c, a share c should be right: the dashed line. The area of a point follows its number of "
+    "steps."
+)
+ENTROPY = "Mean token entropy of each step. The two should stand apart; vertical lines are the means over all steps."
+SIGNALS = (
+    "AUROC: the chance that a right step scores above a wrong one; 0.5 is guessing. All steps: is this step right? "
+    "Siblings: which continuation of the same prefix is right? A tree search lives on the second. The best of each column "
+    "is bold; no intervals were recorded, so small differences between signals mean little."
+)
+TREES = "Every step with its confidence. Steps under each other follow each other; an indented list is a choice."
+FOOTER = "Made by caspo. The figures are those of metrics.json; intervals of differences are worked out from them."
 
 
 def write_report(run: Path) -> Path:
@@ -56,52 +79,28 @@ def render(run: Run) -> str:
         el("a", "Skip to the results", href="#results", class_="skip"),
         el("header", el("p", f"CASPO run · {model}", class_="eyebrow"), el("h1", recipe), sections.headline(run)),
         el("main", sections.tiles(run), *parts, id="results"),
-        el("footer", el("p", "Made by caspo from the files of this run. Every figure is one of metrics.json.")),
+        el(
+            "footer",
+            el("p", FOOTER),
+        ),
         *(_scripts() if has_charts else ()),
     )
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
 
 def _parts(run: Run) -> list[Html | None]:
-    by_round = charts.accuracy_by_round(run)
-    legend = charts.method_legend(run.method_keys())
+    by_round = method_charts.accuracy_by_round(run)
+    legend = method_charts.method_legend(run.method_keys())
+    title = "Methods before and after" if run.trained else "Methods"
     return [
-        _section(
-            "Methods before and after" if run.trained else "Methods",
-            "Share of test questions with the right final answer. The line shows the 95% interval from 0 to 100%. Tokens are all "
-            "the tokens decoded for a question, pruned paths included. Over-pruned is the share of right steps that CaT pruned.",
-            [sections.methods_table(run)] if run.method_keys() else [],
-        ),
-        _section(
-            "What accuracy costs",
-            "Up and to the left is better. Bars and bands are 95% intervals; dotted lines are the same method with other budgets.",
-            _grid(charts.accuracy_by_tokens(run), legend),
-        ),
+        _section(title, METHODS, [sections.methods_table(run)] if run.method_keys() else []),
+        _section("What accuracy costs", COST, _grid(method_charts.accuracy_by_tokens(run), legend)),
         _section("Round by round", "Bars are 95% intervals.", [] if by_round is None else [legend, by_round]),
-        _section(
-            "Does confidence mean anything?",
-            "Of the steps with confidence c, a share c should be right: the dashed line. The area of a point follows its number of "
-            "steps. Calibrated figures are of steps the calibrator was not fitted on.",
-            _grid(charts.reliability_diagrams(run)),
-        ),
-        _section(
-            "Are wrong steps less sure?",
-            "Mean token entropy of each step. The two should stand apart; vertical lines are the means over all steps.",
-            _grid(charts.entropies(run)),
-        ),
-        _section(
-            "Which signal tells right from wrong?",
-            "AUROC: the chance that a right step scores above a wrong one, 0.5 is guessing. All steps: is this step right? Siblings: "
-            "which continuation of the same prefix is right? A tree search lives on the second. Best of each column in bold; no "
-            "intervals were recorded, so small differences between signals mean little.",
-            [sections.signals_table(run)],
-        ),
+        _section("Does confidence mean anything?", RELIABILITY, _grid(step_charts.reliability_diagrams(run))),
+        _section("Are wrong steps less sure?", ENTROPY, _grid(step_charts.entropies(run))),
+        _section("Which signal tells right from wrong?", SIGNALS, [sections.signals_table(run)]),
         _section("Training", "", [sections.training_table(run)]),
-        _section(
-            "Solved trees",
-            "Every step with its confidence. Steps on one line down follow each other; an indented list is a choice between steps.",
-            [scale_legend(), draw_trees(run)] if run.trees else [],
-        ),
+        _section("Solved trees", TREES, [scale_legend(), draw_trees(run)] if run.trees else []),
         _section("How it was made", "", [sections.provenance(run)]),
     ]
 

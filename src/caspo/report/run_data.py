@@ -1,8 +1,8 @@
 """What the report reads of a run folder: metrics.json, report_data.json, environment.json, recipe.yaml.
 
-A report must come out of any run, also of one that stopped after round 0 or measured less: what is null, missing or not a
-finite number is None here and a dash on the page. Only a metrics.json that is missing, damaged or of another schema is an
-error. Schemas: docs/design.md.
+A report must come out of any run, also of one that stopped after round 0 or measured less: what is null, missing or not
+a finite number is None here and a dash on the page. Only a metrics.json that is missing, damaged or of another schema
+is an error. Schemas: docs/design.md.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A difference is called one only where its interval excludes zero; small samples 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from caspo.report.markup import MISSING, Child, Html, count, data, el, fixed, join, percent, points, table
@@ -81,7 +81,8 @@ def _small(run: Run) -> Html | None:
     return el(
         "p",
         el("strong", "Small sample. "),
-        f"Some figures rest on {min(sizes)} questions only{half}, and all of them on one seed: read them as a direction.",
+        f"Some figures rest on {min(sizes)} questions only{half}, and all of them on one seed: "
+        "read them as a direction.",
         class_="note",
     )
 
@@ -97,9 +98,8 @@ def _against(run: Run, key: str) -> list[Html]:
         verdict = f"{points(difference)} points, {points(low)} to {points(high)}: {_verdict(low, high)}"
         cost: list[Child] = []
         if ours.tokens and theirs.tokens:
-            cost = [
-                f" at {ours.tokens / theirs.tokens:.2f} times its tokens ({count(ours.tokens)} against {count(theirs.tokens)})"
-            ]
+            ratio = f"{ours.tokens / theirs.tokens:.2f}"
+            cost = [f", at {ratio} times its tokens ({count(ours.tokens)} against {count(theirs.tokens)})"]
         lines.append(
             el("li", f"{run.last.label.capitalize()}, {ours.name} against {theirs.name}: {verdict}", *cost, ".")
         )
@@ -253,18 +253,16 @@ def training_table(run: Run) -> Html | None:
         )
         for kind in kinds
     ]
-    for name, key, digits in (
-        ("trees", "trees", 0),
-        ("loss, first", "loss_first", 4),
-        ("loss, last", "loss_last", 4),
-        ("pairs ordered rightly, last", "pair_accuracy_last", -1),
-        ("unique tokens", "unique_tokens", 0),
-        ("tokens of the pairs", "pair_tokens", 0),
-        ("seconds", "seconds", 0),
-    ):
-        values = [number(r.training.get(key)) for r in rounds]
-        write = {0: count, -1: percent}.get(digits, lambda value: fixed(value, 4))
-        lines.append((name, [write(value) for value in values]))
+    writers: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+        ("trees", "trees", count),
+        ("loss, first", "loss_first", fixed),
+        ("loss, last", "loss_last", fixed),
+        ("pairs ordered rightly, last", "pair_accuracy_last", percent),
+        ("unique tokens", "unique_tokens", count),
+        ("tokens of the pairs", "pair_tokens", count),
+        ("seconds", "seconds", count),
+    )
+    lines += [(name, [write(number(r.training.get(key))) for r in rounds]) for name, key, write in writers]
     return table("Training", ["", *(f"round {r.index}" for r in rounds)], [[name, *cells] for name, cells in lines])
 
 

@@ -1,4 +1,4 @@
-"""Solved trees as nested lists: every step with its confidence in colour and as a number, its verdict and what became of it.
+"""Solved trees as nested lists: every step with its confidence (colour and number), its verdict and what became of it.
 
 Chains stay on one level, only a parting of ways indents, so that a deep tree still fits a phone. At a parting the short
 branches (pruned, dropped) come first: a reader sees the alternatives beside each other before the path goes on.
@@ -16,7 +16,7 @@ from caspo.report.run_data import Run, number, records
 __all__ = ["confidence_colour", "draw_trees", "scale_legend"]
 
 CIVIDIS = ("#00204d", "#00336f", "#39486b", "#575c6d", "#707173", "#8a8779", "#a69d75", "#c4b56c", "#e4cf5b", "#ffea46")
-"""Cividis (Nunez, Anderton and Renslow 2018): even steps of lightness, made to look the same to colour-blind readers."""
+"""Cividis (Nunez, Anderton and Renslow 2018): even steps of lightness, the same to colour-blind readers."""
 
 VERDICTS = {"right": ("✓", "right"), "wrong": ("✗", "wrong")}
 DECISIONS = {
@@ -120,7 +120,7 @@ def _tree(tree: Mapping[str, Any]) -> Html:
 
 
 def _branches(nodes: Sequence[Mapping[str, Any]]) -> list[Branch]:
-    """The nodes as a forest; one whose parent is not among those before it becomes a root, so nothing is lost or circular."""
+    """The nodes as a forest; one whose parent is not before it becomes a root, so nothing is lost or circular."""
     roots: list[Branch] = []
     seen: dict[float | None, Branch] = {}
     for node in nodes:

@@ -1,0 +1,57 @@
+"""What every engine offers: prompts in, sampled continuations with their traces out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from caspo.types import TokenTrace
+
+__all__ = ["Completion", "Engine", "Progress", "Request"]
+
+Progress = Callable[[int], None]
+"""Called with the number of requests that have finished since the last call."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One continuation to sample."""
+
+    prefix_ids: tuple[int, ...]
+    """Prompt and earlier steps, as tokens."""
+    seed: int
+    """The draw depends on this seed and the prefix, not on what else is in the batch."""
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    """0 takes the most probable token."""
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    """Ends the continuation, itself included, once anything but white space stands before it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """The sampled continuation. An EOS token, where it came to that, is the last of ``token_ids`` but not in ``text``."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    trace: TokenTrace
+    finish: Literal["eos", "stop", "length"]
+
+
+class Engine(Protocol):
+    """A model that continues prefixes, in batches."""
+
+    @property
+    def name(self) -> str:
+        """The model's name, for records."""
+
+    def prompt(self, question: str) -> tuple[int, ...]:
+        """Tokens of the prompt that asks ``question``."""
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token, special tokens as empty strings."""
+
+    def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
+        """Sample every request; results in the order of the requests."""

@@ -1,0 +1,297 @@
+"""Engine `hf`: our own batched decode loop over any transformers causal LM with a key-value cache.
+
+Continuous batching: a row that finishes leaves at once and another takes its place. Prompts and steps that were decoded
+before are continued from their cached keys and values. Every step measures the raw distribution and keeps five numbers
+a token (see `TokenTrace`); logits never leave the step.
+
+A row's result depends on its prefix, its seed and its settings, not on its neighbours (up to float rounding).
+
+Not covered: encoder-decoder models and models with layers that are not attention (Mamba, linear attention): refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from caspo.engines.base import Completion, Progress, Request
+from caspo.engines.kv import PrefixStore, RowPool
+from caspo.engines.prompts import INSTRUCTION, prompt_ids
+from caspo.engines.sampling import draw, uniforms
+from caspo.errors import EngineError, ModelError
+from caspo.types import TokenTrace
+
+__all__ = ["HFEngine"]
+
+_PREFILL_TOKENS = 4096
+"""Tokens of one prefill pass, padding included: bounds its memory."""
+
+
+@dataclass
+class _Row:
+    """A request on its way through the batch."""
+
+    index: int
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    statistics: list[torch.Tensor] = field(default_factory=list)
+    text: str = ""
+
+    @property
+    def last(self) -> int:
+        return self.tokens[-1] if self.tokens else self.request.prefix_ids[-1]
+
+
+class HFEngine:
+    """Samples from a transformers causal LM.
+
+    Args:
+        model: the model, on its device, in evaluation mode.
+        tokenizer: its tokenizer.
+        name: for records.
+        instruction: what the prompt asks for, besides the question.
+        max_rows: rows decoded at once.
+        pool_bytes: memory for the rows' keys and values; fewer rows are used when they would need more.
+        store_bytes: memory for prefixes kept to be continued later.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "",
+        instruction: str = INSTRUCTION,
+        max_rows: int = 128,
+        pool_bytes: int = 4 << 30,
+        store_bytes: int = 2 << 30,
+    ) -> None:
+        _refuse_unsupported(model)
+        self.model, self.tokenizer = model, tokenizer
+        self.name = name or str(getattr(model.config, "name_or_path", "")) or model.config.model_type
+        self.instruction = instruction
+        self.max_rows, self.pool_bytes = max_rows, pool_bytes
+        self.device = next(model.parameters()).device
+        config = model.config.get_text_config(decoder=True)
+        self.context_length = int(getattr(config, "max_position_embeddings", 1 << 30))
+        self._layers = int(config.num_hidden_layers)
+        self._store = PrefixStore(store_bytes)
+        self._pool: RowPool | None = None
+        generation = getattr(model.generation_config, "eos_token_id", None)
+        listed = generation if isinstance(generation, list) else [generation]
+        self.eos_ids = frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)
+        if not self.eos_ids:
+            raise ModelError(
+                f"{self.name} has no end-of-sequence token, so no solution would ever end. "
+                "Set tokenizer.eos_token, save the tokenizer and load it again."
+            )
+
+    def prompt(self, question: str) -> tuple[int, ...]:
+        """Tokens of the prompt that asks ``question``, in the model's chat template if it has one."""
+        return prompt_ids(self.tokenizer, question, self.instruction)
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token; special tokens are empty."""
+        return [self._pieces[i] for i in token_ids]
+
+    @cached_property
+    def _pieces(self) -> _Pieces:
+        return _Pieces(self.tokenizer)
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
+        """Sample every request; results in the order of the requests.
+
+        Raises:
+            EngineError: a prefix leaves no room in the model's context, or the model returned NaN or infinite logits.
+        """
+        for request in requests:
+            self._check(request)
+        results: list[Completion | None] = [None] * len(requests)
+        # Requests with the same prefix are admitted together, the longest first: their end is what one waits for.
+        waiting = sorted(range(len(requests)), key=lambda i: (-requests[i].max_new_tokens, requests[i].prefix_ids))
+        waiting.reverse()
+        if not requests:
+            return []
+        columns = 64 + max(min(len(r.prefix_ids) + r.max_new_tokens, self.context_length) for r in requests)
+        pool = self._pool_for(columns, len(requests))
+        rows: list[_Row] = []
+        while waiting or rows:
+            free = pool.capacity - len(rows)
+            if waiting and (not rows or free >= max(1, pool.capacity // 8)):
+                new = [_Row(i, requests[i]) for i in (waiting.pop() for _ in range(min(free, len(waiting))))]
+                self._admit(pool, new)
+                rows += new
+            finished = self._step(pool, rows)
+            for place in reversed(finished):
+                row = rows[place]
+                results[row.index] = self._complete(row)
+                if row.tokens and row.tokens[-1] not in self.eos_ids:
+                    self._store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(place))
+                pool.remove(place)
+                rows[place] = rows[-1]
+                rows.pop()
+            if finished and progress is not None:
+                progress(len(finished))
+        done = [result for result in results if result is not None]
+        assert len(done) == len(requests)
+        return done
+
+    def _step(self, pool: RowPool, rows: list[_Row]) -> list[int]:
+        """Decode one token for every row; the places of the rows that finished, ascending."""
+        logits_BV = self.model(
+            input_ids=torch.tensor([[row.last] for row in rows], device=self.device),
+            attention_mask=pool.mask(),
+            position_ids=pool.positions(),
+            past_key_values=pool.cache,
+            use_cache=True,
+        ).logits[:, -1]
+        pool.advance()
+        uniform = uniforms(
+            np.array([row.request.seed & 0xFFFFFFFFFFFFFFFF for row in rows], dtype=np.uint64),
+            np.array([len(row.tokens) for row in rows], dtype=np.uint64),
+        )
+        drawn = draw(
+            logits_BV,
+            torch.tensor([row.request.temperature for row in rows], device=self.device),
+            torch.tensor([row.request.top_p for row in rows], device=self.device),
+            torch.tensor(uniform, dtype=torch.float32, device=self.device),
+        )
+        statistics = drawn.statistics.cpu()
+        finished = []
+        for place, (row, token) in enumerate(zip(rows, drawn.tokens.tolist(), strict=True)):
+            row.tokens.append(token)
+            row.statistics.append(statistics[place])
+            if self._ends(row, token):
+                finished.append(place)
+        return finished
+
+    def _ends(self, row: _Row, token: int) -> bool:
+        request = row.request
+        if token in self.eos_ids or len(row.tokens) >= request.max_new_tokens:
+            return True
+        if len(request.prefix_ids) + len(row.tokens) >= self.context_length:
+            return True
+        before, row.text = row.text, row.text + self._pieces[token]
+        tail = len(before)
+        for stop in request.stop:
+            at = row.text.find(stop, max(0, tail - len(stop) + 1))
+            while at >= 0:
+                if row.text[:at].strip():
+                    return True
+                at = row.text.find(stop, at + 1)
+        return False
+
+    def _complete(self, row: _Row) -> Completion:
+        values = torch.stack(row.statistics).numpy().astype(np.float32).T
+        trace = TokenTrace(*(np.ascontiguousarray(v) for v in values))
+        ended = row.tokens[-1] in self.eos_ids
+        text = self.tokenizer.decode(row.tokens[:-1] if ended else row.tokens, skip_special_tokens=True)
+        full = len(row.tokens) >= row.request.max_new_tokens or (
+            len(row.request.prefix_ids) + len(row.tokens) >= self.context_length
+        )
+        stopped = not ended and any(stop in text.lstrip() for stop in row.request.stop)
+        finish = "eos" if ended else "stop" if stopped or not full else "length"
+        return Completion(tuple(row.tokens), text, trace, finish)  # type: ignore[arg-type]
+
+    def _admit(self, pool: RowPool, new: list[_Row]) -> None:
+        """Give every new row the keys and values of its prefix (all but its last token, which the next step feeds)."""
+        needed = list(dict.fromkeys(row.request.prefix_ids[:-1] for row in new))
+        found = {ids: self._store.get(ids) for ids in needed}
+        missing = sorted((ids for ids in needed if found[ids] is None), key=len)
+        while missing:
+            width = 1
+            count = 0
+            while count < len(missing) and (count == 0 or (count + 1) * len(missing[count]) <= _PREFILL_TOKENS):
+                width, count = len(missing[count]), count + 1
+            found.update(self._prefill(missing[:count], width))
+            missing = missing[count:]
+        prefixes = []
+        for row in new:
+            prefix = found[row.request.prefix_ids[:-1]]
+            assert prefix is not None
+            prefixes.append(prefix)
+        pool.admit(prefixes)
+
+    def _prefill(
+        self, batch: list[tuple[int, ...]], width: int
+    ) -> dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]]:
+        ids_BT = torch.zeros(len(batch), width, dtype=torch.long, device=self.device)
+        mask_BT = torch.zeros(len(batch), width, dtype=torch.long, device=self.device)
+        for i, ids in enumerate(batch):
+            ids_BT[i, width - len(ids) :] = torch.tensor(ids, device=self.device)
+            mask_BT[i, width - len(ids) :] = 1
+        cache = DynamicCache()
+        self.model(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            position_ids=(mask_BT.cumsum(-1) - 1).clamp_min(0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        result = {}
+        for i, ids in enumerate(batch):
+            prefix = [
+                (layer.keys[i, :, width - len(ids) :].clone(), layer.values[i, :, width - len(ids) :].clone())
+                for layer in cache.layers
+            ]
+            self._store.put(ids, prefix)
+            result[ids] = prefix
+        return result
+
+    def _pool_for(self, columns: int, requests: int) -> RowPool:
+        """The pool of the last call if it is large enough: fresh memory costs seconds on some machines."""
+        capacity = min(self._capacity(columns), requests)
+        pool = self._pool
+        if pool is None or pool.columns < columns or pool.capacity < capacity:
+            self._pool = None  # free the old one first
+            pool = self._pool = RowPool(self._layers, capacity, columns, self.device)
+        pool.clear()
+        return pool
+
+    def _capacity(self, columns: int) -> int:
+        """Rows that fit into the pool's memory."""
+        config = self.model.config.get_text_config(decoder=True)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        row_bytes = 2 * self._layers * heads * width * columns * self.model.dtype.itemsize
+        return max(1, min(self.max_rows, self.pool_bytes // row_bytes))
+
+    def _check(self, request: Request) -> None:
+        if len(request.prefix_ids) < 2:
+            raise EngineError("A prompt needs at least two tokens. Is the question or the chat template empty?")
+        if len(request.prefix_ids) >= self.context_length:
+            raise EngineError(
+                f"A prompt of {len(request.prefix_ids)} tokens leaves no room in the context of {self.name} "
+                f"({self.context_length} tokens). Shorten the question, or use a model with a longer context."
+            )
+
+
+class _Pieces(dict[int, str]):
+    """The text of single tokens, decoded when first needed."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token: int) -> str:
+        self[token] = piece = str(self._tokenizer.decode([token], skip_special_tokens=True))
+        return piece
+
+
+def _refuse_unsupported(model: Any) -> None:
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    odd = kinds - {"full_attention", "sliding_attention"}
+    if odd or getattr(model, "_is_stateful", False) or model.config.is_encoder_decoder:
+        raise ModelError(
+            f"The hf engine decodes models whose layers are full or sliding attention; {model.config.model_type} has "
+            f"{', '.join(sorted(odd)) or 'another state'}. Serve this model with vLLM or SGLang instead."
+        )

@@ -1,0 +1,187 @@
+"""Key-value memory of the decode loop: rows that end at one common column, and prefixes kept for later.
+
+All rows of the batch write the same column, so a row of length n occupies columns end - n to end: rows of any length
+can be admitted at any time, and a row that leaves frees its place for another. Nothing is copied per decode step.
+
+Keys are stored after rotary embedding, which used the row's own positions, so columns mean nothing but order; sliding
+windows measure distances within a row, which are the same in columns.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+__all__ = ["PrefixStore", "RowPool"]
+
+
+class _PoolLayer(CacheLayerMixin):
+    """One layer's view of the pool, in the shape that transformers' attention expects of a cache."""
+
+    is_sliding = False
+
+    def __init__(self, pool: RowPool) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.keys, self.values = self.pool.allocate(key_states), self.pool.allocate(value_states)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        pool, end = self.pool, self.pool.end
+        self.keys[: pool.rows, :, end : end + 1] = key_states
+        self.values[: pool.rows, :, end : end + 1] = value_states
+        window = slice(pool.low, end + 1)
+        return self.keys[: pool.rows, :, window], self.values[: pool.rows, :, window]
+
+    def get_seq_length(self) -> int:
+        return self.pool.end - self.pool.low
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.pool.end - self.pool.low + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class RowPool:
+    """Keys and values of up to ``capacity`` rows over ``columns`` columns, for every layer.
+
+    The first ``rows`` places are in use. ``starts[i]`` is the column of row i's first token; ``end`` the column that
+    the next token of every row is written to; ``low`` the first column that any row uses.
+    """
+
+    def __init__(self, layers: int, capacity: int, columns: int, device: torch.device) -> None:
+        self.capacity, self.columns, self.device = capacity, columns, device
+        self.layers = [_PoolLayer(self) for _ in range(layers)]
+        self.cache = Cache(layers=list(self.layers))
+        self.starts: list[int] = []
+        self.end = 0
+
+    @property
+    def rows(self) -> int:
+        return len(self.starts)
+
+    @property
+    def low(self) -> int:
+        return min(self.starts, default=self.end)
+
+    def clear(self) -> None:
+        """Drop all rows."""
+        self.starts, self.end = [], 0
+
+    def allocate(self, like: torch.Tensor) -> torch.Tensor:
+        """Zeros, because masked columns still meet the values with weight 0, and 0 times NaN is NaN."""
+        _, heads, _, width = like.shape
+        return torch.zeros(self.capacity, heads, self.columns, width, dtype=like.dtype, device=self.device)
+
+    def admit(self, prefixes: list[list[tuple[torch.Tensor, torch.Tensor]]]) -> None:
+        """Add rows with the keys and values of their prefixes: per row and layer, two tensors (H, n, D)."""
+        lengths = [prefix[0][0].shape[1] for prefix in prefixes]
+        longest = max([self.end - self.low, *lengths])
+        if longest > self.end or not self.starts:
+            self._move(longest)
+        for prefix, length in zip(prefixes, lengths, strict=True):
+            row = self.rows
+            for layer, (keys, values) in zip(self.layers, prefix, strict=True):
+                if not layer.is_initialized:
+                    layer.lazy_initialization(keys[None], values[None])
+                assert layer.keys is not None
+                assert layer.values is not None
+                layer.keys[row, :, self.end - length : self.end] = keys
+                layer.values[row, :, self.end - length : self.end] = values
+            self.starts.append(self.end - length)
+
+    def advance(self) -> None:
+        """One token was written to every row."""
+        self.end += 1
+        if self.end == self.columns:
+            self._move(self.end - self.low)
+
+    def remove(self, row: int) -> None:
+        """Free a row; the last one takes its place."""
+        last = self.rows - 1
+        if row != last:
+            for layer in self.layers:
+                assert layer.keys is not None
+                assert layer.values is not None
+                used = slice(self.starts[last], self.end)
+                layer.keys[row, :, used] = layer.keys[last, :, used]
+                layer.values[row, :, used] = layer.values[last, :, used]
+            self.starts[row] = self.starts[last]
+        self.starts.pop()
+
+    def take(self, row: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """A copy of a row's keys and values, to continue from later."""
+        used = slice(self.starts[row], self.end)
+        taken = []
+        for layer in self.layers:
+            assert layer.keys is not None
+            assert layer.values is not None
+            taken.append((layer.keys[row, :, used].clone(), layer.values[row, :, used].clone()))
+        return taken
+
+    def mask(self) -> torch.Tensor:
+        """(rows, end - low + 1): which columns belong to each row, the one about to be written included."""
+        columns = torch.arange(self.low, self.end + 1, device=self.device)
+        return columns[None, :] >= torch.tensor(self.starts, device=self.device)[:, None]
+
+    def positions(self) -> torch.Tensor:
+        """(rows, 1): the position of the token about to be written."""
+        return self.end - torch.tensor(self.starts, device=self.device)[:, None]
+
+    def _move(self, end: int) -> None:
+        """Shift all rows so that they end at column ``end``."""
+        assert end < self.columns, "the pool is too narrow for its rows"
+        shift, low, old = end - self.end, self.low, self.end
+        if shift and self.starts:
+            for layer in self.layers:
+                for tensor in (layer.keys, layer.values):
+                    assert tensor is not None
+                    for row in range(self.rows):  # row by row: a clone of everything would double the memory
+                        tensor[row, :, low + shift : end] = tensor[row, :, low:old].clone()
+        self.starts = [start + shift for start in self.starts]
+        self.end = end
+
+
+class PrefixStore:
+    """Keys and values of prefixes by their tokens, least recently used out first, within a budget of bytes."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self._kept: OrderedDict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, ids: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+        """The stored prefix, or None."""
+        found = self._kept.get(ids)
+        if found is not None:
+            self._kept.move_to_end(ids)
+        return found
+
+    def put(self, ids: tuple[int, ...], prefix: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Keep a prefix, dropping the oldest ones over the budget."""
+        if ids in self._kept:
+            return
+        self._kept[ids] = prefix
+        self._bytes += _size(prefix)
+        while self._bytes > self.budget_bytes and self._kept:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= _size(dropped)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self._bytes = 0
+
+
+def _size(prefix: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
+    return sum(keys.nbytes + values.nbytes for keys, values in prefix)

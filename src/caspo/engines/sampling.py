@@ -1,0 +1,112 @@
+"""From logits to a token and what the distribution said: pure functions on (B, V) tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from caspo.errors import EngineError
+
+__all__ = ["Draw", "draw", "uniforms"]
+
+_CPU_ROWS = 4
+
+
+class Draw(NamedTuple):
+    """One decode step. All of shape (B,), on the logits' device."""
+
+    tokens: torch.Tensor
+    statistics: torch.Tensor
+    """(B, 5): entropy, logprob of the token, max logprob, margin, varentropy, as in `TokenTrace`."""
+
+
+def draw(logits_BV: torch.Tensor, temperature_B: torch.Tensor, top_p_B: torch.Tensor, uniform_B: torch.Tensor) -> Draw:
+    """Take one token per row and measure the row's raw distribution.
+
+    A token is drawn by inverting the cumulative distribution at ``uniform_B``; rows of temperature 0 take the most
+    probable one. Entropy is -sum_v p_v ln p_v (Shannon, nats) of softmax(logits), whatever the temperature.
+
+    Raises:
+        EngineError: a row has NaN or +inf logits, or -inf everywhere.
+    """
+    if logits_BV.device.type == "cpu" and len(logits_BV) > _CPU_ROWS:
+        # In slices that stay in the processor's cache: the whole batch at once would go through memory at every pass.
+        parts = [
+            draw(logits, temperature, top_p, uniform)
+            for logits, temperature, top_p, uniform in zip(
+                *(t.split(_CPU_ROWS) for t in (logits_BV, temperature_B, top_p_B, uniform_B)), strict=True
+            )
+        ]
+        return Draw(torch.cat([p.tokens for p in parts]), torch.cat([p.statistics for p in parts]))
+    logits_BV = logits_BV.float()
+    logz_B = logits_BV.logsumexp(-1)
+    if not bool(torch.isfinite(logz_B).all()):
+        rows = (~torch.isfinite(logz_B)).nonzero().flatten().tolist()
+        raise EngineError(
+            f"The model returned NaN or infinite logits (rows {rows} of the batch). Its weights are damaged, or its "
+            "precision is too low for it: load it in float32, or check the checkpoint."
+        )
+    logp_BV = logits_BV - logz_B[:, None]
+    p_BV = logp_BV.exp()
+    # -inf logits (masked vocabulary) have p = 0 and contribute nothing; clamping keeps 0 * -inf out of the sums.
+    finite_BV = logp_BV.clamp_min(-1e4)
+    weighted_BV = p_BV * finite_BV
+    entropy_B = -weighted_BV.sum(-1)
+    second_moment_B = torch.linalg.vecdot(weighted_BV, finite_BV)
+    varentropy_B = (second_moment_B - entropy_B.square()).clamp_min(0)
+    best_B2, index_B2 = logp_BV.topk(2, dim=-1)
+    margin_B = best_B2[:, 0].exp() - best_B2[:, 1].exp()
+
+    tokens_B = index_B2[:, 0].clone()
+    sampled = temperature_B > 0
+    if bool(sampled.any()):
+        rows = sampled.nonzero().flatten()
+        whole = bool(sampled.all())
+        if bool((temperature_B[rows] == 1).all()):
+            q_RV = p_BV if whole else p_BV[rows]
+        else:
+            q_RV = (logp_BV[rows] / temperature_B[rows, None]).softmax(-1)
+        tokens_B[rows] = _invert(q_RV, top_p_B[rows], uniform_B[rows])
+    taken_B = logp_BV.gather(-1, tokens_B[:, None])[:, 0]
+    statistics = torch.stack([entropy_B.clamp_min(0), taken_B, best_B2[:, 0], margin_B, varentropy_B], dim=-1)
+    return Draw(tokens_B, statistics)
+
+
+def _invert(q_RV: torch.Tensor, top_p_R: torch.Tensor, uniform_R: torch.Tensor) -> torch.Tensor:
+    """Tokens at which the cumulative distribution passes ``uniform_R``, among the smallest set of mass >= top_p."""
+    if bool((top_p_R < 1).any()):
+        sorted_RV, order_RV = q_RV.sort(dim=-1, descending=True, stable=True)
+        before_RV = sorted_RV.cumsum(-1) - sorted_RV
+        kept_RV = torch.where(before_RV < top_p_R[:, None], sorted_RV, 0.0)
+        chosen_R = _search(kept_RV, uniform_R)
+        return order_RV.gather(-1, chosen_R[:, None])[:, 0]
+    return _search(q_RV, uniform_R)
+
+
+def _search(weights_RV: torch.Tensor, uniform_R: torch.Tensor) -> torch.Tensor:
+    cdf_RV = weights_RV.cumsum(-1)
+    target_R1 = (uniform_R * cdf_RV[:, -1])[:, None]
+    index_R = torch.searchsorted(cdf_RV, target_R1, right=True)[:, 0]
+    index_R = index_R.clamp_max(weights_RV.shape[-1] - 1)
+    # Rounding can put the target on an edge, beside a token of probability zero: take the most probable one then.
+    impossible_R = weights_RV.gather(-1, index_R[:, None])[:, 0] == 0
+    if bool(impossible_R.any()):
+        index_R = torch.where(impossible_R, weights_RV.argmax(-1), index_R)
+    return index_R
+
+
+def uniforms(seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """One number in [0, 1) per row from its seed and its step: splitmix64 (Steele et al. 2014) of the two.
+
+    Stateless, so a row draws the same numbers wherever in a batch it sits and whenever it was admitted.
+    """
+    with np.errstate(over="ignore"):
+        z = seeds * np.uint64(0x9E3779B97F4A7C15) + (steps + np.uint64(1)) * np.uint64(0xD1B54A32D192ED03)
+        for _ in range(2):
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) / float(1 << 53)

@@ -1,0 +1,144 @@
+"""Questions from any JSONL file with ``{"question": ..., "answer": ...}`` a line.
+
+Optional keys: ``id`` (default: file name and line number), ``solution``, ``choices``, ``meta`` (an object). ``choices``
+and every other key are kept in ``Question.meta``. An answer may be a number. GSM8K's own format, where "answer" holds
+the whole solution and ends in ``#### 18``, is understood: the solution is that text, the answer what follows the mark.
+
+What is not covered: putting ``choices`` into the question's text, which is a prompt's business.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from caspo.errors import ConfigError, DataError
+from caspo.tasks.base import grade
+from caspo.types import Question
+
+__all__ = ["JsonlTask"]
+
+_OWN_KEYS = ("id", "question", "answer", "solution", "meta")
+
+
+class JsonlTask:
+    """The questions of one file, which is one split. The whole file is checked when it is opened."""
+
+    def __init__(self, path: str | Path, *, split: str = "test", name: str | None = None) -> None:
+        """``split`` is what the file is; asking for another one is an error, so that no test set is trained on."""
+        self.path = Path(path)
+        self.split = split
+        self.name = name or self.path.stem
+        self._rows = _read(self.path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def questions(self, split: str, n: int | None = None, seed: int = 0) -> list[Question]:
+        """``n`` questions drawn with ``seed``; all of them, in the order of the file, for None or ``n >= len(self)``.
+
+        The draw for a smaller n is the beginning of that for a larger one.
+        """
+        if split != self.split:
+            raise ConfigError(
+                f"task {self.name!r} has no split {split!r}: {self.path} was given as {self.split!r}. "
+                f"Ask for that one, or make a second task of the file that holds {split!r}."
+            )
+        if n is not None and n < 0:
+            raise ConfigError(f"task {self.name!r}: cannot give {n} questions. Ask for 0 or more, or None for all.")
+        if n is None or n >= len(self._rows):
+            return list(self._rows)
+        order = list(range(len(self._rows)))
+        random.Random(seed).shuffle(order)
+        return [self._rows[i] for i in order[:n]]
+
+    def grade(self, question: Question, answer: str | None) -> bool:
+        """Whether ``answer`` has the value of the question's answer."""
+        return grade(question, answer)
+
+
+def _read(path: Path) -> list[Question]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file. Give the path of a JSONL file with a question and answer a line."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Give a JSONL file that you may read.") from error
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    rows: list[Question] = []
+    line_of: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        question = _question(_object(line, where, last=number == len(lines)), where, f"{path.stem}-{number}")
+        first = line_of.setdefault(question.id, number)
+        if first != number:
+            raise DataError(
+                f"{where}: the id {question.id!r} is that of line {first} too. Ids must be unique: change one."
+            )
+        rows.append(question)
+    if not rows:
+        raise DataError(f"{path}: the file is empty. It needs at least one line with a question and an answer.")
+    return rows
+
+
+def _object(line: bytes, where: str, *, last: bool) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: byte {error.start + 1} of the line is not UTF-8. Convert the file, for example with iconv."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        if last:  # complete files end with a line break; this line is after the last one
+            raise DataError(
+                f"{where}: the last line is cut off ({error}). Copy the file again, or remove the line."
+            ) from None
+        raise DataError(f"{where}: not JSON: {error}. Every line must be one JSON object.") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a {type(row).__name__} where an object with 'question' and 'answer' is needed.")
+    return row
+
+
+def _question(row: Mapping[str, Any], where: str, default_id: str) -> Question:
+    for key in ("question", "answer"):
+        if key not in row:
+            raise DataError(
+                f"{where}: no {key!r}; it has {', '.join(map(repr, row)) or 'no keys'}. Add it or rename the key."
+            )
+    text = row["question"]
+    if not isinstance(text, str) or not text.strip():
+        what = "empty" if isinstance(text, str) else f"a {type(text).__name__}, not text"
+        raise DataError(f"{where}: the question is {what}. Give it a text or remove the line.")
+    answer, solution = _answer(row["answer"], where), row.get("solution")
+    if "####" in answer:
+        before, _, answer = answer.rpartition("####")
+        solution = solution or f"{before}####{answer}"
+        answer = answer.strip()
+    if not answer:
+        raise DataError(f"{where}: the answer is empty. Nothing could be graded by it: give one or remove the line.")
+    if solution is not None and not isinstance(solution, str):
+        raise DataError(f"{where}: the solution is a {type(solution).__name__}, not text. Make it a text or null.")
+    meta = row.get("meta") or {}
+    if not isinstance(meta, dict):
+        raise DataError(f"{where}: 'meta' is a {type(meta).__name__}, not an object. Make it an object or remove it.")
+    extra = {key: value for key, value in row.items() if key not in _OWN_KEYS and value is not None}
+    identity = row.get("id")
+    return Question(default_id if identity is None else str(identity), text, answer, solution, {**meta, **extra})
+
+
+def _answer(answer: object, where: str) -> str:
+    if isinstance(answer, str):
+        return answer.strip()
+    if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
+        return str(answer)
+    raise DataError(
+        f"{where}: the answer is {json.dumps(answer)[:60]}, neither text nor a number. Make it one of these."
+    )

@@ -1,0 +1,162 @@
+"""The shape of the package: which room may import which, what is public, how large a file may grow."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "src"
+PACKAGE = SOURCE / "caspo"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_LINES = 500
+
+EVERYWHERE = {"caspo", "types", "errors", "storage", "config"}
+"""The records, the errors, atomic files, the base of recipes, and the bare package (its version)."""
+
+MAY_IMPORT: dict[str, set[str]] = {
+    # The table of docs/design.md; a room may always import itself and EVERYWHERE.
+    "confidence": set(),
+    "steps": set(),
+    "answers": set(),
+    "tasks": {"answers"},
+    "engines": {"confidence"},
+    "train": {"confidence"},
+    "report": {"confidence"},
+    "judges": {"engines", "steps", "answers"},
+    "data": {"tasks", "engines", "judges", "steps", "confidence", "answers"},
+    "search": {"engines", "steps", "confidence", "answers"},
+    "evaluate": {"tasks", "engines", "judges", "search", "data", "confidence", "answers"},
+    "serve": {"engines", "search"},
+    "iterate": {"data", "train", "evaluate"},
+}
+FOUNDATION: dict[str, set[str]] = {
+    # What is imported everywhere imports next to nothing.
+    "caspo": set(),
+    "types": set(),
+    "errors": set(),
+    "storage": {"errors"},
+    "config": {"errors", "storage"},
+}
+
+
+def name_of(file: Path) -> str:
+    """`caspo.engines.models` for src/caspo/engines/models.py, `caspo.engines` for its __init__.py."""
+    parts = file.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """The second part of a dotted name; `caspo` for the package itself."""
+    return [*module.split("."), "caspo"][1]
+
+
+def imported_rooms(file: Path, source: str) -> Iterator[tuple[int, str]]:
+    """(line, room) of every import of our own package, wherever in the file it stands."""
+    module = name_of(file)
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    rooms = {name_of(other) for other in FILES}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
+            # `from caspo import engines` names a room, `from caspo import __version__` does not.
+            targets = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in rooms else base for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            if target.split(".")[0] == "caspo":
+                yield node.lineno, room_of(target)
+
+
+def violations(file: Path, source: str) -> list[str]:
+    room = room_of(name_of(file))
+    if room == "cli":
+        return []
+    if room not in MAY_IMPORT and room not in FOUNDATION:
+        return [f"{file}: {room!r} is not a room of docs/design.md; add it there and to the table in this test"]
+    allowed = {room} | (FOUNDATION[room] if room in FOUNDATION else MAY_IMPORT[room] | EVERYWHERE)
+    return [
+        f"{file}:{line}: {room} may not import {target}"
+        for line, target in imported_rooms(file, source)
+        if target not in allowed
+    ]
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_follow_the_table(file: Path) -> None:
+    assert not violations(file, file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import caspo.search",
+        "import caspo.search.vote as vote",
+        "from caspo.search import vote",
+        "from caspo import data",
+        "from ..data import pairs",
+        "from .. import data",
+        "def f():\n    from caspo.data import pairs",
+        "if TYPE_CHECKING:\n    from caspo.data import pairs",
+    ],
+)
+def test_a_forbidden_import_is_seen(statement: str) -> None:
+    assert violations(PACKAGE / "train" / "losses.py", statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["from . import loop", "from caspo.train.loop import x", "from caspo import __version__", "import torch"],
+)
+def test_an_allowed_import_is_left_alone(statement: str) -> None:
+    assert not violations(PACKAGE / "train" / "losses.py", statement)
+
+
+def test_an_unknown_room_is_refused() -> None:
+    assert violations(PACKAGE / "utils.py", "")
+
+
+@pytest.mark.parametrize("module", ["caspo", "caspo.cli.main", "caspo.engines.models"])
+def test_import_loads_no_torch(module: str) -> None:
+    script = f"import sys, {module}; loaded = {{'torch', 'transformers'}} & set(sys.modules); assert not loaded, loaded"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def declared_all(tree: ast.Module) -> list[str] | None:
+    for node in tree.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
+            return list(ast.literal_eval(node.value))  # type: ignore[union-attr]
+    return None
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_all_agrees_with_what_is_defined(file: Path) -> None:
+    """Each name in `__all__` exists, and each public function and class of a module that has one is in it."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    declared = declared_all(tree)
+    if declared is None:
+        return
+    assert len(set(declared)) == len(declared), "a name stands twice in __all__"
+    module = importlib.import_module(name_of(file))
+    assert [name for name in declared if not hasattr(module, name)] == []
+    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert [name for name in defined if not name.startswith("_") and name not in declared] == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_files_stay_small(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES, "split it by concept"
