@@ -9,7 +9,16 @@ import numpy as np
 from caspo.evaluate.calibration import fit, reliability
 from caspo.evaluate.statistics import wilson
 
-SIGNALS = ("entropy", "entropy_sum", "entropy_max", "entropy_tail", "perplexity", "logprob_sum", "max_probability", "margin")
+SIGNALS = (
+    "entropy",
+    "entropy_sum",
+    "entropy_max",
+    "entropy_tail",
+    "perplexity",
+    "logprob_sum",
+    "max_probability",
+    "margin",
+)
 
 
 def method(right: int, n: int, tokens: float, seconds: float, over_pruned: float | None = None) -> dict[str, Any]:
@@ -131,7 +140,9 @@ def make_run(folder: Path, rounds: int = 2) -> Path:
         "seconds_total": 843.2,
         "rounds": [m for m, _ in made],
     }
-    trees = [tree(i) for i in range(rounds)] + [tree(i, f"Question {k}: how many?") for k in (2, 3) for i in range(rounds)]
+    trees = [tree(i) for i in range(rounds)] + [
+        tree(i, f"Question {k}: how many?") for k in (2, 3) for i in range(rounds)
+    ]
     drawn = {"schema": 1, "rounds": [d for _, d in made], "trees": trees}
     environment = {
         "versions": {"torch": "2.13.0", "python": "3.11.2"},

@@ -144,8 +144,8 @@ def declared_all(tree: ast.Module) -> list[str] | None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_all_agrees_with_what_is_defined(file: Path) -> None:
-    """Each name in `__all__` exists, and each public function and class of a module that has one is in it."""
+def test_all_names_what_exists(file: Path) -> None:
+    """Each name in `__all__` exists, once."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     declared = declared_all(tree)
     if declared is None:
@@ -153,8 +153,6 @@ def test_all_agrees_with_what_is_defined(file: Path) -> None:
     assert len(set(declared)) == len(declared), "a name stands twice in __all__"
     module = importlib.import_module(name_of(file))
     assert [name for name in declared if not hasattr(module, name)] == []
-    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    assert [name for name in defined if not name.startswith("_") and name not in declared] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)

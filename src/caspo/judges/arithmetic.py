@@ -22,6 +22,9 @@ __all__ = ["ArithmeticJudge"]
 CLOSE = Fraction(1, 100)
 """A relative error below this may come from decimals that were rounded on the way (33.33 * 3 = 100)."""
 
+MAX_SPELLED = 10**15
+"""Number words are joined up to here: "million million million ..." must not fill the memory."""
+
 _DIGITS = re.compile(
     r"[0-9]{1,3}(?:,[0-9]{3}){1,9}(?![0-9])(?:\.[0-9]{1,30})?|[0-9]{1,30}(?:\.[0-9]{1,30})?|\.[0-9]{1,30}"
 )
@@ -49,8 +52,10 @@ _IMPLIED: dict[str, tuple[str, ...]] = {
     "nickel nickels": ("5", "0.05"),
     "decade decades": ("10",),
     "second seconds minute minutes hour hours hourly": ("60", "3600"),
-    "day days daily": ("7", "24", "30", "365"),
-    "week weeks weekly weekday weekdays weekend weekends": ("7", "5", "2", "4", "52"),
+    "day days daily": ("7", "24", "365"),
+    "week weeks weekly": ("7", "52"),
+    "weekday weekdays workday workdays": ("5",),
+    "weekend weekends": ("2",),
     "month months monthly": ("4", "12", "30", "31"),
     "year years yearly annual annually annum": ("12", "52", "365"),
     "inch inches foot feet": ("12",),
@@ -191,7 +196,7 @@ def _spelled(words: Iterable[str]) -> Iterable[Fraction]:
         elif word in _SCALES:
             total = max(1, total) * _SCALES[word]
             yield Fraction(_SCALES[word])
-        elif word != "and":
+        if total > MAX_SPELLED or not (word in _SMALL or word in _SCALES or word == "and"):
             total = 0
         if total:
             yield Fraction(total)
@@ -207,4 +212,8 @@ def _value(equation: Equation) -> str:
 
 
 def _plain(value: Fraction) -> str:
+    if (
+        max(value.numerator.bit_length(), value.denominator.bit_length()) > 500
+    ):  # Python refuses to print or convert some
+        return "a number of more than 150 digits"
     return str(value) if value.denominator == 1 else f"{float(value):.6g}"

@@ -66,6 +66,7 @@ def json_script(identifier: str, value: Any) -> Html:
 
 def table(caption: str, head: Sequence[Child], rows: Sequence[Sequence[Child]], class_: str = "") -> Html:
     """A table whose first column is row headers, in a box that scrolls sideways and can be focused by keyboard."""
+    assert all(len(row) == len(head) for row in rows), f"ragged rows in the table {caption!r}"
     return el(
         "div",
         el(

@@ -55,7 +55,7 @@ def accuracy_by_tokens(run: Run) -> list[Html]:
     x = axis(
         "generated tokens per question (log scale)",
         type="log",
-        range=[math.log10(min(tokens) / 1.35), math.log10(max(tokens) * 1.35)],
+        range=[math.log10(min(tokens) / 1.35), math.log10(max(tokens) * 1.6)],
         tickvals=[m * 10**e for e in range(7) for m in (1, 2, 5)],
         tickformat="~s",
     )
@@ -147,13 +147,16 @@ def _curve_traces(r: Round, key: str) -> list[dict[str, Any]]:
     band = [point for point in points if point[2] is not None and point[3] is not None]
     line = {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": "lines+markers+text",
         "x": [point[0] for point in points],
         "y": [point[1] for point in points],
-        "customdata": [plain(point[4]) for point in points],
+        "text": [plain(point[4]) for point in points],
+        "textposition": "bottom right",
+        "cliponaxis": False,
+        "textfont": {"size": 11, "color": "@muted"},
         "line": {"color": colour, "width": 1.5, "dash": "dot"},
         "marker": {"size": 6, "symbol": _symbol(key), "color": colour},
-        "hovertemplate": "<b>%{customdata}</b><br>%{y:.1%}<br>%{x:,.0f} tokens per question<extra></extra>",
+        "hovertemplate": "<b>%{text}</b><br>%{y:.1%}<br>%{x:,.0f} tokens per question<extra></extra>",
     }
     if len(band) < 2:
         return [line]

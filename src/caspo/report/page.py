@@ -27,22 +27,25 @@ POLICY = (
 )
 
 METHODS = (
-    "Accuracy is the share of test questions with the right final answer; the strip draws its 95% interval on a line from "
-    "0 to 100%. Tokens are all that were decoded for a question, pruned paths included. Over-pruned: how often the search "
-    "pruned what was right."
+    "Accuracy is the share of test questions with the right final answer; the strip draws its 95% interval on a "
+    "line from 0 to 100%. Tokens are all that were decoded for a question, pruned paths included. Over-pruned: how "
+    "often the search pruned what was right."
 )
 COST = "Up and to the left is better. Bars and bands are 95% intervals; a dotted line is a method at other budgets."
 RELIABILITY = (
-    "Of the steps with confidence c, a share c should be right: the dashed line. The area of a point follows its number of "
-    "steps."
+    "Of the steps with confidence c, a share c should be right: the dashed line. The area of a point follows its "
+    "number of steps."
 )
 ENTROPY = "Mean token entropy of each step. The two should stand apart; vertical lines are the means over all steps."
 SIGNALS = (
     "AUROC: the chance that a right step scores above a wrong one; 0.5 is guessing. All steps: is this step right? "
-    "Siblings: which continuation of the same prefix is right? A tree search lives on the second. The best of each column "
-    "is bold; no intervals were recorded, so small differences between signals mean little."
+    "Siblings: which continuation of the same prefix is right? A tree search lives on the second. The best of "
+    "each column is bold; no intervals were recorded, so small differences between signals mean little."
 )
-TREES = "Every step with its confidence. Steps under each other follow each other; an indented list is a choice."
+TREES = (
+    "Every step with its confidence. Steps under each other follow each other; an indented list is a choice. Pruned: "
+    "the confidence of the path fell too low. Dropped: a sibling was better. Cut: the budget was used up."
+)
 FOOTER = "Made by caspo. The figures are those of metrics.json; intervals of differences are worked out from them."
 
 
@@ -79,10 +82,7 @@ def render(run: Run) -> str:
         el("a", "Skip to the results", href="#results", class_="skip"),
         el("header", el("p", f"CASPO run · {model}", class_="eyebrow"), el("h1", recipe), sections.headline(run)),
         el("main", sections.tiles(run), *parts, id="results"),
-        el(
-            "footer",
-            el("p", FOOTER),
-        ),
+        el("footer", el("p", FOOTER)),
         *(_scripts() if has_charts else ()),
     )
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"

@@ -20,7 +20,7 @@ Figure = dict[str, Any]
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """An axis in the style of the page; ``more`` are further Plotly attributes."""
     shared = {
-        "title": {"text": title, "standoff": 8},
+        "title": {"text": title, "standoff": 8, "font": {"size": 13}},
         "gridcolor": "@grid",
         "linecolor": "@line",
         "zeroline": False,

@@ -73,6 +73,11 @@ class Method:
     def name(self) -> str:
         return method_name(self.key)
 
+    @property
+    def inline(self) -> str:
+        """The name within a sentence."""
+        return self.name[0].lower() + self.name[1:] if self.name[1:].islower() else self.name
+
 
 @dataclass(frozen=True)
 class Round:

@@ -35,37 +35,47 @@ def _comparison(run: Run, key: str) -> tuple[float, float, float, str] | None:
     return None if found is None else (*found, "as if on different questions, so rather too wide")
 
 
-def _share(m: Method) -> Html:
-    return join(
-        [el("strong", data(m.accuracy, percent(m.accuracy))), f" (95% interval {percent(m.low)} to {percent(m.high)})"]
-    )
-
-
 def headline(run: Run) -> Html:
     """The result in sentences."""
     keys = [key for key in run.method_keys() if key in run.last.methods and run.last.methods[key].accuracy is not None]
     if not keys:
         return el("p", "No method was evaluated in the last round of this run.", class_="lede")
     key = keys[0]
-    last = run.last.methods[key]
+    last, first = run.last.methods[key], run.first.methods.get(key)
     questions = f"{count(last.n)} test questions" if last.n else "the test questions"
-    sentences: list[Child] = [f"{last.name} solves ", _share(last), f" of {questions} {run.last.label}"]
-    found, first = _comparison(run, key), run.first.methods.get(key)
-    if found is not None and first is not None:
-        difference, low, high, how = found
-        sentences += [", against ", _share(first), " before it: ", el("strong", f"{points(difference)} points"), ". "]
-        sentences += [f"The 95% interval of that difference, {points(low)} to {points(high)} ({how}), "]
-        if low <= 0.0 <= high:
-            sentences.append("includes zero: this is inside the noise, not a finding.")
-        elif difference > 0:
-            sentences.append("excludes zero: the gain is outside the noise of this test set.")
-        else:
-            sentences.append("excludes zero: the model got worse.")
+    result: list[Child] = [f"{last.name} solves ", _share(last), f" of {questions} {run.last.label}"]
+    found = _comparison(run, key)
+    if found is None or first is None:
+        certainty = f"The 95% interval is {percent(last.low)} to {percent(last.high)}."
+        if not run.trained:
+            certainty += " This run holds no trained round yet, so there is nothing to compare it with."
     else:
-        sentences.append(
-            "." if run.trained else ". This run holds no trained round yet, so there is nothing to compare with."
+        difference, low, high, how = found
+        result += [", against ", _share(first), f" {run.first.label}"]
+        certainty = (
+            f"95% intervals: {percent(last.low)} to {percent(last.high)} now, {percent(first.low)} to "
+            f"{percent(first.high)} before. The difference is {points(difference)} points, with a 95% interval of "
+            f"{points(low)} to {points(high)} ({how}): {_reading(difference, low, high)}"
         )
-    return el("div", el("p", *sentences, class_="lede"), _small(run), *_against(run, key), class_="headline")
+    return el(
+        "div",
+        el("p", *result, ".", class_="lede"),
+        el("p", certainty, class_="certainty"),
+        _small(run),
+        *_against(run, key),
+    )
+
+
+def _share(m: Method) -> Html:
+    return el("strong", data(m.accuracy, percent(m.accuracy)))
+
+
+def _reading(difference: float, low: float, high: float) -> str:
+    if low <= 0.0 <= high:
+        return "it includes zero, so this is inside the noise and not a finding."
+    return "it excludes zero. " + (
+        "The gain is outside the noise of this test set." if difference > 0 else "The model got worse."
+    )
 
 
 def _small(run: Run) -> Html | None:
@@ -101,7 +111,7 @@ def _against(run: Run, key: str) -> list[Html]:
             ratio = f"{ours.tokens / theirs.tokens:.2f}"
             cost = [f", at {ratio} times its tokens ({count(ours.tokens)} against {count(theirs.tokens)})"]
         lines.append(
-            el("li", f"{run.last.label.capitalize()}, {ours.name} against {theirs.name}: {verdict}", *cost, ".")
+            el("li", f"{run.last.label.capitalize()}, {ours.inline} against {theirs.inline}: {verdict}", *cost, ".")
         )
     return [el("ul", *lines, class_="against")] if lines else []
 
@@ -156,18 +166,8 @@ def _tile(name: str, figures: list[float | None], write: Any, note: str, trained
 
 def methods_table(run: Run) -> Html:
     """Every method in every round."""
-    head = [
-        "method",
-        "round",
-        "questions",
-        "accuracy",
-        "95% interval",
-        "",
-        "change",
-        "tokens / question",
-        "s / question",
-    ]
-    head += ["abstained", "over-pruned"]
+    head = ["method", "round", "questions", "accuracy", "95% interval", "change", "tokens per question"]
+    head += ["seconds per question", "abstained", "over-pruned"]
     rows: list[list[Child]] = []
     for key in run.method_keys():
         for r in run.rounds:
@@ -192,8 +192,7 @@ def _method_row(run: Run, r: Round, m: Method) -> list[Child]:
         r.label,
         count(m.n),
         el("strong", data(m.accuracy, percent(m.accuracy))),
-        join([data(m.low, percent(m.low)), " to ", data(m.high, percent(m.high))]),
-        _strip(m),
+        join([data(m.low, percent(m.low)), " to ", data(m.high, percent(m.high)), _strip(m)]),
         change,
         data(m.tokens, count(m.tokens)),
         data(m.seconds, fixed(m.seconds, 2)),
@@ -263,7 +262,12 @@ def training_table(run: Run) -> Html | None:
         ("seconds", "seconds", count),
     )
     lines += [(name, [write(number(r.training.get(key))) for r in rounds]) for name, key, write in writers]
-    return table("Training", ["", *(f"round {r.index}" for r in rounds)], [[name, *cells] for name, cells in lines])
+    return table(
+        "Training",
+        ["", *(f"round {r.index}" for r in rounds)],
+        [[name, *cells] for name, cells in lines],
+        class_="training",
+    )
 
 
 def provenance(run: Run) -> Html:

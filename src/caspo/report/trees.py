@@ -19,12 +19,9 @@ CIVIDIS = ("#00204d", "#00336f", "#39486b", "#575c6d", "#707173", "#8a8779", "#a
 """Cividis (Nunez, Anderton and Renslow 2018): even steps of lightness, the same to colour-blind readers."""
 
 VERDICTS = {"right": ("✓", "right"), "wrong": ("✗", "wrong")}
-DECISIONS = {
-    "pruned": "pruned: confidence too low",
-    "dropped": "dropped: a sibling was better",
-    "cut": "cut: out of budget",
-    "finished": "finished",
-}
+DECISIONS = ("pruned", "dropped", "cut", "finished")
+"""What is worth a label; `expanded` is what a step that others follow shows by itself."""
+
 OPEN_AT_FIRST = 2
 
 
@@ -164,7 +161,7 @@ def _step(node: Mapping[str, Any]) -> Html:
         _verdict(str(node.get("verdict"))),
         el("span", str(node.get("text") or "").strip() or "(empty step)", class_="text"),
         el("span", f"×{times:.0f}", class_="badge", title=f"{times:.0f} equal samples") if times > 1 else None,
-        el("span", DECISIONS[decision], class_="badge") if decision in DECISIONS else None,
+        el("span", decision, class_="badge") if decision in DECISIONS else None,
         class_=f"step {decision if decision in DECISIONS else 'expanded'}",
         style=None if confidence is None else f"--c:{background}",
     )

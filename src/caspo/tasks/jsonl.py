@@ -103,7 +103,9 @@ def _object(line: bytes, where: str, *, last: bool) -> dict[str, Any]:
             ) from None
         raise DataError(f"{where}: not JSON: {error}. Every line must be one JSON object.") from None
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a {type(row).__name__} where an object with 'question' and 'answer' is needed.")
+        raise DataError(
+            f"{where}: a value of type {type(row).__name__} where an object with 'question' and 'answer' is needed."
+        )
     return row
 
 
@@ -115,7 +117,7 @@ def _question(row: Mapping[str, Any], where: str, default_id: str) -> Question:
             )
     text = row["question"]
     if not isinstance(text, str) or not text.strip():
-        what = "empty" if isinstance(text, str) else f"a {type(text).__name__}, not text"
+        what = "empty" if isinstance(text, str) else f"of type {type(text).__name__}, not text"
         raise DataError(f"{where}: the question is {what}. Give it a text or remove the line.")
     answer, solution = _answer(row["answer"], where), row.get("solution")
     if "####" in answer:
@@ -125,10 +127,14 @@ def _question(row: Mapping[str, Any], where: str, default_id: str) -> Question:
     if not answer:
         raise DataError(f"{where}: the answer is empty. Nothing could be graded by it: give one or remove the line.")
     if solution is not None and not isinstance(solution, str):
-        raise DataError(f"{where}: the solution is a {type(solution).__name__}, not text. Make it a text or null.")
+        raise DataError(
+            f"{where}: the solution is of type {type(solution).__name__}, not text. Make it a text or null."
+        )
     meta = row.get("meta") or {}
     if not isinstance(meta, dict):
-        raise DataError(f"{where}: 'meta' is a {type(meta).__name__}, not an object. Make it an object or remove it.")
+        raise DataError(
+            f"{where}: 'meta' is of type {type(meta).__name__}, not an object. Make it an object or remove it."
+        )
     extra = {key: value for key, value in row.items() if key not in _OWN_KEYS and value is not None}
     identity = row.get("id")
     return Question(default_id if identity is None else str(identity), text, answer, solution, {**meta, **extra})

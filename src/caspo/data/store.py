@@ -1,0 +1,171 @@
+"""Trees and pairs as Parquet: one row per node, one row per pair; schema version in the file's metadata.
+
+A row repeats its question and prompt (Parquet's dictionaries make that free), so every row means something by itself
+and the files load in `datasets`, polars and pandas as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from caspo.confidence import step_score
+from caspo.errors import DataError
+from caspo.storage import write_file
+from caspo.types import Node, Question, Step, TokenTrace, Tree, Verdict
+
+__all__ = ["SCHEMA_VERSION", "read_table", "read_trees", "write_table", "write_trees"]
+
+SCHEMA_VERSION = 1
+
+_FLOATS = pa.list_(pa.float32())
+_IDS = pa.list_(pa.int32())
+_TRACE = ("entropy", "logprob", "max_logprob", "margin", "varentropy")
+
+TREE_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        ("solution", pa.string()),
+        ("meta", pa.string()),  # JSON
+        ("prompt_ids", _IDS),
+        ("node", pa.int32()),
+        ("parent", pa.int32()),
+        ("depth", pa.int32()),
+        ("step", pa.string()),
+        ("token_ids", _IDS),
+        ("count", pa.int32()),
+        ("final", pa.bool_()),
+        ("decision", pa.string()),
+        ("verdict", pa.string()),  # right, wrong, unknown; null: not judged
+        ("reason", pa.string()),
+        ("judge", pa.string()),
+        ("confidence", pa.float32()),  # exp(-mean entropy)
+        ("trace_kind", pa.string()),
+        ("trace_k", pa.int32()),
+        *((name, _FLOATS) for name in _TRACE),
+        ("entropy_upper", _FLOATS),
+    ]
+)
+
+
+def write_trees(path: Path, trees: Sequence[Tree]) -> None:
+    """Write trees atomically, in order."""
+    write_table(path, [_row(tree, node) for tree in trees for node in tree.nodes], TREE_SCHEMA)
+
+
+def read_trees(path: Path) -> list[Tree]:
+    """Read what `write_trees` wrote: one file, or all ``*.parquet`` of a folder in the order of their names.
+
+    Raises:
+        DataError: missing, truncated, of another schema version, or a tree's rows are not whole.
+    """
+    trees: list[Tree] = []
+    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        rows = read_table(file, TREE_SCHEMA)
+        start = 0
+        while start < len(rows):
+            end = start + 1
+            while end < len(rows) and rows[end]["node"] != 0:
+                end += 1
+            trees.append(_tree(file, rows[start:end]))
+            start = end
+    return trees
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as Parquet atomically."""
+    table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata({"caspo_schema": str(SCHEMA_VERSION)}))
+    write_file(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+    """Rows of a Parquet file written by `write_table`, checked against ``schema``."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist. Check the path, or run the command that writes it.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} is not a readable Parquet file ({error}): it is truncated or damaged. "
+            "Delete it and run the same command again; it will be made anew."
+        ) from error
+    version = (table.schema.metadata or {}).get(b"caspo_schema", b"none").decode()
+    missing = set(schema.names) - set(table.column_names)
+    if version != str(SCHEMA_VERSION) or missing:
+        raise DataError(
+            f"{path} has schema {version} and lacks {sorted(missing) or 'nothing'}; this version of caspo reads schema "
+            f"{SCHEMA_VERSION}. Make the file again with this version."
+        )
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def _row(tree: Tree, node: Node) -> dict[str, Any]:
+    trace, verdict, question = node.step.trace, node.verdict, tree.question
+    return {
+        "question_id": question.id,
+        "question": question.text,
+        "answer": question.answer,
+        "solution": question.solution,
+        "meta": json.dumps(dict(question.meta)),
+        "prompt_ids": tree.prompt_ids,
+        "node": node.id,
+        "parent": node.parent,
+        "depth": node.depth,
+        "step": node.step.text,
+        "token_ids": node.step.token_ids,
+        "count": node.count,
+        "final": node.final,
+        "decision": node.decision,
+        "verdict": verdict.label if verdict else None,
+        "reason": verdict.reason if verdict else None,
+        "judge": verdict.judge if verdict else None,
+        "confidence": step_score(trace),
+        "trace_kind": trace.kind,
+        "trace_k": trace.k,
+        **{name: getattr(trace, name) for name in _TRACE},
+        "entropy_upper": trace.entropy_upper,
+    }
+
+
+def _tree(file: Path, rows: Sequence[dict[str, Any]]) -> Tree:
+    first = rows[0]
+    whole = all(r["node"] == i and r["parent"] < i and r["question_id"] == first["question_id"] for i, r in enumerate(rows))
+    if not whole:
+        raise DataError(
+            f"{file} does not hold whole trees (at question {first['question_id']}): rows are missing or were reordered. "
+            "Delete it and run the same command again."
+        )
+    question = Question(
+        first["question_id"], first["question"], first["answer"], first["solution"], json.loads(first["meta"])
+    )
+    return Tree(question, tuple(first["prompt_ids"]), tuple(_node(row) for row in rows))
+
+
+def _node(row: dict[str, Any]) -> Node:
+    upper = row["entropy_upper"]
+    trace = TokenTrace(
+        *(np.array(row[name], dtype=np.float32) for name in _TRACE),
+        kind=row["trace_kind"],
+        k=row["trace_k"],
+        entropy_upper=None if upper is None else np.array(upper, dtype=np.float32),
+    )
+    verdict = None if row["verdict"] is None else Verdict(row["verdict"], row["reason"], row["judge"])
+    return Node(
+        id=row["node"],
+        parent=row["parent"],
+        depth=row["depth"],
+        step=Step(row["step"], tuple(row["token_ids"]), trace),
+        count=row["count"],
+        final=row["final"],
+        verdict=verdict,
+        decision=row["decision"],
+    )

@@ -1,0 +1,29 @@
+"""Choosing an answer among the answers of several paths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from caspo.answers import group_answers
+
+__all__ = ["vote"]
+
+
+def vote(answers: Sequence[str | None], weights: Sequence[float]) -> tuple[str | None, float]:
+    """The answer with the largest sum of weights, and its share of all weights.
+
+    Answers of equal value count together (0.5 = 1/2); paths without an answer vote for nothing, but their weight counts
+    in the share. On a tie the answer that came first wins. No answer at all: ``(None, 0.0)``.
+    """
+    groups = group_answers(answers)
+    totals: dict[int, float] = {}
+    first: dict[int, str] = {}
+    for answer, weight, group in zip(answers, weights, groups, strict=True):
+        if answer is not None:
+            totals[group] = totals.get(group, 0.0) + weight
+            first.setdefault(group, answer)
+    if not totals:
+        return None, 0.0
+    best = max(totals, key=lambda group: totals[group])
+    everything = sum(weights)
+    return first[best], totals[best] / everything if everything > 0 else 0.0

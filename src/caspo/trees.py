@@ -1,0 +1,97 @@
+"""Growing a `Tree`: nodes are added under a parent, and equal continuations of one prefix become one node."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from caspo.steps import split_tokens, step_key
+from caspo.types import ROOT, Node, Question, Step, TokenTrace, Tree, Verdict
+
+__all__ = ["TreeBuilder", "seed_of"]
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from anything printable: the same parts give the same seed, on every machine."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class TreeBuilder:
+    """A tree while it grows."""
+
+    def __init__(self, question: Question, prompt_ids: tuple[int, ...]) -> None:
+        self.question, self.prompt_ids = question, prompt_ids
+        self.nodes: list[Node] = []
+        self._known: dict[tuple[int, str, bool], int] = {}
+        self._prefixes: dict[int, tuple[int, ...]] = {ROOT: prompt_ids}
+
+    def add(self, parent: int, step: Step, *, final: bool) -> int:
+        """Add a continuation of ``parent``; its node id, an old one if an equal continuation is there already.
+
+        Equal: the same text up to white space, and both or neither end the solution. The first sample's tokens and
+        trace are kept.
+        """
+        key = (parent, step_key(step.text), final)
+        if key in self._known:
+            same = self._known[key]
+            self.nodes[same] = replace(self.nodes[same], count=self.nodes[same].count + 1)
+            return same
+        node = len(self.nodes)
+        depth = 1 if parent == ROOT else self.nodes[parent].depth + 1
+        self.nodes.append(Node(node, parent, depth, step, final=final))
+        self._known[key] = node
+        return node
+
+    def add_solution(self, token_ids: Sequence[int], pieces: Sequence[str], trace: TokenTrace, *, final: bool) -> int:
+        """Add a whole sampled solution, cut into its steps; the id of its last node (ROOT if it is blank)."""
+        node = ROOT
+        spans = split_tokens(token_ids, pieces) or ([(0, len(token_ids))] if token_ids else [])
+        for start, end in spans:
+            step = Step("".join(pieces[start:end]), tuple(token_ids[start:end]), _slice(trace, start, end))
+            node = self.add(node, step, final=final and end == len(token_ids))
+        return node
+
+    def prefix_ids(self, node: int) -> tuple[int, ...]:
+        """Tokens of the prompt and of all steps up to and including ``node``."""
+        if node not in self._prefixes:
+            self._prefixes[node] = self.prefix_ids(self.nodes[node].parent) + self.nodes[node].step.token_ids
+        return self._prefixes[node]
+
+    def texts(self, node: int) -> list[str]:
+        """The steps up to and including ``node``."""
+        texts: list[str] = []
+        while node != ROOT:
+            texts.append(self.nodes[node].step.text)
+            node = self.nodes[node].parent
+        return texts[::-1]
+
+    def judge(self, node: int, verdict: Verdict) -> None:
+        """Note a verdict."""
+        self.nodes[node] = replace(self.nodes[node], verdict=verdict)
+
+    def decide(self, node: int, decision: str) -> None:
+        """Note what a search did with a node."""
+        self.nodes[node] = replace(self.nodes[node], decision=decision)
+
+    def build(self) -> Tree:
+        """The tree as it stands."""
+        return Tree(self.question, self.prompt_ids, tuple(self.nodes))
+
+
+def _slice(trace: TokenTrace, start: int, end: int) -> TokenTrace:
+    def cut(values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        return values[start:end]
+
+    return replace(
+        trace,
+        entropy=cut(trace.entropy),
+        logprob=cut(trace.logprob),
+        max_logprob=cut(trace.max_logprob),
+        margin=cut(trace.margin),
+        varentropy=cut(trace.varentropy),
+        entropy_upper=None if trace.entropy_upper is None else cut(trace.entropy_upper),
+    )
