@@ -29,11 +29,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"confidence"},
     "report": {"confidence"},
     "judges": {"engines", "steps", "answers"},
-    "data": {"tasks", "engines", "judges", "steps", "confidence", "answers"},
-    "search": {"engines", "steps", "confidence", "answers"},
-    "evaluate": {"tasks", "engines", "judges", "search", "data", "confidence", "answers"},
+    "trees": {"steps"},
+    "data": {"tasks", "engines", "judges", "steps", "confidence", "answers", "trees"},
+    "search": {"engines", "steps", "confidence", "answers", "trees"},
+    "evaluate": {"tasks", "engines", "judges", "search", "data", "confidence", "answers", "trees"},
     "serve": {"engines", "search"},
-    "iterate": {"data", "train", "evaluate"},
+    "warm_start": {"tasks", "engines", "train"},
+    # Beyond the table: between rounds it loads the model, samples with it and writes the report.
+    "iterate": {"data", "train", "evaluate", "engines", "tasks", "judges", "search", "report", "trees"},
 }
 FOUNDATION: dict[str, set[str]] = {
     # What is imported everywhere imports next to nothing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from caspo.errors import ConfigError, ResumeError
 from caspo.storage import write_text
 
-__all__ = ["Config", "claim_folder", "load_recipe"]
+__all__ = ["Config", "claim_folder", "load_recipe", "settings_from"]
 
 T = TypeVar("T", bound="Config")
 
@@ -39,10 +39,15 @@ def load_recipe(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
         raise ConfigError(f"The recipe {path} holds {type(data).__name__}, not keys with values.")
     for override in overrides:
         _apply(data, override)
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(f"The recipe {path} cannot be used:\n{_explain(model, error)}") from error
+    return _validated(model, data, f"The recipe {path}")
+
+
+def settings_from(model: type[T], overrides: Sequence[str]) -> T:
+    """The defaults of ``model`` with ``key=value`` applied; errors as in `load_recipe`."""
+    data: dict[str, Any] = {}
+    for override in overrides:
+        _apply(data, override)
+    return _validated(model, data, "These settings")
 
 
 def claim_folder(out: Path, recipe: Config) -> None:
@@ -55,7 +60,7 @@ def claim_folder(out: Path, recipe: Config) -> None:
     if file.exists():
         try:
             found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, UnicodeDecodeError):
             found = None
         if not isinstance(found, dict):
             raise ResumeError(f"{file} is damaged. Choose another --out, or delete {out} to start over.")
@@ -69,6 +74,13 @@ def claim_folder(out: Path, recipe: Config) -> None:
             )
         return
     write_text(file, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
+
+
+def _validated(model: type[T], data: dict[str, Any], what: str) -> T:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{what} cannot be used:\n{_explain(model, error)}") from error
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -107,6 +119,8 @@ def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str
     for part in path:
         found = current.model_fields.get(str(part)) if hasattr(current, "model_fields") else None
         current = found.annotation if found is not None else None
+        # `Section | None`: the section
+        current = next((a for a in get_args(current) if hasattr(a, "model_fields")), current)
     return sorted(getattr(current, "model_fields", {}))
 
 

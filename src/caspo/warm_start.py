@@ -17,12 +17,13 @@ from caspo.engines.prompts import PLAIN_TEMPLATE, prompt_ids, solution_ids
 from caspo.storage import write_directory
 from caspo.tasks.stories import StoriesTask
 from caspo.train.loop import Loop
+from caspo.train.lora import LoraSettings, add_adapters
 from caspo.train.supervised import Example, SupervisedSettings, plan_batches, supervised_loss
 
 if TYPE_CHECKING:
     from caspo.types import Question
 
-__all__ = ["Architecture", "LoraSettings", "SupervisedRecipe", "run_supervised"]
+__all__ = ["Architecture", "SupervisedRecipe", "run_supervised"]
 
 
 class Architecture(Config):
@@ -34,13 +35,6 @@ class Architecture(Config):
     layers: int = 5
     heads: int = 4
     feed_forward: int = 688
-
-
-class LoraSettings(Config):
-    """Low-rank adapters on every linear layer of the decoder."""
-
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
 
 
 class SupervisedRecipe(Config):
@@ -104,18 +98,13 @@ def run_supervised(
         )
         model = LlamaForCausalLM(config)
     else:
-        from peft import LoraConfig, get_peft_model
-
         from caspo.engines.models import load
 
         assert recipe.model is not None
         assert recipe.lora is not None
         base, tokenizer = load(recipe.model)
         tokenizer.chat_template = PLAIN_TEMPLATE
-        lora = LoraConfig(
-            r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        model = get_peft_model(base, lora)
+        model = add_adapters(base, recipe.lora, recipe.seed)
     examples: list[Example] = [
         (prompt_ids(tokenizer, q.text), solution_ids(tokenizer, q.solution or "")) for q in questions
     ]

@@ -71,7 +71,7 @@ def annotate(
                 on_tokens(len(completion.token_ids))
                 step = Step(completion.text, completion.token_ids, completion.trace)
                 node = builder.add(parent, step, final=completion.finish == "eos")
-                children[node] = completion.finish == "length"
+                children.setdefault(node, completion.finish == "length")  # the first sample's tokens are the node's
             for node, cut in children.items():
                 verdict = _verdict(builder, judge, parent, node, cut=cut)
                 builder.judge(node, verdict)

@@ -89,8 +89,8 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
                 groups.append((tree, parent, right, wrong))
             elif children:
                 dropped[f"group: no {'wrong' if right else 'right'} step"] += 1
-    confident_from = _quantile([_confidence(w) for *_, wrong in groups for w in wrong], settings.confident_from)
-    unsure_to = _quantile([_confidence(r) for *_, right, _ in groups for r in right], settings.unsure_to)
+    confident_from = _quantile([_confidence(w) for *_, wrong in groups for w in wrong], settings.confident_from, 1.0)
+    unsure_to = _quantile([_confidence(r) for *_, right, _ in groups for r in right], settings.unsure_to, 0.0)
     pairs: list[StepPair] = []
     for tree, parent, right, wrong in groups:
         taken: set[tuple[int, int]] = set()
@@ -198,5 +198,5 @@ def _confidence(node: Node) -> float:
     return step_score(node.step.trace)
 
 
-def _quantile(values: Sequence[float], q: float) -> float:
-    return float(np.quantile(values, q)) if values else float("nan")
+def _quantile(values: Sequence[float], q: float, otherwise: float) -> float:
+    return float(np.quantile(values, q)) if values else otherwise

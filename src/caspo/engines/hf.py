@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
     statistics: list[torch.Tensor] = field(default_factory=list)
     text: str = ""
+    finish: Literal["eos", "stop", "length"] | None = None
 
     @property
     def last(self) -> int:
@@ -132,7 +133,7 @@ class HFEngine:
             for place in reversed(finished):
                 row = rows[place]
                 results[row.index] = self._complete(row)
-                if row.tokens and row.tokens[-1] not in self.eos_ids:
+                if row.finish != "eos":
                     self._store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(place))
                 pool.remove(place)
                 rows[place] = rows[-1]
@@ -168,37 +169,34 @@ class HFEngine:
         for place, (row, token) in enumerate(zip(rows, drawn.tokens.tolist(), strict=True)):
             row.tokens.append(token)
             row.statistics.append(statistics[place])
-            if self._ends(row, token):
+            row.finish = self._finish(row, token)
+            if row.finish is not None:
                 finished.append(place)
         return finished
 
-    def _ends(self, row: _Row, token: int) -> bool:
+    def _finish(self, row: _Row, token: int) -> Literal["eos", "stop", "length"] | None:
+        """Why the row ends with ``token``, or None. A full context is `length`: nothing can be continued from there."""
         request = row.request
-        if token in self.eos_ids or len(row.tokens) >= request.max_new_tokens:
-            return True
+        if token in self.eos_ids:
+            return "eos"
         if len(request.prefix_ids) + len(row.tokens) >= self.context_length:
-            return True
-        before, row.text = row.text, row.text + self._pieces[token]
-        tail = len(before)
+            return "length"
+        tail, row.text = len(row.text), row.text + self._pieces[token]
         for stop in request.stop:
             at = row.text.find(stop, max(0, tail - len(stop) + 1))
             while at >= 0:
                 if row.text[:at].strip():
-                    return True
+                    return "stop"
                 at = row.text.find(stop, at + 1)
-        return False
+        return "length" if len(row.tokens) >= request.max_new_tokens else None
 
     def _complete(self, row: _Row) -> Completion:
         values = torch.stack(row.statistics).numpy().astype(np.float32).T
         trace = TokenTrace(*(np.ascontiguousarray(v) for v in values))
-        ended = row.tokens[-1] in self.eos_ids
-        text = self.tokenizer.decode(row.tokens[:-1] if ended else row.tokens, skip_special_tokens=True)
-        full = len(row.tokens) >= row.request.max_new_tokens or (
-            len(row.request.prefix_ids) + len(row.tokens) >= self.context_length
-        )
-        stopped = not ended and any(stop in text.lstrip() for stop in row.request.stop)
-        finish = "eos" if ended else "stop" if stopped or not full else "length"
-        return Completion(tuple(row.tokens), text, trace, finish)  # type: ignore[arg-type]
+        assert row.finish is not None
+        tokens = row.tokens[:-1] if row.finish == "eos" else row.tokens
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Completion(tuple(row.tokens), text, trace, row.finish)
 
     def _admit(self, pool: RowPool, new: list[_Row]) -> None:
         """Give every new row the keys and values of its prefix (all but its last token, which the next step feeds)."""
@@ -275,15 +273,23 @@ class HFEngine:
 
 
 class _Pieces(dict[int, str]):
-    """The text of single tokens, decoded when first needed."""
+    """The text of single tokens inside a text, decoded when first needed.
+
+    Inside: after another token, because some tokenizers drop the space before the first word of what they decode.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()
         self._tokenizer = tokenizer
+        self._before: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        self._skip = len(self._decode(self._before))
 
     def __missing__(self, token: int) -> str:
-        self[token] = piece = str(self._tokenizer.decode([token], skip_special_tokens=True))
+        self[token] = piece = self._decode([*self._before, token])[self._skip :]
         return piece
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _refuse_unsupported(model: Any) -> None:

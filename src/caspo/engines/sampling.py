@@ -77,13 +77,15 @@ def draw(logits_BV: torch.Tensor, temperature_B: torch.Tensor, top_p_B: torch.Te
 
 def _invert(q_RV: torch.Tensor, top_p_R: torch.Tensor, uniform_R: torch.Tensor) -> torch.Tensor:
     """Tokens at which the cumulative distribution passes ``uniform_R``, among the smallest set of mass >= top_p."""
-    if bool((top_p_R < 1).any()):
-        sorted_RV, order_RV = q_RV.sort(dim=-1, descending=True, stable=True)
-        before_RV = sorted_RV.cumsum(-1) - sorted_RV
-        kept_RV = torch.where(before_RV < top_p_R[:, None], sorted_RV, 0.0)
-        chosen_R = _search(kept_RV, uniform_R)
-        return order_RV.gather(-1, chosen_R[:, None])[:, 0]
-    return _search(q_RV, uniform_R)
+    nucleus_R = top_p_R < 1
+    if not bool(nucleus_R.any()):
+        return _search(q_RV, uniform_R)
+    sorted_RV, order_RV = q_RV.sort(dim=-1, descending=True, stable=True)
+    before_RV = sorted_RV.cumsum(-1) - sorted_RV
+    chosen_R = _search(torch.where(before_RV < top_p_R[:, None], sorted_RV, 0.0), uniform_R)
+    token_R = order_RV.gather(-1, chosen_R[:, None])[:, 0]
+    # Rows without top-p keep to the order of the vocabulary, whatever their neighbours ask for.
+    return token_R if bool(nucleus_R.all()) else torch.where(nucleus_R, token_R, _search(q_RV, uniform_R))
 
 
 def _search(weights_RV: torch.Tensor, uniform_R: torch.Tensor) -> torch.Tensor:

@@ -64,6 +64,8 @@ class _Path:
     """Sum of log rank scores."""
     tokens: int = 0
     answer: str | None = None
+    cut: bool = False
+    """Its last step reached a limit before its line break."""
 
 
 @dataclass
@@ -148,6 +150,7 @@ class ConfidenceTree:
             path.tokens + len(completion.token_ids),
         )
         child.answer = extract_answer(completion.text)
+        child.cut = completion.finish == "length"
         return child
 
     def _select(self, state: _State, children: list[_Path]) -> None:
@@ -166,7 +169,7 @@ class ConfidenceTree:
             if completed.final or child.answer is not None:
                 builder.decide(child.node, "finished")
                 state.done.append(child)
-            elif child.tokens >= settings.max_tokens or len(completed.step.token_ids) >= settings.max_step_tokens:
+            elif child.cut or child.tokens >= settings.max_tokens:
                 builder.decide(child.node, "cut")
             elif place < settings.width:
                 builder.decide(child.node, "expanded")

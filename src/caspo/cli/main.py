@@ -1,0 +1,52 @@
+"""The command line. Every command is one function in a file of this room; heavy imports happen inside them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from caspo import __version__
+from caspo.cli import run, solve, stages
+from caspo.errors import CaspoError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="caspo",
+    help="Make reasoning language models reliable: confidence-aware step alignment (CASPO) and search (CaT).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run)
+app.command("solve")(solve.solve)
+app.command("annotate")(stages.annotate)
+app.command("pairs")(stages.pairs)
+app.command("train")(stages.train)
+app.command("evaluate")(stages.evaluate)
+app.command("report")(stages.report)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"caspo {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run a command; a `CaspoError` becomes one message on stderr and exit code 1, Ctrl-C exit code 130."""
+    try:
+        app()
+    except CaspoError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("Stopped. Run the same command again to go on.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

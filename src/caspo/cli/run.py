@@ -1,0 +1,55 @@
+"""`caspo run RECIPE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from caspo.errors import ConfigError
+
+__all__ = ["Overrides", "run"]
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to change.")]
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="YAML file, for example recipes/demo/recipe.yaml.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<folder of the recipe> by default.")] = None,
+) -> None:
+    """Run a recipe from beginning to end. Killed at any moment, the same command goes on."""
+    from caspo.cli.show import bars, console, metrics_table
+    from caspo.config import load_recipe
+
+    target = out or Path("runs") / (recipe.resolve().parent.name)
+    if _kind(recipe) == "supervised":
+        from caspo.warm_start import SupervisedRecipe, run_supervised
+
+        with bars() as show:
+            result = run_supervised(
+                load_recipe(SupervisedRecipe, recipe, overrides or ()),
+                target,
+                lambda step, total, metrics: show.stage("train", step, total),
+            )
+        console.print(f"The model is in {result}")
+        return
+    from caspo.iterate import CaspoRecipe, run_recipe
+
+    with bars() as show:
+        metrics = run_recipe(load_recipe(CaspoRecipe, recipe, overrides or ()), target, show)
+    console.print(metrics_table(metrics))
+    console.print(f"Report: {target / 'report.html'}   figures: {target / 'metrics.json'}", highlight=False)
+
+
+def _kind(recipe: Path) -> str:
+    try:
+        data = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return "caspo"  # loading it as a recipe will say what is wrong
+    kind = data.get("kind", "caspo") if isinstance(data, dict) else "caspo"
+    if kind not in ("caspo", "supervised"):
+        raise ConfigError(f"{recipe} has kind {kind!r}; it must be 'caspo' or 'supervised'.")
+    return str(kind)

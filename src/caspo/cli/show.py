@@ -1,0 +1,95 @@
+"""Progress bars and tables of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+__all__ = ["Bars", "bars", "console", "metrics_table"]
+
+console = Console(stderr=True)
+
+
+class Bars:
+    """A `Reporter`: one bar per stage, with its rate and the time left; plain lines where there is no terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self._said: dict[str, int] = {}
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """``done`` of ``total`` units of a stage are finished."""
+        if not console.is_terminal:
+            tenth = 10 * done // max(1, total)
+            if self._said.get(name) != tenth:
+                self._said[name] = tenth
+                console.print(f"{name}: {done}/{total}", highlight=False)
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, speed="")
+        task = self._progress.tasks[self._tasks[name]]
+        speed = f"{task.speed:.1f}/s" if task.speed else ""
+        self._progress.update(self._tasks[name], completed=done, total=total, speed=speed)
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Progress bars for the time of a ``with`` block."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with progress:
+        yield Bars(progress)
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """The before/after table of a run."""
+    table = Table(title=f"{metrics['recipe']}: {metrics['model']}, seed {metrics['seed']}", title_justify="left")
+    table.add_column("")
+    for entry in metrics["rounds"]:
+        table.add_column("before" if entry["round"] == 0 else f"round {entry['round']}", justify="right")
+    rounds = metrics["rounds"]
+    for method in rounds[0]["methods"]:
+        cells = [r["methods"][method] for r in rounds]
+        table.add_row(
+            f"{method}: accuracy (n = {cells[0]['n']})",
+            *(f"{c['accuracy']:.1%}  [{c['accuracy_ci95'][0]:.1%}, {c['accuracy_ci95'][1]:.1%}]" for c in cells),
+        )
+        table.add_row("  generated tokens a question", *(f"{c['generated_tokens_per_question']:.0f}" for c in cells))
+        table.add_row("  seconds a question", *(f"{c['seconds_per_question']:.2f}" for c in cells))
+    for key, label, form in (
+        ("accuracy", "steps: right", "{:.1%}"),
+        ("ece", "steps: ECE of the confidence", "{:.3f}"),
+        ("brier", "steps: Brier score", "{:.3f}"),
+        ("ece_calibrated", "steps: ECE, calibrated", "{:.3f}"),
+        ("entropy_right", "steps: entropy of right ones, nats", "{:.3f}"),
+        ("entropy_wrong", "steps: entropy of wrong ones, nats", "{:.3f}"),
+    ):
+        values = [r["steps"].get(key) for r in rounds]
+        table.add_row(label, *("-" if v is None else form.format(v) for v in values))
+    for family, label in (("auroc", "all steps"), ("auroc_siblings", "siblings")):
+        for signal in ("entropy", "logprob_sum"):
+            values = [r["steps"].get(family, {}).get(signal) for r in rounds]
+            table.add_row(f"AUROC of {signal}, {label}", *("-" if v is None else f"{v:.3f}" for v in values))
+    return table

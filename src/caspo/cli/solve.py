@@ -1,0 +1,127 @@
+"""`caspo solve`: one question, or a file of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from caspo.types import Node, Question, Solution
+
+__all__ = ["solve"]
+
+
+def solve(
+    question: Annotated[str, typer.Argument(help="A question, or a JSONL file of them, or 'stories'.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Bundled name, folder or hub name.")] = "smollm2-135m",
+    method: Annotated[str, typer.Option(help="cat, chain_of_thought or self_consistency.")] = "cat",
+    limit: Annotated[int, typer.Option(min=1, help="Questions of a file, at most.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of sampling and of the choice of questions.")] = 0,
+    instruction: Annotated[str | None, typer.Option(help="System message of the prompt.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="JSON Lines file for the solutions.")] = None,
+) -> None:
+    """Solve questions with CaT (or another method) and show each step with the model's confidence in it."""
+    import json
+
+    from caspo.cli.show import bars, console
+    from caspo.config import settings_from
+    from caspo.errors import ConfigError
+    from caspo.iterate import ModelSettings, open_engine
+    from caspo.search import METHODS
+    from caspo.storage import write_text
+    from caspo.tasks.base import grade
+
+    if method not in METHODS:
+        raise ConfigError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")
+    chosen = METHODS[method]
+    configured = chosen(settings_from(type(chosen().settings), settings or ()))  # type: ignore[arg-type]
+    questions = _questions(question, limit, seed)
+    named = {"name": model, "device": device} | ({} if instruction is None else {"instruction": instruction})
+    engine = open_engine(ModelSettings.model_validate(named))
+    done = 0
+    with bars() as show:
+
+        def advance(paths: int) -> None:
+            nonlocal done
+            done += paths
+            show.stage("solve", min(done, len(questions)), len(questions))
+
+        solutions = configured.solve(questions, engine, seed, advance)
+    lines = []
+    for asked, solution in zip(questions, solutions, strict=True):
+        right = grade(asked, solution.answer) if asked.answer else None
+        _show(asked, solution, right)
+        lines.append(
+            json.dumps(
+                {
+                    "id": asked.id,
+                    "question": asked.text,
+                    "answer": solution.answer,
+                    "gold": asked.answer or None,
+                    "correct": right,
+                    "confidence": solution.confidence,
+                    "generated_tokens": solution.generated_tokens,
+                    "steps": [node.step.text.strip() for node in _told(solution)],
+                }
+            )
+        )
+    graded = [grade(q, s.answer) for q, s in zip(questions, solutions, strict=True) if q.answer]
+    tokens = sum(s.generated_tokens for s in solutions) / len(solutions)
+    if graded:
+        console.print(
+            f"{sum(graded)} of {len(graded)} right, {tokens:.0f} generated tokens a question", highlight=False
+        )
+    if out is not None:
+        write_text(out, "\n".join(lines) + "\n")
+        console.print(f"Solutions: {out}", highlight=False)
+
+
+def _questions(question: str, limit: int, seed: int) -> list[Question]:
+    from caspo.errors import DataError
+    from caspo.tasks.jsonl import JsonlTask
+    from caspo.tasks.stories import StoriesTask
+    from caspo.types import Question
+
+    if question == "stories":
+        return StoriesTask().questions("test", limit, seed)
+    if question.endswith((".jsonl", ".json")):
+        return JsonlTask(Path(question)).questions("test", limit, seed)
+    if not question.strip():
+        raise DataError("The question is empty: there is nothing to solve. Give a question with some text.")
+    return [Question("question", question, "")]
+
+
+def _told(solution: Solution) -> list[Node]:
+    """The path to report: of the finished paths that reached the answer, the most probable one."""
+    from caspo.answers import extract_answer, same_answer
+
+    tree = solution.tree
+    inner = {node.parent for node in tree.nodes}
+    ends = [node for node in tree.nodes if node.id not in inner and node.decision in ("", "finished")]
+    paths = [tree.path(node.id) for node in ends]
+    reached = [p for p in paths if same_answer(extract_answer("".join(n.step.text for n in p)), solution.answer)]
+    if not (reached or paths):
+        return list(tree.nodes)
+    return list(max(reached or paths, key=lambda p: sum(float(n.step.trace.logprob.sum()) for n in p)))
+
+
+def _show(question: Question, solution: Solution, right: bool | None) -> None:
+    from rich.text import Text
+
+    from caspo.cli.show import console
+    from caspo.confidence import step_score
+
+    console.print(Text(question.text, style="bold"))
+    for node in _told(solution):
+        score = step_score(node.step.trace)
+        style = "green" if score >= 0.8 else "yellow" if score >= 0.5 else "red"
+        console.print(Text.assemble((f"  {score:4.2f}  ", style), node.step.text.strip()))
+    mark = {True: "right", False: f"wrong, it is {question.answer}", None: ""}[right]
+    answer = "no answer" if solution.answer is None else solution.answer
+    console.print(Text(f"  = {answer}  (vote {solution.confidence:.0%}, {solution.generated_tokens} tokens)  {mark}\n"))

@@ -1,0 +1,121 @@
+"""The single stages of a recipe: `annotate`, `pairs`, `train`, `evaluate`, `report`.
+
+They read the same recipe as `caspo run` and write the same files, so a stage can run on another machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from caspo.cli.run import Overrides
+
+if TYPE_CHECKING:
+    from caspo.iterate import CaspoRecipe
+
+__all__ = ["annotate", "evaluate", "pairs", "report", "train"]
+
+Recipe = Annotated[Path, typer.Argument(help="YAML file with the settings of the stage.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Trees = Annotated[Path, typer.Option(help="Folder (or file) of annotated trees.")]
+
+
+def _load(recipe: Path, overrides: list[str] | None, out: Path) -> CaspoRecipe:
+    from caspo.config import claim_folder, load_recipe
+    from caspo.iterate import CaspoRecipe
+
+    loaded = load_recipe(CaspoRecipe, recipe, overrides or ())
+    claim_folder(out, loaded)
+    if loaded.threads:
+        import torch
+
+        torch.set_num_threads(loaded.threads)
+    return loaded
+
+
+def annotate(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
+    """Sample step trees on the training questions and judge every step: OUT/tree/*.parquet."""
+    from functools import cache
+
+    from caspo.cli.show import bars, console
+    from caspo.iterate import annotate_stage, open_engine, open_judge, open_task
+
+    settings = _load(recipe, overrides, out)
+    questions = open_task(settings.task, "train").questions("train", settings.annotate.questions, settings.seed)
+    engine = cache(lambda: open_engine(settings.model))
+    with bars() as show:
+        trees = annotate_stage(
+            questions,
+            engine,
+            open_judge(settings.task),
+            settings.annotate,
+            settings.seed,
+            out / "tree",
+            lambda done, total: show.stage("sample and judge", done, total),
+        )
+    steps = sum(len(tree.nodes) for tree in trees)
+    console.print(f"{len(trees)} trees with {steps} distinct steps in {out / 'tree'}", highlight=False)
+
+
+def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -> None:
+    """Build preference pairs from annotated trees: OUT/pairs.parquet (loads in TRL as it is) and OUT/report.json."""
+    from transformers import AutoTokenizer
+
+    from caspo.cli.show import console
+    from caspo.data.store import read_trees
+    from caspo.engines.models import resolve
+    from caspo.iterate import pairs_stage
+    from caspo.storage import read_json
+
+    settings = _load(recipe, overrides, out)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(settings.model.name))
+    pairs_stage(read_trees(trees), settings.pairs, tokenizer, out)
+    console.print_json(data=read_json(out / "report.json"))
+
+
+def train(
+    recipe: Recipe,
+    trees: Trees,
+    pairs: Annotated[Path, typer.Option(help="File of the pairs that were built from the trees.")],
+    out: Out,
+    overrides: Overrides = None,
+) -> None:
+    """Step-wise DPO on pairs and their trees: OUT/model, OUT/log.jsonl, OUT/training.json."""
+    from caspo.cli.show import bars, console
+    from caspo.data.store import read_trees
+    from caspo.iterate import train_stage
+
+    settings = _load(recipe, overrides, out)
+    with bars() as show:
+        result = train_stage(
+            settings.model.name,
+            settings.model,
+            read_trees(trees),
+            pairs,
+            settings.train,
+            settings.seed,
+            out,
+            lambda step, total: show.stage("train", step, total),
+        )
+    console.print_json(data=result)
+
+
+def evaluate(
+    recipe: Recipe,
+    out: Out,
+    overrides: Overrides = None,
+) -> None:
+    """Measure the recipe's model as `caspo run` does, without training: OUT/metrics.json and OUT/report.html."""
+    from caspo.cli.run import run
+
+    run(recipe, [*(overrides or []), "rounds=0"], out)
+
+
+def report(run: Annotated[Path, typer.Argument(help="Folder of a run, with its metrics.json.")]) -> None:
+    """Write the page RUN/report.html again."""
+    from caspo.cli.show import console
+    from caspo.report.page import write_report
+
+    console.print(f"Report: {write_report(run)}", highlight=False)

@@ -1,0 +1,160 @@
+"""Engine `scripted`: a model whose every continuation is written down beforehand, for tests and examples. No torch.
+
+    engine = ScriptedEngine({
+        "How many?\n": [Scripted("2 + 3 = 5\n", 0.7), Scripted("2 + 3 = 6\n", 0.3, entropy=1.2)],
+        "How many?\n2 + 3 = 5\n": [Scripted("The answer is 5.", eos=True)],
+        "How many?\n2 + 3 = 6\n": [Scripted("The answer is 6.", eos=True)],
+    })
+
+Keys are the whole text before the continuation: the question, a line break, and the steps so far. A request without a
+stop string goes on from entry to entry until one ends with EOS. Every character is a token, so every prefix of a text
+is a prefix of its tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from caspo.engines.base import Completion, Progress, Request
+from caspo.errors import ConfigError, DataError, EngineError
+from caspo.types import TokenTrace
+
+__all__ = ["EOS", "Script", "Scripted", "ScriptedEngine"]
+
+EOS = 0x110000
+"""The end-of-sequence token: the first number that is no character."""
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """One continuation."""
+
+    text: str
+    probability: float = 1.0
+    """Weight among the continuations of the same prefix; they need not sum to 1."""
+    entropy: float | Sequence[float] | None = None
+    """Of each token (EOS included), nats: one number for all, or one each. By default the entropy of the choice among the
+    continuations for the first token, 0 for the others."""
+    eos: bool = False
+    """The solution ends here."""
+
+
+Script = Mapping[str, Sequence[Scripted]] | Callable[[str], Sequence[Scripted]]
+"""From the text so far to its continuations."""
+
+
+class ScriptedEngine:
+    """Plays a script, with traces that agree with it: a choice is made at the first token of a continuation.
+
+    Temperature 0 takes the most probable continuation (of equals the first); otherwise the request's seed draws one.
+    """
+
+    def __init__(self, script: Script, name: str = "scripted") -> None:
+        self._script, self._name = script, name
+
+    @property
+    def name(self) -> str:
+        """The model's name, for records."""
+        return self._name
+
+    def prompt(self, question: str) -> tuple[int, ...]:
+        """The question and a line break, as tokens."""
+        if not question.strip():
+            raise DataError("The question is empty: there is nothing to solve. Give a question with some text.")
+        return tuple(map(ord, f"{question}\n"))
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The character of each token; EOS is empty."""
+        return ["" if token == EOS else chr(token) for token in token_ids]
+
+    def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
+        """Play every request; results in order.
+
+        Raises:
+            EngineError: the script has no continuation for a text.
+        """
+        completions = []
+        for request in requests:
+            completions.append(self._play(request))
+            if progress is not None:
+                progress(1)
+        return completions
+
+    def _play(self, request: Request) -> Completion:
+        prefix = "".join(self.pieces(request.prefix_ids))
+        ids: list[int] = []
+        columns: list[tuple[float, float, float, float, float]] = []
+        finish: Literal["eos", "stop", "length"] | None = None
+        while finish is None:
+            options = self._continuations(prefix + "".join(self.pieces(ids)))
+            chosen = _choose(options, request, len(ids))
+            for token, column in zip(_tokens(options[chosen]), _trace(options, chosen), strict=True):
+                ids.append(token)
+                columns.append(column)
+                finish = _finish(ids, request)
+                if finish is not None:
+                    break
+        text = "".join(self.pieces(ids))
+        return Completion(tuple(ids), text, TokenTrace(*np.array(columns, dtype=np.float32).T.copy()), finish)
+
+    def _continuations(self, text: str) -> Sequence[Scripted]:
+        found = self._script(text) if callable(self._script) else self._script.get(text)
+        if not found:
+            raise EngineError(f"The script has no continuation for the text {text!r}. Add an entry for exactly this text.")
+        for option in found:
+            if not (option.text or option.eos) or option.probability <= 0:
+                raise ConfigError(f"{option!r} cannot be played: it needs a text (or eos) and a probability above 0.")
+        return found
+
+
+def _tokens(option: Scripted) -> list[int]:
+    return [*map(ord, option.text), *([EOS] if option.eos else [])]
+
+
+def _choose(options: Sequence[Scripted], request: Request, position: int) -> int:
+    """The option's index: the most probable one, or one drawn from those within ``top_p``."""
+    order = sorted(range(len(options)), key=lambda i: -options[i].probability)
+    if request.temperature == 0:
+        return order[0]
+    total = sum(option.probability for option in options)
+    weights, before = [], 0.0
+    for i in order:
+        share = options[i].probability / total
+        weights.append(share ** (1 / request.temperature) if before < request.top_p else 0.0)
+        before += share
+    return random.Random(f"{request.seed} {position}").choices(order, weights=weights)[0]
+
+
+def _trace(options: Sequence[Scripted], chosen: int) -> list[tuple[float, float, float, float, float]]:
+    """Per token: entropy, logprob, max logprob, margin, varentropy (as in `TokenTrace`)."""
+    total = sum(option.probability for option in options)
+    shares = sorted((option.probability / total for option in options), reverse=True)
+    entropy = -sum(p * math.log(p) for p in shares)
+    varentropy = sum(p * math.log(p) ** 2 for p in shares) - entropy**2
+    taken = math.log(options[chosen].probability / total)
+    margin = shares[0] - (shares[1] if len(shares) > 1 else 0.0)
+    count = len(_tokens(options[chosen]))
+    rows = [(entropy, taken, math.log(shares[0]), margin, max(0.0, varentropy))] + [(0.0, 0.0, 0.0, 1.0, 0.0)] * (count - 1)
+    given = options[chosen].entropy
+    if given is None:
+        return rows
+    entropies = [float(given)] * count if isinstance(given, (int, float)) else list(given)
+    if len(entropies) != count:
+        raise ConfigError(f"{options[chosen]!r} has {len(entropies)} entropies for {count} tokens. Give one for each.")
+    return [(h, *row[1:]) for h, row in zip(entropies, rows, strict=True)]
+
+
+def _finish(ids: Sequence[int], request: Request) -> Literal["eos", "stop", "length"] | None:
+    if ids[-1] == EOS:
+        return "eos"
+    text = "".join(map(chr, ids))
+    for stop in request.stop:
+        if text.endswith(stop) and text[: -len(stop)].strip():
+            return "stop"
+    return "length" if len(ids) >= request.max_new_tokens else None

@@ -1,0 +1,217 @@
+"""From the files of an evaluation to the figures of one round in `metrics.json`, and what the report draws besides."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caspo.answers import extract_answer, same_answer
+from caspo.confidence import signals, step_score
+from caspo.data.annotate import judge_tree
+from caspo.evaluate.calibration import Calibrator, brier, ece, fit, reliability
+from caspo.evaluate.run import EvaluateSettings, Outcome, read_outcomes
+from caspo.evaluate.statistics import auroc, auroc_siblings, wilson
+from caspo.judges.base import Judge
+from caspo.search.vote import vote
+from caspo.trees import seed_of
+from caspo.types import Node, Tree
+
+__all__ = ["fit_calibrator", "round_metrics"]
+
+_SHOWN_TREES = 8
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The judged steps of some trees, one row per distinct step."""
+
+    signals: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
+    confidence: np.ndarray[Any, np.dtype[np.float64]]
+    entropy: np.ndarray[Any, np.dtype[np.float64]]
+    right: np.ndarray[Any, np.dtype[np.bool_]]
+    weights: np.ndarray[Any, np.dtype[np.float64]]
+    """How often each step was sampled."""
+    groups: list[np.ndarray[Any, np.dtype[np.intp]]]
+    """Rows of each sibling group."""
+
+
+def round_metrics(
+    folder: Path, judge: Judge, settings: EvaluateSettings, calibrator: Calibrator | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The round's entry of `metrics.json` (without ``round`` and ``training``), and its entries for the report."""
+    methods: dict[str, Any] = {}
+    drawn: dict[str, Any] = {"budget_curve": {}, "trees": []}
+    sampled: list[Tree] = []
+    for method in settings.methods():
+        outcomes, trees = read_outcomes(folder, method.name)
+        methods[method.name] = _method_entry(outcomes) | {"settings": method.settings.model_dump(mode="json")}
+        if method.name == "cat":
+            trees = [judge_tree(tree, judge) for tree in trees]
+            methods[method.name]["over_pruned"] = sum(map(_over_pruned, trees)) / len(trees)
+            drawn["trees"] = _shown(outcomes, trees)
+        if method.name == "self_consistency" or not sampled:
+            sampled = [judge_tree(tree, judge) for tree in trees]
+        if method.name == "self_consistency":
+            drawn["budget_curve"][method.name] = _budget_curve(outcomes, trees)
+    rows = _rows(sampled)
+    drawn["reliability"] = [b._asdict() for b in reliability(rows.confidence, rows.right, weights=rows.weights)]
+    drawn["entropy"] = {
+        name: rows.entropy[rows.right == value][:1000].round(4).tolist()
+        for name, value in (("right", True), ("wrong", False))
+    }
+    if calibrator is not None:
+        probability = calibrator.predict(rows.confidence)
+        drawn["reliability_calibrated"] = [
+            b._asdict() for b in reliability(probability, rows.right, weights=rows.weights)
+        ]
+    return {"methods": methods, "steps": _step_entry(rows, calibrator)}, drawn
+
+
+def fit_calibrator(trees: Sequence[Tree]) -> Calibrator | None:
+    """The map from step confidence to the probability of being right, from held-out trees; None if all steps are alike."""
+    rows = _rows(trees)
+    if len(rows.right) == 0 or rows.right.all() or not rows.right.any():
+        return None
+    return fit(rows.confidence, rows.right, "isotonic", rows.weights, "entropy")
+
+
+def _method_entry(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    n = len(outcomes)
+    correct = sum(o.correct for o in outcomes)
+    return {
+        "n": n,
+        "accuracy": correct / n,
+        "accuracy_ci95": list(wilson(correct, n)),
+        "generated_tokens_per_question": sum(o.tokens for o in outcomes) / n,
+        "seconds_per_question": sum(o.seconds for o in outcomes) / n,
+        "abstained": sum(o.abstained for o in outcomes) / n,
+        "over_pruned": None,
+    }
+
+
+def _rows(trees: Sequence[Tree]) -> _Steps:
+    nodes: list[Node] = []
+    groups: list[np.ndarray[Any, np.dtype[np.intp]]] = []
+    for tree in trees:
+        for _, children in tree.groups():
+            judged = [c for c in children if c.verdict is not None and c.verdict.label != "unknown"]
+            if judged:
+                groups.append(np.arange(len(nodes), len(nodes) + len(judged)))
+                nodes += judged
+    table = [signals(n.step.trace) for n in nodes]
+    return _Steps(
+        signals={name: np.array([row[name] for row in table]) for name in (table[0] if table else ())},
+        confidence=np.array([step_score(n.step.trace) for n in nodes]),
+        entropy=np.array([float(n.step.trace.entropy.mean()) for n in nodes]),
+        right=np.array([n.verdict is not None and n.verdict.label == "right" for n in nodes], dtype=np.bool_),
+        weights=np.array([float(n.count) for n in nodes]),
+        groups=groups,
+    )
+
+
+def _step_entry(rows: _Steps, calibrator: Calibrator | None) -> dict[str, Any]:
+    if len(rows.right) == 0:
+        return {"n": 0}
+
+    def mean_entropy(which: np.ndarray[Any, np.dtype[np.bool_]]) -> float | None:
+        return float(np.average(rows.entropy[which], weights=rows.weights[which])) if which.any() else None
+
+    probability = None if calibrator is None else calibrator.predict(rows.confidence)
+    return {
+        "n": int(rows.weights.sum()),
+        "accuracy": float(np.average(rows.right, weights=rows.weights)),
+        "ece": ece(rows.confidence, rows.right, weights=rows.weights),
+        "brier": brier(rows.confidence, rows.right, weights=rows.weights),
+        "ece_calibrated": None if probability is None else ece(probability, rows.right, weights=rows.weights),
+        "brier_calibrated": None if probability is None else brier(probability, rows.right, weights=rows.weights),
+        "auroc": {name: auroc(values, rows.right, rows.weights) for name, values in rows.signals.items()},
+        "auroc_siblings": {
+            name: auroc_siblings((values[g], rows.right[g]) for g in rows.groups).value
+            for name, values in rows.signals.items()
+        },
+        "sibling_groups": sum(bool(rows.right[g].any() and not rows.right[g].all()) for g in rows.groups),
+        "entropy_right": mean_entropy(rows.right),
+        "entropy_wrong": mean_entropy(~rows.right),
+    }
+
+
+def _over_pruned(tree: Tree) -> bool:
+    """Whether the search gave up a right step at some depth and went on with none."""
+
+    def right_at(depth: int, *, kept: bool) -> bool:
+        return any(
+            n.depth == depth
+            and (n.decision in ("expanded", "finished")) == kept
+            and n.verdict is not None
+            and n.verdict.label == "right"
+            for n in tree.nodes
+        )
+
+    return any(right_at(d, kept=False) and not right_at(d, kept=True) for d in {n.depth for n in tree.nodes})
+
+
+def _budget_curve(outcomes: Sequence[Outcome], trees: Sequence[Tree]) -> list[dict[str, Any]]:
+    """Accuracy of the majority of k samples, from random subsets of the samples that were drawn."""
+    bags = [_answers(tree) for tree in trees]
+    samples = max(len(bag) for bag in bags)
+    tokens = sum(o.tokens for o in outcomes) / len(outcomes) / samples
+    curve = []
+    for k in [k for k in (1, 2, 4, 8, 16, 32) if k < samples] + [samples]:
+        shares = []
+        for tree, bag in zip(trees, bags, strict=True):
+            rng = random.Random(seed_of("budget", tree.question.id, k))
+            draws = 1 if k == samples else 40
+            hits = 0
+            for _ in range(draws):
+                answer, _share = vote(rng.sample(bag, k), [1.0] * k)
+                hits += same_answer(answer, tree.question.answer)
+            shares.append(hits / draws)
+        accuracy = float(np.mean(shares))
+        low, high = wilson(round(accuracy * len(shares)), len(shares))
+        curve.append({"tokens": k * tokens, "accuracy": accuracy, "low": low, "high": high, "label": f"SC@{k}"})
+    return curve
+
+
+def _answers(tree: Tree) -> list[str | None]:
+    """The answers of the samples that were merged into a tree: a sample ended where a node was met more often than
+    its children."""
+    answers: list[str | None] = []
+    for node in tree.nodes:
+        ended = node.count - sum(child.count for child in tree.children(node.id))
+        text = "".join(n.step.text for n in tree.path(node.id))
+        answers += [extract_answer(text)] * ended
+    return answers
+
+
+def _shown(outcomes: Sequence[Outcome], trees: Sequence[Tree]) -> list[dict[str, Any]]:
+    """Some solved trees for the report: those in which the search had something to decide, wrong ones among them."""
+    order = sorted(range(len(trees)), key=lambda i: (-min(12, len(trees[i].nodes)), i))
+    wrong = [i for i in order if not outcomes[i].correct][: _SHOWN_TREES // 2 - 1]
+    right = [i for i in order if outcomes[i].correct][: _SHOWN_TREES - len(wrong)]
+    return [
+        {
+            "question": trees[i].question.text,
+            "gold": trees[i].question.answer,
+            "answer": outcomes[i].answer,
+            "correct": outcomes[i].correct,
+            "tokens": outcomes[i].tokens,
+            "nodes": [
+                {
+                    "id": n.id,
+                    "parent": n.parent,
+                    "text": n.step.text.strip(),
+                    "confidence": step_score(n.step.trace),
+                    "verdict": n.verdict.label if n.verdict else "unknown",
+                    "decision": n.decision,
+                    "count": n.count,
+                }
+                for n in trees[i].nodes
+            ],
+        }
+        for i in sorted(right + wrong)
+    ]

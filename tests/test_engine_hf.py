@@ -1,0 +1,341 @@
+"""Engine `hf` against transformers' own generate and against a plain forward pass, on tiny random models."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import VOCABULARY, build, tokenizer
+
+from caspo.engines.base import Completion, Request
+from caspo.engines.hf import HFEngine
+from caspo.engines.kv import PrefixStore, RowPool
+from caspo.engines.prompts import PLAIN_TEMPLATE
+from caspo.errors import DataError, EngineError, ModelError
+
+FAMILIES = ("llama", "qwen3", "gemma3", "mistral")
+
+
+def prefixes(n: int, seed: int = 0, low: int = 2, high: int = 30) -> list[tuple[int, ...]]:
+    rng = np.random.default_rng(seed)
+    return [tuple(int(t) for t in rng.integers(2, VOCABULARY, rng.integers(low, high))) for _ in range(n)]
+
+
+def sampled(n: int, **more: Any) -> list[Request]:
+    """Ragged requests that sample: prefixes and lengths differ, some prefixes are shared."""
+    found = prefixes(n)
+    return [
+        Request(found[i - i % 3], seed=1000 + i, **{"max_new_tokens": 4 + i % 13, **more})  # type: ignore[arg-type]
+        for i in range(n)
+    ]
+
+
+def engine(kind: str = "llama", **more: Any) -> HFEngine:
+    return HFEngine(build(kind), tokenizer(), **more)
+
+
+def same(a: Completion, b: Completion, tolerance: float = 1e-4) -> None:
+    assert a.token_ids == b.token_ids
+    assert (a.text, a.finish) == (b.text, b.finish)
+    for name in ("entropy", "logprob", "max_logprob", "margin", "varentropy"):
+        np.testing.assert_allclose(getattr(a.trace, name), getattr(b.trace, name), atol=tolerance, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_greedy_equals_generate(kind: str) -> None:
+    """The decode loop is the model's: the same tokens as `model.generate` on the same ragged batch."""
+    ours = engine(kind)
+    asked = prefixes(6)
+    width = max(map(len, asked))
+    ids = torch.tensor([[1] * (width - len(p)) + list(p) for p in asked])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in asked])
+    theirs = ours.model.generate(ids, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=1)[:, width:]
+    for mine, row in zip(
+        ours.generate([Request(p, 0, 20, temperature=0) for p in asked]), theirs.tolist(), strict=True
+    ):
+        end = row.index(0) + 1 if 0 in row else 20
+        assert list(mine.token_ids) == row[:end]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_a_row_does_not_depend_on_its_neighbours(kind: str, top_p: float) -> None:
+    """Batch of 1, batch of 24, and a batch of which only 3 fit at a time: the same tokens and traces."""
+    model = build(kind)
+    requests = sampled(24, top_p=top_p)
+    together = HFEngine(model, tokenizer()).generate(requests)
+    trickled = HFEngine(model, tokenizer(), max_rows=3).generate(requests)
+    for a, b in zip(together, trickled, strict=True):
+        same(a, b)
+    alone = HFEngine(model, tokenizer(), store_bytes=0)
+    for i in (0, 7, 23):
+        same(together[i], alone.generate([requests[i]])[0])
+
+
+def test_settings_of_neighbours_do_not_matter() -> None:
+    """A row without top-p draws the same token beside rows with top-p, other temperatures or none."""
+    model = build("llama")
+    requests = sampled(8)
+    mixed = [
+        request if i % 2 == 0 else Request(request.prefix_ids, request.seed, 9, (0.0, 0.7)[i % 4 // 2], 0.5)
+        for i, request in enumerate(requests)
+    ]
+    alone = HFEngine(model, tokenizer()).generate(requests)
+    beside = HFEngine(model, tokenizer()).generate(mixed)
+    for i in range(0, 8, 2):
+        same(alone[i], beside[i])
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_continuing_equals_recomputing(kind: str) -> None:
+    """Steps continued from kept keys and values equal the same steps by an engine that knows nothing."""
+    model = build(kind)
+    kept = HFEngine(model, tokenizer())
+    prefix = prefixes(1, low=9)[0]
+    for depth in range(4):
+        requests = [Request(prefix, 77 * depth + i, 6) for i in range(5)]
+        continued = kept.generate(requests)
+        for a, b in zip(continued, HFEngine(model, tokenizer()).generate(requests), strict=True):
+            same(a, b)
+        prefix += next(c.token_ids for c in continued if c.finish != "eos")
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_trace_equals_a_full_forward_pass(kind: str) -> None:
+    """Every statistic is of the raw distribution, whatever the temperature; checked in float64."""
+    ours = engine(kind)
+    request = Request(prefixes(1, seed=4)[0], 5, 24, temperature=0.6, top_p=0.8)
+    done = ours.generate([request])[0]
+    ids = torch.tensor([request.prefix_ids + done.token_ids])
+    with torch.inference_mode():
+        logits = ours.model(input_ids=ids).logits[0, len(request.prefix_ids) - 1 : -1].double()
+    logp = logits.log_softmax(-1)
+    p = logp.exp()
+    entropy = -(p * logp).sum(-1)
+    best = p.topk(2).values
+    expected = {
+        "entropy": entropy,
+        "logprob": logp.gather(1, torch.tensor(done.token_ids)[:, None])[:, 0],
+        "max_logprob": logp.max(-1).values,
+        "margin": best[:, 0] - best[:, 1],
+        "varentropy": (p * (logp + entropy[:, None]) ** 2).sum(-1),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(getattr(done.trace, name), values.numpy(), atol=1e-4, err_msg=name)
+
+
+def forced(script: dict[int, int]) -> tuple[HFEngine, tuple[int, ...]]:
+    """An engine whose next token depends on the last one as ``script`` says; and a two-token prompt."""
+    ours = engine()
+    real = ours.model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        out = real(*args, **kwargs)
+        last = kwargs["input_ids"][:, -1]
+        out.logits = torch.full_like(out.logits, -20.0)
+        for row, token in enumerate(last.tolist()):
+            out.logits[row, -1, script.get(token, 5)] = 20.0
+        return out
+
+    ours.model.forward = forward
+    return ours, (2, 3)
+
+
+def chain(*texts: str) -> dict[int, int]:
+    """Tokens that spell the given texts, one each, after token 3, then EOS."""
+    ids = [3]
+    for text in texts:
+        found = tokenizer()(text, add_special_tokens=False)["input_ids"]
+        assert len(found) == 1, f"{text!r} is {len(found)} tokens"
+        ids += found
+    assert len(set(ids)) == len(ids)
+    return dict(zip(ids, [*ids[1:], 0], strict=True))
+
+
+def test_stop_string() -> None:
+    """A step ends with its stop string, which is part of it; what only white space precedes does not end it."""
+    ours, prefix = forced(chain("\n", "B", "q", "\t", "Z"))
+    done = ours.generate([Request(prefix, 0, 9, 0, stop=("\t",))])[0]
+    assert (done.text, done.finish) == ("\nBq\t", "stop")
+    done = ours.generate([Request(prefix, 0, 9, 0, stop=("\n", "\t"))])[0]
+    assert (done.text, done.finish) == ("\nBq\t", "stop"), "a leading line break does not end the step"
+
+
+def test_stop_string_across_tokens() -> None:
+    """A stop string that several tokens make up is found."""
+    ours, prefix = forced(chain("B", "q", "Z", "K"))
+    done = ours.generate([Request(prefix, 0, 9, 0, stop=("qZ",))])[0]
+    assert (done.text, done.finish) == ("BqZ", "stop")
+
+
+def test_eos_is_a_token_but_not_text() -> None:
+    """EOS counts as a token with a trace, and never shows in the text."""
+    ours, prefix = forced(chain("B", "q"))
+    done = ours.generate([Request(prefix, 0, 9, 0)])[0]
+    assert (done.text, done.finish) == ("Bq", "eos")
+    assert done.token_ids[-1] == 0
+    assert len(done.trace) == len(done.token_ids) == 3
+    assert ours.pieces(done.token_ids) == ["B", "q", ""]
+
+
+def test_token_limit() -> None:
+    """`max_new_tokens` is exact, and a stop string in the last allowed token still counts as a stop."""
+    ours, prefix = forced(chain("B", "q", "\n"))
+    done = ours.generate([Request(prefix, 0, 2, 0, stop=("\n",)), Request(prefix, 0, 3, 0, stop=("\n",))])
+    assert [(d.text, d.finish) for d in done] == [("Bq", "length"), ("Bq\n", "stop")]
+    done = ours.generate([Request(prefix, 0, 1, 0, stop=("B",))])
+    assert done[0].finish == "length", "a stop string with nothing before it is no stop"
+
+
+def test_context_limit() -> None:
+    """Decoding ends where the context ends; there even a stop is `length`, since nothing can go on from there."""
+    ours, prefix = forced(chain("B", "q", "\n"))
+    ours.context_length = 5
+    done = ours.generate([Request(prefix, 0, 9, 0, stop=("\n",))])[0]
+    assert (len(done.token_ids), done.finish) == (3, "length")
+    ours.context_length = 4
+    assert len(ours.generate([Request(prefix, 0, 9, 0)])[0].token_ids) == 2
+    with pytest.raises(EngineError, match=r"leaves no room in the context"):
+        ours.generate([Request((2, 3, 4, 5), 0)])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_logits(bad: float) -> None:
+    """NaN or infinite logits are an error, never a token."""
+    ours = engine()
+    with torch.no_grad():
+        ours.model.lm_head.weight[7] = bad
+    with pytest.raises(EngineError, match="NaN or infinite logits"):
+        ours.generate(sampled(3))
+
+
+def test_no_requests_and_progress() -> None:
+    """Nothing asked, nothing done; progress adds up to the number of requests."""
+    ours = engine(max_rows=4)
+    assert ours.generate([]) == []
+    seen: list[int] = []
+    ours.generate(sampled(11), seen.append)
+    assert sum(seen) == 11
+
+
+def test_prompts() -> None:
+    """An empty question is an error; a model without a chat template gets the plain one; templates are used."""
+    ours = engine()
+    with pytest.raises(DataError, match="question is empty"):
+        ours.prompt(" \n")
+    with_template = ours.prompt("How many?")
+    ours.tokenizer = copy.deepcopy(ours.tokenizer)
+    ours.tokenizer.chat_template = None
+    assert ours.prompt("How many?") == with_template
+    assert "".join(ours.pieces(with_template)) == "Question: How many?\nAnswer:\n"
+    ours.tokenizer.chat_template = PLAIN_TEMPLATE.replace("Question: ", "<") + "{{ messages[0]['content'] }}"
+    assert "step by step" in "".join(ours.pieces(ours.prompt("How many?")))
+
+
+def test_a_template_without_system_role() -> None:
+    """Where a template refuses system messages, the instruction stands before the question."""
+    ours = engine(instruction="Be brief.")
+    ours.tokenizer = copy.deepcopy(ours.tokenizer)
+    ours.tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN_TEMPLATE
+    )
+    assert "".join(ours.pieces(ours.prompt("Why?"))) == "Question: Be brief.\n\nWhy?\nAnswer:\n"
+
+
+def test_pieces_keep_their_spaces() -> None:
+    """Joined pieces are the text, also where a tokenizer drops the space before what it decodes (Llama 2, Mistral)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<e>", "?", "▁a", "▁dog", "▁runs"])}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Metaspace()
+    words.decoder = decoders.Metaspace()
+    ours = HFEngine(build("llama"), PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<e>"))
+    ids = ours.tokenizer("a dog runs")["input_ids"]
+    assert ours.tokenizer.decode([ids[1]]) == "dog"
+    assert ours.pieces([*ids, 0]) == [" a", " dog", " runs", ""]
+
+
+def test_no_eos() -> None:
+    """A model and tokenizer without EOS would never end: refused."""
+    bare = copy.deepcopy(tokenizer())
+    bare.eos_token = None
+    model = build("llama", eos_token_id=None)
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        HFEngine(model, bare)
+
+
+def test_other_architectures_are_refused() -> None:
+    """State-space, linear-attention and encoder-decoder models keep another state than keys and values."""
+    import transformers as tf
+
+    mamba = tf.MambaForCausalLM(tf.MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4))
+    t5 = tf.T5ForConditionalGeneration(
+        tf.T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    )
+    linear = build("llama")
+    linear.config.layer_types = ["linear_attention", "full_attention"]
+    for model in (mamba, t5, linear):
+        with pytest.raises(ModelError, match="full or sliding attention"):
+            HFEngine(model, tokenizer())
+
+
+def test_prefix_store_keeps_to_its_budget() -> None:
+    """The oldest go first; what was used lately stays; a budget of nothing keeps nothing."""
+    one = [(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2))]  # 64 bytes
+    store = PrefixStore(128)
+    store.put((1,), one)
+    store.put((2,), one)
+    assert store.get((1,)) is not None
+    store.put((3,), one)
+    assert [store.get((i,)) is not None for i in (1, 2, 3)] == [True, False, True]
+    nothing = PrefixStore(0)
+    nothing.put((1,), one)
+    assert nothing.get((1,)) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_row_pool(data: st.DataObject) -> None:
+    """Rows come, grow and leave at random in a pool as narrow as can be: each keeps its own keys, in order."""
+    capacity, longest = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 12))
+    pool = RowPool(2, capacity, longest + 1 + data.draw(st.integers(0, 3)), torch.device("cpu"))
+    expected: list[list[float]] = []
+    fresh = 0.0
+    for _ in range(data.draw(st.integers(1, 40))):
+        free = capacity - len(expected)
+        if free and (not expected or data.draw(st.booleans())):
+            new = []
+            for _ in range(data.draw(st.integers(1, free))):
+                length = data.draw(st.integers(1, longest - 1))
+                new.append([fresh + i for i in range(length)])
+                fresh += 100
+            pool.admit([[(torch.tensor(v)[None, :, None], -torch.tensor(v)[None, :, None])] * 2 for v in new])
+            expected += new
+        for row in reversed(range(len(expected))):
+            if len(expected[row]) >= longest:
+                pool.remove(row)
+                expected[row] = expected[-1]
+                expected.pop()
+        if not expected:
+            continue
+        assert pool.positions()[:, 0].tolist() == [len(v) for v in expected]
+        column = torch.tensor([fresh + i for i in range(len(expected))])
+        fresh += 100
+        mask = pool.mask()
+        for layer in pool.layers:
+            keys, values = layer.update(column[:, None, None, None], -column[:, None, None, None])
+            assert mask.shape == (len(expected), keys.shape[2]), "the mask covers the window that attention sees"
+            for row, known in enumerate(expected):
+                assert keys[row, 0, mask[row], 0].tolist() == [*known, float(column[row])]
+                assert values[row, 0, mask[row], 0].tolist() == [-v for v in [*known, float(column[row])]]
+        pool.advance()
+        expected = [[*known, float(column[row])] for row, known in enumerate(expected)]
+        row = data.draw(st.integers(0, len(expected) - 1))
+        assert pool.take(row)[1][0][0, :, 0].tolist() == expected[row]

@@ -1,0 +1,120 @@
+"""Tiny random models, a tiny tokenizer and hand-made trees for the tests of engines and training."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from caspo.tasks.stories import StoriesTask
+from caspo.types import ROOT, Node, Question, Step, StepPair, TokenTrace, Tree, Verdict
+from caspo.warm_start import train_tokenizer
+
+VOCABULARY = 320
+
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.25,  # wide enough that the next token is neither certain nor uniform
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+
+
+@cache
+def tokenizer() -> Any:
+    """Byte-level BPE, 320 tokens; 0 is EOS, 1 is padding."""
+    return train_tokenizer(StoriesTask().questions("train", 40), VOCABULARY)
+
+
+def build(kind: str, seed: int = 0, **more: Any) -> Any:
+    """A random model of the given family, in evaluation mode."""
+    import transformers as tf
+
+    families: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "llama": (tf.LlamaConfig, tf.LlamaForCausalLM, {}),
+        "qwen2": (tf.Qwen2Config, tf.Qwen2ForCausalLM, {}),
+        "qwen3": (tf.Qwen3Config, tf.Qwen3ForCausalLM, {"head_dim": 8}),
+        "smollm3": (tf.SmolLM3Config, tf.SmolLM3ForCausalLM, {}),
+        "granite": (tf.GraniteConfig, tf.GraniteForCausalLM, {}),
+        "mistral": (tf.MistralConfig, tf.MistralForCausalLM, {"sliding_window": 5}),
+        "gemma3": (
+            tf.Gemma3TextConfig,
+            tf.Gemma3ForCausalLM,
+            {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+        ),
+    }
+    config_class, model_class, extra = families[kind]
+    torch.manual_seed(seed)
+    return model_class(config_class(**{**COMMON, **extra, **more})).eval()
+
+
+def trace(n: int, entropy: float = 0.5, logprob: float = -0.5) -> TokenTrace:
+    """A made-up trace of ``n`` tokens."""
+    values = (entropy, logprob, -0.1, 0.5, 0.2)
+    return TokenTrace(*(np.full(n, v, dtype=np.float32) for v in values))
+
+
+def node(
+    id: int, parent: int, depth: int, ids: tuple[int, ...], label: str | None, *, final: bool = False,
+    entropy: float = 0.5, logprob: float = -0.5,
+) -> Node:  # fmt: skip
+    verdict = None if label is None else Verdict(label, "", "test")  # type: ignore[arg-type]
+    step = Step(f"step {id}\n", ids, trace(len(ids), entropy, logprob))
+    return Node(id, parent, depth, step, final=final, verdict=verdict)
+
+
+def bushy_tree(name: str = "q", seed: int = 0) -> Tree:
+    """Nine nodes, three levels, steps of 1 to 5 tokens; right and wrong siblings at each level."""
+    rng = np.random.default_rng(seed)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in rng.integers(2, VOCABULARY, n))
+
+    shape = [
+        (ROOT, 1, 3, "right"), (ROOT, 1, 4, "wrong"), (ROOT, 1, 1, "right"), (0, 2, 5, "right"), (0, 2, 2, "wrong"),
+        (2, 2, 3, "right"), (2, 2, 1, "wrong"), (3, 3, 4, "right"), (3, 3, 3, "wrong"),
+    ]  # fmt: skip
+    nodes = [
+        node(i, parent, depth, ids(n) + ((0,) if i == 7 else ()), label, final=i == 7)
+        for i, (parent, depth, n, label) in enumerate(shape)
+    ]
+    return Tree(Question(name, f"question {name}", "5"), ids(6 + seed % 3), tuple(nodes))
+
+
+def pairs_of(tree: Tree) -> list[StepPair]:
+    """Every right sibling of `bushy_tree` with every wrong one."""
+    found = []
+    for parent, children in tree.groups():
+        right = [c for c in children if c.verdict and c.verdict.label == "right"]
+        wrong = [c for c in children if c.verdict and c.verdict.label == "wrong"]
+        found += [
+            StepPair(tree.question.id, parent, r.id, w.id, "confident_wrong", 0.5, 0.5) for r in right for w in wrong
+        ]
+    return found
+
+
+def same_tree(a: Tree, b: Tree) -> bool:
+    """Equality of two trees, arrays included."""
+
+    def plain(tree: Tree) -> Any:
+        return _lists(dataclasses.asdict(tree))
+
+    return bool(plain(a) == plain(b))
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items() if k != "_children"}
+    if isinstance(value, (list, tuple)):
+        return [_lists(v) for v in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
