@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import VOCABULARY, build, tokenizer
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.hf import HFEngine
 from caspo.engines.kv import PrefixStore, RowPool
 from caspo.engines.prompts import PLAIN_TEMPLATE
 from caspo.errors import DataError, EngineError, ModelError
+from tiny import VOCABULARY, build, tokenizer
 
 FAMILIES = ("llama", "qwen3", "gemma3", "mistral")
 
@@ -54,7 +54,9 @@ def test_greedy_equals_generate(kind: str) -> None:
     width = max(map(len, asked))
     ids = torch.tensor([[1] * (width - len(p)) + list(p) for p in asked])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in asked])
-    theirs = ours.model.generate(ids, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=1)[:, width:]
+    theirs = ours.model.generate(ids, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=1)[
+        :, width:
+    ]
     for mine, row in zip(
         ours.generate([Request(p, 0, 20, temperature=0) for p in asked]), theirs.tolist(), strict=True
     ):
@@ -252,7 +254,9 @@ def test_pieces_keep_their_spaces() -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<e>", "?", "▁a", "▁dog", "▁runs"])}, unk_token="?"))
+    words = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(["<e>", "?", "▁a", "▁dog", "▁runs"])}, unk_token="?")
+    )
     words.pre_tokenizer = pre_tokenizers.Metaspace()
     words.decoder = decoders.Metaspace()
     ours = HFEngine(build("llama"), PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<e>"))

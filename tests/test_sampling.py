@@ -54,9 +54,10 @@ def test_statistics(logits: np.ndarray, uniform: float, temperature: float, top_
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.8), (2.0, 0.6)])
-def test_frequencies(temperature: float, top_p: float) -> None:
+def test_frequencies(temperature: float, top_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """40,000 draws follow softmax(logits / temperature) cut to its nucleus (chi-square below its 99.9% quantile)."""
     n = 40_000
+    monkeypatch.setattr(sampling, "_CPU_ROWS", n)
     logits = torch.tensor([1.0, 0.0, -float("inf"), 2.0, -1.0, 0.5])
     uniform = uniforms(np.arange(n, dtype=np.uint64), np.zeros(n, dtype=np.uint64))
     got = draw(

@@ -35,7 +35,7 @@ def _os_errors(path: Path) -> Iterator[None]:
         raise explain_os_error(error, path) from error
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file in the folder of ``path``, then rename it to ``path``."""
     with _os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to ``path`` atomically."""
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -74,7 +74,7 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def write_directory(path: Path, write: Callable[[Path], None]) -> None:
+def write_directory(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary folder beside ``path``, then rename it to ``path``.
 
     If ``path`` exists by then (another process was faster), that one is kept and ours is dropped.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from caspo.steps import split_tokens, step_key
 from caspo.types import ROOT, Node, Question, Step, TokenTrace, Tree, Verdict
@@ -83,7 +84,7 @@ class TreeBuilder:
 
 
 def _slice(trace: TokenTrace, start: int, end: int) -> TokenTrace:
-    def cut(values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def cut(values: NDArray[np.float32]) -> NDArray[np.float32]:
         return values[start:end]
 
     return replace(

@@ -104,6 +104,7 @@ def run_supervised(
         assert recipe.lora is not None
         base, tokenizer = load(recipe.model)
         tokenizer.chat_template = PLAIN_TEMPLATE
+        base.config.name_or_path = recipe.model  # noted in the adapter: the name, not a path of this machine
         model = add_adapters(base, recipe.lora, recipe.seed)
     examples: list[Example] = [
         (prompt_ids(tokenizer, q.text), solution_ids(tokenizer, q.solution or "")) for q in questions

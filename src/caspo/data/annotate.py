@@ -110,7 +110,7 @@ def _choose(builder: TreeBuilder, right: list[int], width: int, seed: int) -> li
     """``width`` of the right nodes, without replacement, with chances by their counts."""
     rng = random.Random(seed_of(seed, builder.question.id))
     left = list(right)
-    chosen = []
+    chosen: list[int] = []
     while left and len(chosen) < width:
         node = rng.choices(left, weights=[builder.nodes[n].count for n in left])[0]
         left.remove(node)

@@ -103,7 +103,9 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
                 return False
             taken.add((chosen.id, rejected.id))
             pairs.append(
-                StepPair(tree.question.id, parent, chosen.id, rejected.id, kind, _confidence(chosen), _confidence(rejected))
+                StepPair(
+                    tree.question.id, parent, chosen.id, rejected.id, kind, _confidence(chosen), _confidence(rejected)
+                )
             )
             return True
 
@@ -182,9 +184,14 @@ def read_pairs(path: Path, trees: Sequence[Tree]) -> list[StepPair]:
             )
         pairs.append(
             StepPair(
-                row["question_id"], row["parent_node"], *nodes, row["kind"],
-                row["chosen_confidence"], row["rejected_confidence"], row["weight"],
-            )  # fmt: skip
+                row["question_id"],
+                row["parent_node"],
+                *nodes,
+                row["kind"],
+                row["chosen_confidence"],
+                row["rejected_confidence"],
+                row["weight"],
+            )
         )
     return pairs
 

@@ -89,7 +89,7 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -
 def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
     """Rows of a Parquet file written by `write_table`, checked against ``schema``."""
     try:
-        table = pq.read_table(path, partitioning=None)  # a folder named seed=1 is no column
+        table = pq.read_table(path)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist. Check the path, or run the command that writes it.") from error
     except (pa.ArrowException, OSError) as error:
@@ -138,7 +138,9 @@ def _row(tree: Tree, node: Node) -> dict[str, Any]:
 
 def _tree(file: Path, rows: Sequence[dict[str, Any]]) -> Tree:
     first = rows[0]
-    whole = all(r["node"] == i and r["parent"] < i and r["question_id"] == first["question_id"] for i, r in enumerate(rows))
+    whole = all(
+        r["node"] == i and r["parent"] < i and r["question_id"] == first["question_id"] for i, r in enumerate(rows)
+    )
     if not whole:
         raise DataError(
             f"{file} does not hold whole trees (at question {first['question_id']}): rows are missing or were reordered. "
@@ -152,8 +154,13 @@ def _tree(file: Path, rows: Sequence[dict[str, Any]]) -> Tree:
 
 def _node(row: dict[str, Any]) -> Node:
     upper = row["entropy_upper"]
+    entropy, logprob, max_logprob, margin, varentropy = (np.array(row[name], dtype=np.float32) for name in _TRACE)
     trace = TokenTrace(
-        *(np.array(row[name], dtype=np.float32) for name in _TRACE),
+        entropy,
+        logprob,
+        max_logprob,
+        margin,
+        varentropy,
         kind=row["trace_kind"],
         k=row["trace_k"],
         entropy_upper=None if upper is None else np.array(upper, dtype=np.float32),

@@ -12,8 +12,10 @@ Not covered: encoder-decoder models and models with layers that are not attentio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -71,7 +73,7 @@ class HFEngine:
         instruction: str = INSTRUCTION,
         max_rows: int = 128,
         pool_bytes: int = 4 << 30,
-        store_bytes: int = 2 << 30,
+        store_bytes: int = 1 << 30,
     ) -> None:
         _refuse_unsupported(model)
         self.model, self.tokenizer = model, tokenizer
@@ -83,7 +85,12 @@ class HFEngine:
         self.context_length = int(getattr(config, "max_position_embeddings", 1 << 30))
         self._layers = int(config.num_hidden_layers)
         self._store = PrefixStore(store_bytes)
-        self._pool: RowPool | None = None
+        self._pools: dict[int, RowPool] = {}
+        self._lock = Lock()
+        self._threads = torch.get_num_threads()
+        # On a CPU two streams of half the threads each: while one is in Python, or waits for its threads to meet at the
+        # end of an operation, the other computes.
+        self.streams = min(2, self._threads) if self.device.type == "cpu" else 1
         generation = getattr(model.generation_config, "eos_token_id", None)
         listed = generation if isinstance(generation, list) else [generation]
         self.eos_ids = frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)
@@ -105,7 +112,6 @@ class HFEngine:
     def _pieces(self) -> _Pieces:
         return _Pieces(self.tokenizer)
 
-    @torch.inference_mode()
     def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
         """Sample every request; results in the order of the requests.
 
@@ -114,35 +120,61 @@ class HFEngine:
         """
         for request in requests:
             self._check(request)
-        results: list[Completion | None] = [None] * len(requests)
-        # Requests with the same prefix are admitted together, the longest first: their end is what one waits for.
-        waiting = sorted(range(len(requests)), key=lambda i: (-requests[i].max_new_tokens, requests[i].prefix_ids))
-        waiting.reverse()
         if not requests:
             return []
+        results: list[Completion | None] = [None] * len(requests)
+        # Requests with the same prefix are admitted together, the longest first: their end is what one waits for.
+        waiting = sorted(range(len(requests)), key=lambda i: (requests[i].max_new_tokens, requests[i].prefix_ids))
         columns = 64 + max(min(len(r.prefix_ids) + r.max_new_tokens, self.context_length) for r in requests)
-        pool = self._pool_for(columns, len(requests))
+        streams = min(self.streams, len(requests))
+        capacity = min(self._capacity(columns), -(-len(requests) // streams))
+
+        def stream(place: int) -> None:
+            if streams > 1:
+                torch.set_num_threads(self._threads // streams)  # of this Python thread only
+            self._stream(self._pool_for(place, columns, capacity), waiting, requests, results, progress)
+
+        if streams == 1:
+            stream(0)
+        else:
+            with ThreadPoolExecutor(streams) as executor:
+                list(executor.map(stream, range(streams)))
+        done = [result for result in results if result is not None]
+        assert len(done) == len(requests)
+        return done
+
+    @torch.inference_mode()
+    def _stream(
+        self,
+        pool: RowPool,
+        waiting: list[int],
+        requests: Sequence[Request],
+        results: list[Completion | None],
+        progress: Progress | None,
+    ) -> None:
+        """Decode what waits, together with other streams that take from the same list, until nothing is left."""
         rows: list[_Row] = []
         while waiting or rows:
             free = pool.capacity - len(rows)
             if waiting and (not rows or free >= max(1, pool.capacity // 8)):
-                new = [_Row(i, requests[i]) for i in (waiting.pop() for _ in range(min(free, len(waiting))))]
+                new = [_Row(i, requests[i]) for i in _take(waiting, free)]
                 self._admit(pool, new)
                 rows += new
+            if not rows:
+                break  # another stream took the last of what waited
             finished = self._step(pool, rows)
             for place in reversed(finished):
                 row = rows[place]
-                results[row.index] = self._complete(row)
-                if row.finish != "eos":
-                    self._store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(place))
+                results[row.index] = completion = self._complete(row)
+                if completion.finish == "stop":  # a step: something may be asked to follow it
+                    with self._lock:
+                        self._store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(place))
                 pool.remove(place)
                 rows[place] = rows[-1]
                 rows.pop()
             if finished and progress is not None:
-                progress(len(finished))
-        done = [result for result in results if result is not None]
-        assert len(done) == len(requests)
-        return done
+                with self._lock:
+                    progress(len(finished))
 
     def _step(self, pool: RowPool, rows: list[_Row]) -> list[int]:
         """Decode one token for every row; the places of the rows that finished, ascending."""
@@ -191,8 +223,8 @@ class HFEngine:
         return "length" if len(row.tokens) >= request.max_new_tokens else None
 
     def _complete(self, row: _Row) -> Completion:
-        values = torch.stack(row.statistics).numpy().astype(np.float32).T
-        trace = TokenTrace(*(np.ascontiguousarray(v) for v in values))
+        entropy, logprob, max_logprob, margin, varentropy = torch.stack(row.statistics, dim=1).float().numpy()
+        trace = TokenTrace(entropy, logprob, max_logprob, margin, varentropy)
         assert row.finish is not None
         tokens = row.tokens[:-1] if row.finish == "eos" else row.tokens
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -201,7 +233,8 @@ class HFEngine:
     def _admit(self, pool: RowPool, new: list[_Row]) -> None:
         """Give every new row the keys and values of its prefix (all but its last token, which the next step feeds)."""
         needed = list(dict.fromkeys(row.request.prefix_ids[:-1] for row in new))
-        found = {ids: self._store.get(ids) for ids in needed}
+        with self._lock:
+            found = {ids: self._store.get(ids) for ids in needed}
         missing = sorted((ids for ids in needed if found[ids] is None), key=len)
         while missing:
             width = 1
@@ -240,27 +273,27 @@ class HFEngine:
                 (layer.keys[i, :, width - len(ids) :].clone(), layer.values[i, :, width - len(ids) :].clone())
                 for layer in cache.layers
             ]
-            self._store.put(ids, prefix)
+            with self._lock:
+                self._store.put(ids, prefix)
             result[ids] = prefix
         return result
 
-    def _pool_for(self, columns: int, requests: int) -> RowPool:
-        """The pool of the last call if it is large enough: fresh memory costs seconds on some machines."""
-        capacity = min(self._capacity(columns), requests)
-        pool = self._pool
+    def _pool_for(self, stream: int, columns: int, capacity: int) -> RowPool:
+        """The stream's pool of the last call if it is large enough: fresh memory costs seconds on some machines."""
+        pool = self._pools.pop(stream, None)
         if pool is None or pool.columns < columns or pool.capacity < capacity:
-            self._pool = None  # free the old one first
-            pool = self._pool = RowPool(self._layers, capacity, columns, self.device)
+            pool = RowPool(self._layers, capacity, columns, self.device)
         pool.clear()
+        self._pools[stream] = pool
         return pool
 
     def _capacity(self, columns: int) -> int:
-        """Rows that fit into the pool's memory."""
+        """Rows of a stream that fit into its share of the memory."""
         config = self.model.config.get_text_config(decoder=True)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        row_bytes = 2 * self._layers * heads * width * columns * self.model.dtype.itemsize
-        return max(1, min(self.max_rows, self.pool_bytes // row_bytes))
+        row_bytes: int = 2 * self._layers * heads * width * columns * self.model.dtype.itemsize
+        return max(1, min(self.max_rows, self.pool_bytes // row_bytes) // self.streams)
 
     def _check(self, request: Request) -> None:
         if len(request.prefix_ids) < 2:
@@ -270,6 +303,17 @@ class HFEngine:
                 f"A prompt of {len(request.prefix_ids)} tokens leaves no room in the context of {self.name} "
                 f"({self.context_length} tokens). Shorten the question, or use a model with a longer context."
             )
+
+
+def _take(waiting: list[int], count: int) -> list[int]:
+    """Up to ``count`` of what waits, from the end; other streams take from the same list meanwhile."""
+    taken: list[int] = []
+    while len(taken) < count:
+        try:
+            taken.append(waiting.pop())
+        except IndexError:
+            break
+    return taken
 
 
 class _Pieces(dict[int, str]):

@@ -236,7 +236,7 @@ def _resolve_bundled(model: BundledModel) -> Path:
             base = BUNDLED[source.base].source
             assert isinstance(base, GgufWheels)
             digest = hashlib.sha256(base.sha256.encode())
-            for file in sorted(adapter.glob("adapter_*")):
+            for file in sorted(adapter.iterdir()):
                 digest.update(_sha256(file).encode())
             return _cached_folder(
                 model.name, digest.hexdigest(), lambda folder: _merge_adapter(source.base, adapter, folder)
@@ -336,6 +336,9 @@ def _merge_adapter(base: str, adapter: Path, folder: Path) -> None:
         # An adapter for other layers loads without effect and with this warning only.
         warnings.filterwarnings("error", message="Found missing adapter keys")
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    template = adapter / "chat_template.jinja"
+    if template.is_file():  # the prompt that the adapter was trained with, not the base model's
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
     _save(merged, tokenizer, folder)
 
 

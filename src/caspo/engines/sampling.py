@@ -37,16 +37,16 @@ def draw(logits_BV: torch.Tensor, temperature_B: torch.Tensor, top_p_B: torch.Te
         parts = [
             draw(logits, temperature, top_p, uniform)
             for logits, temperature, top_p, uniform in zip(
-                *(t.split(_CPU_ROWS) for t in (logits_BV, temperature_B, top_p_B, uniform_B)), strict=True
+                *(torch.split(t, _CPU_ROWS) for t in (logits_BV, temperature_B, top_p_B, uniform_B)), strict=True
             )
         ]
         return Draw(torch.cat([p.tokens for p in parts]), torch.cat([p.statistics for p in parts]))
     logits_BV = logits_BV.float()
     logz_B = logits_BV.logsumexp(-1)
     if not bool(torch.isfinite(logz_B).all()):
-        rows = (~torch.isfinite(logz_B)).nonzero().flatten().tolist()
+        bad = (~torch.isfinite(logz_B)).nonzero().flatten().tolist()
         raise EngineError(
-            f"The model returned NaN or infinite logits (rows {rows} of the batch). Its weights are damaged, or its "
+            f"The model returned NaN or infinite logits (rows {bad} of the batch). Its weights are damaged, or its "
             "precision is too low for it: load it in float32, or check the checkpoint."
         )
     logp_BV = logits_BV - logz_B[:, None]

@@ -106,7 +106,9 @@ class ScriptedEngine:
     def _continuations(self, text: str) -> Sequence[Scripted]:
         found = self._script(text) if callable(self._script) else self._script.get(text)
         if not found:
-            raise EngineError(f"The script has no continuation for the text {text!r}. Add an entry for exactly this text.")
+            raise EngineError(
+                f"The script has no continuation for the text {text!r}. Add an entry for exactly this text."
+            )
         for option in found:
             if not (option.text or option.eos) or option.probability <= 0:
                 raise ConfigError(f"{option!r} cannot be played: it needs a text (or eos) and a probability above 0.")
@@ -140,7 +142,9 @@ def _trace(options: Sequence[Scripted], chosen: int) -> list[tuple[float, float,
     taken = math.log(options[chosen].probability / total)
     margin = shares[0] - (shares[1] if len(shares) > 1 else 0.0)
     count = len(_tokens(options[chosen]))
-    rows = [(entropy, taken, math.log(shares[0]), margin, max(0.0, varentropy))] + [(0.0, 0.0, 0.0, 1.0, 0.0)] * (count - 1)
+    rows = [(entropy, taken, math.log(shares[0]), margin, max(0.0, varentropy))] + [(0.0, 0.0, 0.0, 1.0, 0.0)] * (
+        count - 1
+    )
     given = options[chosen].entropy
     if given is None:
         return rows

@@ -9,7 +9,7 @@ minutes. Works for questions whose ``meta["quantities"]`` lists ``{"value", "kin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations
 from typing import Any
@@ -21,7 +21,7 @@ from caspo.types import Label, Question, Verdict
 
 __all__ = ["ReferenceJudge"]
 
-_OPERATIONS = {
+_OPERATIONS: Mapping[str, Callable[[Fraction, Fraction], Fraction | None]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,

@@ -26,7 +26,10 @@ class Method(Protocol):
     """A way to solve questions with an engine."""
 
     name: str
-    settings: PathSettings
+
+    @property
+    def settings(self) -> PathSettings:
+        """How it was asked to work."""
 
     def solve(
         self,

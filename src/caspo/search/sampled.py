@@ -66,9 +66,7 @@ class SelfConsistency:
     ) -> list[Solution]:
         """The majority's answer; its confidence is its share of the samples."""
         settings = self.settings
-        return _sample(
-            self.name, questions, engine, seed, settings.samples, settings.temperature, settings, on_done
-        )
+        return _sample(self.name, questions, engine, seed, settings.samples, settings.temperature, settings, on_done)
 
 
 def _sample(

@@ -246,7 +246,9 @@ _LIBRARY = Scene(
     things=("novels", "magazines", "atlases", "comics"),
     openings=(
         Move("A library owns {s} {things}."),
-        Move("On {m} shelves of a library there are {p} {things} each.", (("m * p", "The shelves hold {eq} {things}."),)),
+        Move(
+            "On {m} shelves of a library there are {p} {things} each.", (("m * p", "The shelves hold {eq} {things}."),)
+        ),
     ),
     moves=(
         Move("In the morning {x} {things} are borrowed.", (("s - x", "Then {eq} {things} are in the library."),)),
@@ -288,7 +290,10 @@ _TRIP = Scene(
     ),
     closings=(
         Move("How many kilometers from the start is {A} now?"),
-        Move("The goal is {x} kilometers from the start. How far is it still?", (("x - s", "It is {eq} kilometers more."),)),
+        Move(
+            "The goal is {x} kilometers from the start. How far is it still?",
+            (("x - s", "It is {eq} kilometers more."),),
+        ),
     ),
     distractors=("The bus has {x} seats.", "{A}'s bag weighs {x} kilograms.", "{C} lives {x} kilometers from the sea."),
 )

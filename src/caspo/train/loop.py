@@ -16,11 +16,11 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from caspo.config import Config
-from caspo.errors import EngineError
+from caspo.errors import EngineError, StorageError
 from caspo.storage import write_file
 
 __all__ = ["Loop", "LoopSettings"]
@@ -141,13 +141,19 @@ class Loop:
             tensors[f"weight.{name}"] = parameter.detach().contiguous()
             tensors[f"first.{name}"], tensors[f"second.{name}"] = state["exp_avg"], state["exp_avg_sq"]
         meta = {"log": json.dumps(self.log), "seconds": repr(self.seconds)}
-        write_file(self.checkpoint, lambda path: save_file(tensors, path, metadata=meta))
+        try:
+            write_file(self.checkpoint, lambda path: save_file(tensors, path, metadata=meta))
+        except SafetensorError as error:  # it reports a full disk, but not as an OSError
+            raise StorageError(
+                f"Could not write {self.checkpoint}: {error}. The checkpoint before it is kept. Free some space, then run "
+                "the same command again."
+            ) from error
 
     def _resume(self) -> int:
         """Load the checkpoint if there is one; the number of steps already taken."""
         if not self.checkpoint.exists():
             return 0
-        with safe_open(self.checkpoint, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(self.checkpoint, framework="pt") as file:
             meta: dict[str, Any] = file.metadata()
             self.log, self.seconds = json.loads(meta["log"]), float(meta["seconds"])
             with torch.no_grad():

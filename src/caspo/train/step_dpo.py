@@ -116,7 +116,9 @@ def train_step_dpo(
     if settings.lora is not None:
         model = add_adapters(model, settings.lora, seed)
     plan = _plan(units, settings, seed)
-    totals = [(sum(len(u.pairs) for m in step for u in m), sum(len(u.judged) for m in step for u in m)) for step in plan]
+    totals = [
+        (sum(len(u.pairs) for m in step for u in m), sum(len(u.judged) for m in step for u in m)) for step in plan
+    ]
     items = [[(m, *total) for m in step] for step, total in zip(plan, totals, strict=True)]
     loop = Loop(model, settings, out)
     log = loop.run(items, lambda item: _loss(model, *item, reference, settings, packed), on_step)
@@ -150,7 +152,9 @@ def _units(trees: Sequence[Tree], pairs: Sequence[StepPair], settings: StepDPOSe
         mine = by_question.pop(tree.question.id, [])
         if mine:
             judged = (
-                tuple(n.id for n in tree.nodes if n.verdict and n.verdict.label != "unknown" and tree.prefix_right(n.id))
+                tuple(
+                    n.id for n in tree.nodes if n.verdict and n.verdict.label != "unknown" and tree.prefix_right(n.id)
+                )
                 if settings.confidence
                 else ()
             )
@@ -170,7 +174,9 @@ def _plan(units: Sequence[_Unit], settings: StepDPOSettings, seed: int) -> list[
         for i, unit in enumerate(order):
             step.append(unit)
             rest = sum(len(u.pairs) for u in order[i + 1 :])
-            if (sum(len(u.pairs) for u in step) >= settings.batch_pairs and rest >= settings.batch_pairs // 2) or not rest:
+            if (
+                sum(len(u.pairs) for u in step) >= settings.batch_pairs and rest >= settings.batch_pairs // 2
+            ) or not rest:
                 plan.append(_micro(step, settings.micro_tokens))
                 step = []
     return plan

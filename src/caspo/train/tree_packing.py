@@ -92,7 +92,8 @@ def separate(tree: Tree, needed: Iterable[int]) -> list[Row]:
     """One row per leaf of the paths to ``needed``; a node that several rows hold is scored in the first."""
     wanted = {node.id for target in needed for node in tree.path(target)}
     leaves = [n for n in sorted(wanted) if not any(child.id in wanted for child in tree.children(n))]
-    rows, scored = [], set()
+    rows: list[Row] = []
+    scored: set[NodeKey] = set()
     for leaf in leaves:
         row = pack(tree, [leaf])
         nodes = {key: value for key, value in row.nodes.items() if key not in scored}
@@ -146,15 +147,12 @@ def _scores(
     device = logits_NV.device
     places = torch.tensor([p for predictors, _ in nodes.values() for p in predictors], device=device)
     tokens = torch.tensor([t for _, tokens in nodes.values() for t in tokens], device=device)
-    unique, inverse = places.unique(return_inverse=True)
+    unique, inverse = torch.unique(places, return_inverse=True)
     logp_UV = logits_NV[unique].float().log_softmax(-1)
     logprobs = logp_UV[inverse, tokens]
-    if entropies:
-        entropy = -(logp_UV.exp() * logp_UV).sum(-1)[inverse]
-    else:
-        entropy = torch.zeros_like(logprobs)
+    entropy = -(logp_UV.exp() * logp_UV).sum(-1)[inverse] if entropies else torch.zeros_like(logprobs)
     sizes = [len(tokens) for _, tokens in nodes.values()]
-    split = zip(nodes, logprobs.split(sizes), entropy.split(sizes), strict=True)
+    split = zip(nodes, torch.split(logprobs, sizes), torch.split(entropy, sizes), strict=True)
     return {key: NodeScores(lp, h) for key, lp, h in split}
 
 

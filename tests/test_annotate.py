@@ -1,0 +1,143 @@
+"""Annotation with a scripted model: what is sampled where, what is judged, and that nothing else matters."""
+
+from __future__ import annotations
+
+import pytest
+
+from caspo.data.annotate import AnnotateSettings, annotate, judge_tree
+from caspo.engines.scripted import Scripted, ScriptedEngine
+from caspo.errors import EngineError
+from caspo.judges.reference import ReferenceJudge
+from caspo.trees import TreeBuilder
+from caspo.types import ROOT, Node, Question, Tree
+from tiny import same_tree
+
+META = {
+    "quantities": [
+        {"value": 6, "kind": "given"},
+        {"value": 2, "kind": "given"},
+        {"value": 12, "kind": "derived", "formula": "#0 * #1"},
+        {"value": 14, "kind": "derived", "formula": "#2 + #1"},
+    ]
+}
+A = "6 * 2 = 12\n"
+SCRIPT = {
+    "": [Scripted(A, 5), Scripted("6 + 2 = 8\n", 3), Scripted("2 * 6 = 12\n", 2), Scripted("Let me see.\n", 3)],
+    A: [Scripted("12 + 2 = 14\n", 3), Scripted("12 - 2 = 10\n", 1), Scripted("12 + 2 = 14", 1, eos=True)],
+    "2 * 6 = 12\n": [Scripted("12 + 2 = 14\n")],
+}
+END = [Scripted("The answer is 14.", 2, eos=True), Scripted("The answer is 12.", 1, eos=True)]
+
+
+def script(text: str) -> list[Scripted]:
+    steps = text.partition("\n")[2]
+    return SCRIPT.get(steps) or (END if steps.endswith("14\n") else [])
+
+
+def question(name: str) -> Question:
+    return Question(name, f"Question {name}?", "14", meta=META)
+
+
+def grow(names: str, seed: int = 0, **more: int) -> list[Tree]:
+    settings = AnnotateSettings(**{"samples": 24, **more})  # type: ignore[arg-type]
+    return annotate([question(n) for n in names], ScriptedEngine(script), ReferenceJudge(), settings, seed)
+
+
+def by_text(tree: Tree) -> dict[str, Node]:
+    return {"".join(n.step.text for n in tree.path(node.id)): node for node in tree.nodes}
+
+
+def test_verdicts_and_growth() -> None:
+    """Right steps are continued, wrong and unknown ones are not; every sample is counted; EOS stands in final steps only."""
+    (tree,) = grow("a", width=2)
+    nodes = by_text(tree)
+    labels = {text: node.verdict.label for text, node in nodes.items() if node.verdict}
+    assert labels.keys() == nodes.keys(), "every node is judged"
+    assert labels["6 + 2 = 8\n"] == "wrong"
+    assert labels["Let me see.\n"] == "unknown"
+    assert labels[A + "12 + 2 = 14\n"] == "right"
+    assert labels[A + "12 + 2 = 14"] == "wrong", "ends without an answer"
+    assert labels[A + "12 + 2 = 14\nThe answer is 14."] == "right"
+    assert labels[A + "12 + 2 = 14\nThe answer is 12."] == "wrong"
+    eos = ScriptedEngine({}).prompt("x")[0] and 0x110000
+    for node in tree.nodes:
+        assert node.final == (eos in node.step.token_ids)
+        if tree.children(node.id):
+            assert node.verdict is not None
+            assert (node.verdict.label, node.final) == ("right", False)
+    for parent, children in tree.groups():
+        assert sum(child.count for child in children) == 24, parent
+
+
+def test_width() -> None:
+    """At most `width` right prefixes are continued at each depth."""
+    for width in (1, 2):
+        for tree in grow("abcdef", width=width):
+            at_depth: dict[int, int] = {}
+            for parent, _ in tree.groups():
+                depth = 0 if parent == ROOT else tree.nodes[parent].depth
+                at_depth[depth] = at_depth.get(depth, 0) + 1
+            assert max(at_depth.values()) <= width
+            assert at_depth[1] == width
+
+
+def test_independent_of_the_others_and_deterministic() -> None:
+    """A tree depends on its question, the seed and the settings: not on the batch or on the run."""
+    together = grow("abc")
+    assert all(same_tree(a, b) for a, b in zip(together, grow("abc"), strict=True))
+    assert same_tree(together[1], grow("b")[0])
+    assert not all(same_tree(a, b) for a, b in zip(together, grow("abc", seed=1), strict=True))
+
+
+def test_cut_steps_are_unknown() -> None:
+    """A step that met its token limit is neither right nor wrong, and is not continued."""
+    (tree,) = grow("a", max_step_tokens=4)
+    for node in tree.nodes:
+        assert node.verdict is not None
+        assert (node.verdict.label, node.verdict.reason) == ("unknown", "cut at the token limit")
+    (tree,) = grow("a", max_step_tokens=11)
+    labels = {n.step.text: n.verdict.label for n in tree.nodes if n.verdict}
+    assert labels["6 * 2 = 12\n"] == "right", "a step of exactly the limit is whole"
+
+
+def test_a_whole_step_stays_whole_beside_a_cut_twin() -> None:
+    """Texts that differ by their line break merge; whether the step was cut goes by the tokens that were kept."""
+    limit = len("6 * 2 = 12\n")
+    twins = {"Question a?\n": [Scripted(A, 1), Scripted("6  * 2 = 12 \n", 1)]}
+    labels = set()
+    for seed in range(12):
+        settings = AnnotateSettings(samples=8, max_depth=1, max_step_tokens=limit)
+        (tree,) = annotate([question("a")], ScriptedEngine(twins), ReferenceJudge(), settings, seed)
+        (node,) = tree.nodes
+        assert node.verdict is not None
+        assert (node.verdict.label == "unknown") == (not node.step.text.endswith("\n"))
+        labels.add(node.verdict.label)
+    assert labels == {"right", "unknown"}, "both orders were seen"
+
+
+def test_max_depth_and_progress() -> None:
+    """Growth ends at the depth asked for; tokens are reported as they are sampled."""
+    counted: list[int] = []
+    settings = AnnotateSettings(samples=6, max_depth=1)
+    trees = annotate([question("a")], ScriptedEngine(script), ReferenceJudge(), settings, 0, counted.append)
+    assert {n.depth for n in trees[0].nodes} == {1}
+    assert len(counted) == 6
+    assert sum(counted) == sum(n.count * len(n.step.token_ids) for n in trees[0].nodes)
+
+
+def test_judge_tree() -> None:
+    """Judging a finished tree gives what annotation gave, and nothing below a wrong step."""
+    (tree,) = grow("a", width=2)
+    bare = Tree(tree.question, tree.prompt_ids, tree.nodes)
+    assert same_tree(judge_tree(bare, ReferenceJudge()), tree)
+    builder = TreeBuilder(tree.question, tree.prompt_ids)
+    wrong = builder.add(ROOT, next(n.step for n in tree.nodes if n.step.text == "6 + 2 = 8\n"), final=False)
+    builder.add(wrong, tree.nodes[0].step, final=False)
+    judged = judge_tree(builder.build(), ReferenceJudge())
+    assert [n.verdict.label if n.verdict else None for n in judged.nodes] == ["wrong", None]
+
+
+def test_a_hole_in_the_script() -> None:
+    """The scripted engine names the text it knows nothing for."""
+    with pytest.raises(EngineError, match=r"no continuation for the text 'Question a\?\\n'"):
+        annotate([question("a")], ScriptedEngine({}), ReferenceJudge(), AnnotateSettings(), 0)
