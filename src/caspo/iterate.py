@@ -1,7 +1,7 @@
 """The loop: annotate, build pairs, train, evaluate; joined by files, so that it can be killed and run again.
 
 Round 0 is the model before training. Round k has, in ``round-<k>/``: the trees and pairs that made it (``tree/``,
-``pairs/``), the model (``model/``), and what it was measured at (``evaluate/``, ``calibration/``). Every stage is skipped
+``pairs/``), the model (``model/``), and what it was measured at (``evaluate/``). Every stage is skipped
 where its files are whole.
 """
 
@@ -31,7 +31,7 @@ from caspo.engines.hf import HFEngine
 from caspo.engines.models import load
 from caspo.engines.prompts import INSTRUCTION
 from caspo.errors import ConfigError, DataError
-from caspo.evaluate.metrics import fit_calibrator, round_metrics
+from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
 from caspo.evaluate.statistics import paired_difference
 from caspo.judges.arithmetic import ArithmeticJudge
@@ -72,7 +72,7 @@ class ModelSettings(Config):
     instruction: str = INSTRUCTION
     """System message of the prompt; models trained on plain prompts ignore it."""
     trust_remote_code: bool = False
-    max_rows: int = Field(128, ge=1)
+    max_rows: int = Field(256, ge=1)
     """Rows decoded at once."""
 
 
@@ -103,13 +103,6 @@ class AnnotateStage(AnnotateSettings):
     """Training questions in each round; every round takes new ones."""
 
 
-class CalibrationSettings(Config):
-    """Held-out steps that the calibrator is fitted on."""
-
-    questions: int = Field(32, ge=1)
-    samples: int = Field(4, ge=2)
-
-
 class CaspoRecipe(Config):
     """A recipe with ``kind: caspo``."""
 
@@ -125,7 +118,6 @@ class CaspoRecipe(Config):
     pairs: PairSettings = PairSettings()
     train: StepDPOSettings
     evaluate: EvaluateSettings = EvaluateSettings()
-    calibration: CalibrationSettings = CalibrationSettings()
 
 
 class _Silent:
@@ -290,35 +282,21 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, show: Reporter, cloc
 def _measure_round(
     recipe: CaspoRecipe, out: Path, index: int, show: Reporter, clock: _Clock
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Evaluate round ``index`` and fit its calibrator; its entries for `metrics.json` and for the report."""
+    """Evaluate round ``index`` and keep its calibrator; its entries for `metrics.json` and for the report."""
     folder = out / f"round-{index}"
-    judge = open_judge(recipe.task)
-    calibrator = None
     with _lazy_engine(recipe, _model_of(recipe, out, index)) as engine:
 
         def solved(method: str, done: int, total: int) -> None:
             clock.tick()
             show.stage(f"round {index}: {method}", done, total)
 
-        def calibrated(done: int, total: int) -> None:
-            clock.tick()
-            show.stage(f"round {index}: calibration", done, total)
-
         evaluate_methods(
             open_task(recipe.task, "test"), engine, recipe.evaluate, recipe.seed, folder / "evaluate", solved
         )
-        if recipe.task.name == "stories":
-            held_out = StoriesTask(recipe.task.levels).questions(
-                "validation", recipe.calibration.questions, recipe.seed
-            )
-            settings = AnnotateSettings(samples=recipe.calibration.samples)
-            calibrator = fit_calibrator(
-                annotate_stage(held_out, engine, judge, settings, recipe.seed, folder / "calibration", calibrated)
-            )
+    entry, drawn, calibrator = round_metrics(folder / "evaluate", open_judge(recipe.task), recipe.evaluate)
     if calibrator is not None:
-        where = folder / "model" if index > 0 else folder
-        calibrator.save(where / "calibrator.json", fitted_on=f"{recipe.calibration.questions} validation questions")
-    return round_metrics(folder / "evaluate", judge, recipe.evaluate, calibrator)
+        calibrator.save((folder / "model" if index > 0 else folder) / "calibrator.json")
+    return entry, drawn
 
 
 def _finish(

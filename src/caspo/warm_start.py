@@ -49,6 +49,8 @@ class SupervisedRecipe(Config):
     """Difficulty levels of `stories` to learn from (training scenes only)."""
     problems: int = Field(2000, ge=1)
     """Problems with solutions, each seen once."""
+    stop_after: int | None = Field(None, ge=1)
+    """Optimiser steps after which training stops early, in the schedule of the whole."""
     seed: int = 0
     threads: int | None = None
     """CPU threads; all by default."""
@@ -115,6 +117,7 @@ def run_supervised(
         plan_batches(examples, recipe.train.batch_size, recipe.seed),
         lambda batch: supervised_loss(model, batch),
         on_step or (lambda step, total, metrics: None),
+        recipe.stop_after,
     )
 
     def save(folder: Path) -> None:

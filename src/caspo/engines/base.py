@@ -55,3 +55,6 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
         """Sample every request; results in the order of the requests."""
+
+    def forget(self) -> None:
+        """Drop whatever was kept of earlier prefixes, so that the next call pays for all of its own."""

@@ -71,7 +71,7 @@ class HFEngine:
         *,
         name: str = "",
         instruction: str = INSTRUCTION,
-        max_rows: int = 128,
+        max_rows: int = 256,
         pool_bytes: int = 4 << 30,
         store_bytes: int = 1 << 30,
     ) -> None:
@@ -111,6 +111,10 @@ class HFEngine:
     @cached_property
     def _pieces(self) -> _Pieces:
         return _Pieces(self.tokenizer)
+
+    def forget(self) -> None:
+        """Drop the keys and values of all prefixes."""
+        self._store.clear()
 
     def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
         """Sample every request; results in the order of the requests.

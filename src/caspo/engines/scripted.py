@@ -73,6 +73,9 @@ class ScriptedEngine:
         """The character of each token; EOS is empty."""
         return ["" if token == EOS else chr(token) for token in token_ids]
 
+    def forget(self) -> None:
+        """Nothing is kept."""
+
     def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
         """Play every request; results in order.
 

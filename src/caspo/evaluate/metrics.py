@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from caspo.answers import extract_answer, same_answer
-from caspo.confidence import signals, step_score
+from caspo.confidence import DEFAULT_SIGNAL, signals, step_score
 from caspo.data.annotate import judge_tree
 from caspo.evaluate.calibration import Calibrator, brier, ece, fit, reliability
 from caspo.evaluate.run import EvaluateSettings, Outcome, read_outcomes
@@ -21,7 +21,7 @@ from caspo.search.vote import vote
 from caspo.trees import seed_of
 from caspo.types import Node, Tree
 
-__all__ = ["fit_calibrator", "round_metrics"]
+__all__ = ["round_metrics"]
 
 _SHOWN_TREES = 8
 
@@ -36,14 +36,21 @@ class _Steps:
     right: np.ndarray[Any, np.dtype[np.bool_]]
     weights: np.ndarray[Any, np.dtype[np.float64]]
     """How often each step was sampled."""
+    question: np.ndarray[Any, np.dtype[np.intp]]
+    """Which question each step belongs to."""
     groups: list[np.ndarray[Any, np.dtype[np.intp]]]
     """Rows of each sibling group."""
 
 
 def round_metrics(
-    folder: Path, judge: Judge, settings: EvaluateSettings, calibrator: Calibrator | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The round's entry of `metrics.json` (without ``round`` and ``training``), and its entries for the report."""
+    folder: Path, judge: Judge, settings: EvaluateSettings
+) -> tuple[dict[str, Any], dict[str, Any], Calibrator | None]:
+    """The round's entry of `metrics.json` (without ``round`` and ``training``), what the report draws besides, and the
+    calibrator of the step confidence.
+
+    Calibrated figures are cross-fitted: the steps of one half of the questions are calibrated by a map fitted on the
+    other half. The calibrator that is returned is fitted on all of them.
+    """
     methods: dict[str, Any] = {}
     drawn: dict[str, Any] = {"budget_curve": {}, "trees": []}
     sampled: list[Tree] = []
@@ -64,20 +71,33 @@ def round_metrics(
         name: rows.entropy[rows.right == value][:1000].round(4).tolist()
         for name, value in (("right", True), ("wrong", False))
     }
-    if calibrator is not None:
-        probability = calibrator.predict(rows.confidence)
+    probability = _cross_fitted(rows)
+    if probability is not None:
         drawn["reliability_calibrated"] = [
             b._asdict() for b in reliability(probability, rows.right, weights=rows.weights)
         ]
-    return {"methods": methods, "steps": _step_entry(rows, calibrator)}, drawn
+    entry = {"methods": methods, "steps": _step_entry(rows, probability)}
+    return entry, drawn, _fit(rows, np.ones(len(rows.right), dtype=np.bool_))
 
 
-def fit_calibrator(trees: Sequence[Tree]) -> Calibrator | None:
-    """The map from step confidence to the probability of being right, from held-out trees; None if all steps are alike."""
-    rows = _rows(trees)
-    if len(rows.right) == 0 or rows.right.all() or not rows.right.any():
+def _fit(rows: _Steps, which: np.ndarray[Any, np.dtype[np.bool_]]) -> Calibrator | None:
+    """The map from step confidence to the probability of being right; None where all steps are alike."""
+    right = rows.right[which]
+    if len(right) == 0 or right.all() or not right.any():
         return None
-    return fit(rows.confidence, rows.right, "isotonic", rows.weights, "entropy")
+    return fit(rows.confidence[which], right, "isotonic", rows.weights[which], DEFAULT_SIGNAL)
+
+
+def _cross_fitted(rows: _Steps) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Probabilities of being right, every step's from the half of the questions that it is not in."""
+    probability = np.zeros(len(rows.right))
+    for half in (0, 1):
+        inside = rows.question % 2 == half
+        calibrator = _fit(rows, ~inside)
+        if calibrator is None or not inside.any():
+            return None
+        probability[inside] = calibrator.predict(rows.confidence[inside])
+    return probability
 
 
 def _method_entry(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -97,12 +117,14 @@ def _method_entry(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def _rows(trees: Sequence[Tree]) -> _Steps:
     nodes: list[Node] = []
     groups: list[np.ndarray[Any, np.dtype[np.intp]]] = []
-    for tree in trees:
+    question: list[int] = []
+    for number, tree in enumerate(trees):
         for _, children in tree.groups():
             judged = [c for c in children if c.verdict is not None and c.verdict.label != "unknown"]
             if judged:
                 groups.append(np.arange(len(nodes), len(nodes) + len(judged)))
                 nodes += judged
+                question += [number] * len(judged)
     table = [signals(n.step.trace) for n in nodes]
     return _Steps(
         signals={name: np.array([row[name] for row in table]) for name in (table[0] if table else ())},
@@ -110,18 +132,18 @@ def _rows(trees: Sequence[Tree]) -> _Steps:
         entropy=np.array([float(n.step.trace.entropy.mean()) for n in nodes]),
         right=np.array([n.verdict is not None and n.verdict.label == "right" for n in nodes], dtype=np.bool_),
         weights=np.array([float(n.count) for n in nodes]),
+        question=np.array(question, dtype=np.intp),
         groups=groups,
     )
 
 
-def _step_entry(rows: _Steps, calibrator: Calibrator | None) -> dict[str, Any]:
+def _step_entry(rows: _Steps, probability: np.ndarray[Any, np.dtype[np.float64]] | None) -> dict[str, Any]:
     if len(rows.right) == 0:
         return {"n": 0}
 
     def mean_entropy(which: np.ndarray[Any, np.dtype[np.bool_]]) -> float | None:
         return float(np.average(rows.entropy[which], weights=rows.weights[which])) if which.any() else None
 
-    probability = None if calibrator is None else calibrator.predict(rows.confidence)
     return {
         "n": int(rows.weights.sum()),
         "accuracy": float(np.average(rows.right, weights=rows.weights)),

@@ -30,7 +30,7 @@ from caspo.types import Question, Tree
 
 __all__ = ["EvaluateSettings", "Outcome", "evaluate_methods", "read_outcomes"]
 
-_CHUNK_ROWS = 256
+_CHUNK_ROWS = 500
 """Rows that a chunk puts into the engine, about: enough to fill its batch, little to lose."""
 
 
@@ -103,6 +103,7 @@ def read_outcomes(folder: Path, method: str) -> tuple[list[Outcome], list[Tree]]
 def _solve_chunk(
     task: Task, engine: Engine, method: Method, questions: Sequence[Question], seed: int, file: Path
 ) -> None:
+    engine.forget()  # every method pays for its own prompts
     started = time.perf_counter()
     solutions = method.solve(questions, engine, seed)
     share = (time.perf_counter() - started) / len(questions)

@@ -84,8 +84,9 @@ class Loop:
         plan: Sequence[Sequence[Item]],
         loss: Callable[[Item], tuple[torch.Tensor, Metrics]],
         on_step: Callable[[int, int, Metrics], None] = lambda step, total, metrics: None,
+        stop_after: int | None = None,
     ) -> list[Metrics]:
-        """Take one optimiser step per element of ``plan``.
+        """Take one optimiser step per element of ``plan``, or only the first ``stop_after`` of its schedule.
 
         An element is a list of micro-batches; ``loss`` gives each one's share of the step's loss, so that their sum is
         the loss whatever the split, and metrics that add up in the same way. Returns the metrics of every step.
@@ -93,7 +94,7 @@ class Loop:
         done = self._resume()
         last = time.monotonic()
         saved = last
-        for step in range(done, len(plan)):
+        for step in range(done, min(len(plan), stop_after or len(plan))):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(step, len(plan))
             metrics: Metrics = {}

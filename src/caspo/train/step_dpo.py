@@ -25,8 +25,8 @@ from caspo.types import StepPair, Tree
 
 __all__ = ["StepDPOSettings", "TrainingResult", "train_step_dpo"]
 
-_PACKING_TOLERANCE = 1e-3
-"""Largest difference of a token's log p, packed against separate, that float32 rounding explains with room to spare."""
+_TOLERANCE = 1e-3
+"""Largest difference of a token's log p between two layouts that float32 rounding explains, with room to spare, nats."""
 
 
 class StepDPOSettings(LoopSettings):
@@ -252,16 +252,36 @@ def _is_right(tree: Tree, node: int) -> float:
 def _reference(
     model: Any, units: Sequence[_Unit], packed: bool, settings: StepDPOSettings, file: Path
 ) -> dict[NodeKey, float]:
-    """log p of every needed node under the model before training, nats; kept in ``file`` for a resumed run."""
-    if not file.exists():
-        device = next(model.parameters()).device.type
-        found: list[tuple[str, int, float]] = []
-        with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bf16"):
+    """log p of every needed node under the model before training, nats.
+
+    The trees hold it already where this very model sampled them: then it costs nothing. Whether that is so is checked
+    on the first and the last tree. Otherwise it is computed, and kept in ``file`` for a resumed run.
+    """
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bf16"):
+        if all(_sampled_by(model, unit, packed) for unit in (units[0], units[-1])):
+            return {
+                (unit.tree.question.id, node.id): float(node.step.trace.logprob.sum())
+                for unit in units
+                for node in unit.tree.nodes
+            }
+        if not file.exists():
+            found: list[tuple[str, int, float]] = []
             for batch in _micro(units, settings.micro_tokens):
                 scores = _score(model, batch, packed, entropies=False)
                 found += [(question, node, float(s.logprobs.sum())) for (question, node), s in scores.items()]
-        write_json(file, found)
+            write_json(file, found)
     return {(question, node): value for question, node, value in read_json(file)}
+
+
+def _sampled_by(model: Any, unit: _Unit, packed: bool) -> bool:
+    """Whether the log-probabilities that the tree was sampled with are this model's."""
+    for (_, node), score in _score(model, [unit], packed, entropies=False).items():
+        trace = unit.tree.nodes[node].step.trace
+        sampled = score.logprobs.new_tensor(trace.logprob)
+        if trace.kind != "full" or not bool(((score.logprobs - sampled).abs() < _TOLERANCE).all()):
+            return False
+    return True
 
 
 @torch.no_grad()
@@ -270,7 +290,7 @@ def _check_packing(model: Any, unit: _Unit) -> None:
     packed = _score(model, [unit], True, entropies=False)
     apart = _score(model, [unit], False, entropies=False)
     worst = max(float((packed[key].logprobs - apart[key].logprobs).abs().max()) for key in packed)
-    if not worst < _PACKING_TOLERANCE * (1 if next(model.parameters()).dtype == torch.float32 else 100):
+    if not worst < _TOLERANCE * (1 if next(model.parameters()).dtype == torch.float32 else 100):
         raise EngineError(
             f"Packed and separate rows disagree on this model by {worst:.3g} nats a token: its attention does not honour "
             "the tree mask. Please report the model's type; nothing was trained."
