@@ -47,7 +47,7 @@ from caspo.types import Question, Tree
 
 __all__ = [
     "AnnotateStage", "CaspoRecipe", "ModelSettings", "Reporter", "TaskSettings", "annotate_stage", "open_engine",
-    "open_judge", "open_task", "pairs_stage", "run_recipe", "train_stage",
+    "open_judge", "open_task", "pairs_stage", "run_recipe", "train_stage", "training_questions",
 ]  # fmt: skip
 
 _CHUNK = 40
@@ -163,6 +163,11 @@ def open_task(settings: TaskSettings, split: Literal["train", "test"]) -> Task:
     return JsonlTask(path, split=split)
 
 
+def training_questions(recipe: CaspoRecipe, index: int) -> list[Question]:
+    """What round ``index`` (from 1) samples its trees on."""
+    return open_task(recipe.task, "train").questions("train", recipe.annotate.questions, recipe.seed + 1000 * index)
+
+
 def open_judge(settings: TaskSettings) -> Judge:
     """The judge of a recipe."""
     chosen = settings.judge or ("reference" if settings.name == "stories" else "arithmetic")
@@ -226,6 +231,7 @@ def train_stage(
     """Train ``source`` on the pairs; ``out/model``, ``out/log.jsonl`` and ``out/training.json``, which is returned."""
     file = out / "training.json"
     if file.exists():
+        shutil.rmtree(out / "train", ignore_errors=True)  # left where a kill came between the two
         return dict(read_json(file))
     loaded, tokenizer = load(source, device=model.device, trust_remote_code=model.trust_remote_code)
     trained, result = train_step_dpo(
@@ -255,10 +261,9 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, show: Reporter, cloc
     folder = out / f"round-{index}"
     source = _model_of(recipe, out, index - 1)
     if (folder / "training.json").exists():
+        shutil.rmtree(folder / "train", ignore_errors=True)
         return dict(read_json(folder / "training.json"))
-    questions = open_task(recipe.task, "train").questions(
-        "train", recipe.annotate.questions, recipe.seed + 1000 * index
-    )
+    questions = training_questions(recipe, index)
     with _lazy_engine(recipe, source) as engine:
 
         def annotated(done: int, total: int) -> None:
@@ -269,7 +274,7 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, show: Reporter, cloc
             questions, engine, open_judge(recipe.task), recipe.annotate, recipe.seed, folder / "tree", annotated
         )
         pairs_file = folder / "pairs" / "pairs.parquet"
-        if not (folder / "pairs" / "report.json").exists():
+        if not (pairs_file.exists() and (folder / "pairs" / "report.json").exists()):
             pairs_stage(trees, recipe.pairs, engine().tokenizer, folder / "pairs")
 
     def stepped(done: int, total: int) -> None:

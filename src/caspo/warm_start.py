@@ -31,10 +31,16 @@ class Architecture(Config):
 
     vocabulary: int = Field(1024, ge=300)
     """Upper bound of the tokenizer's size, byte-level BPE with single digits."""
-    hidden: int = 256
-    layers: int = 5
-    heads: int = 4
-    feed_forward: int = 688
+    hidden: int = Field(256, ge=2)
+    layers: int = Field(5, ge=1)
+    heads: int = Field(4, ge=1)
+    feed_forward: int = Field(688, ge=1)
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Architecture:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden must be a multiple of twice the heads, and {self.hidden} is not of {self.heads}")
+        return self
 
 
 class SupervisedRecipe(Config):
@@ -76,6 +82,7 @@ def run_supervised(
     claim_folder(out, recipe)
     result = out / "model"
     if result.exists():
+        (out / "checkpoint.safetensors").unlink(missing_ok=True)  # left where a kill came between the two
         return result
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -106,7 +113,8 @@ def run_supervised(
         assert recipe.lora is not None
         base, tokenizer = load(recipe.model)
         tokenizer.chat_template = PLAIN_TEMPLATE
-        base.config.name_or_path = recipe.model  # noted in the adapter: the name, not a path of this machine
+        # Noted in the adapter and in its card: the name, not a path of this machine.
+        base.name_or_path = base.config.name_or_path = recipe.model
         model = add_adapters(base, recipe.lora, recipe.seed)
     examples: list[Example] = [
         (prompt_ids(tokenizer, q.text), solution_ids(tokenizer, q.solution or "")) for q in questions
@@ -122,7 +130,9 @@ def run_supervised(
 
     def save(folder: Path) -> None:
         # bfloat16: half the size to ship, and what most users would load anyway.
-        model.to(torch.bfloat16).save_pretrained(folder)
+        # Left to itself, peft asks the hub about the base model's vocabulary, which never changes here.
+        more = {} if recipe.lora is None else {"save_embedding_layers": False}
+        model.to(torch.bfloat16).save_pretrained(folder, **more)
         tokenizer.save_pretrained(folder)
 
     write_directory(result, save)

@@ -21,7 +21,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<folder of the recipe> by default.")] = None,
 ) -> None:
     """Run a recipe from beginning to end. Killed at any moment, the same command goes on."""
-    from caspo.cli.show import bars, console, metrics_table
+    from caspo.cli.show import bars, metrics_table, output
     from caspo.config import load_recipe
 
     target = out or Path("runs") / (recipe.resolve().parent.name)
@@ -34,14 +34,14 @@ def run(
                 target,
                 lambda step, total, metrics: show.stage("train", step, total),
             )
-        console.print(f"The model is in {result}")
+        output.print(f"The model is in {result}")
         return
     from caspo.iterate import CaspoRecipe, run_recipe
 
     with bars() as show:
         metrics = run_recipe(load_recipe(CaspoRecipe, recipe, overrides or ()), target, show)
-    console.print(metrics_table(metrics))
-    console.print(f"Report: {target / 'report.html'}   figures: {target / 'metrics.json'}", highlight=False)
+    output.print(metrics_table(metrics))
+    output.print(f"Report: {target / 'report.html'}   figures: {target / 'metrics.json'}")
 
 
 def _kind(recipe: Path) -> str:

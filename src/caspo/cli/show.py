@@ -18,9 +18,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Bars", "bars", "console", "metrics_table"]
+__all__ = ["Bars", "bars", "metrics_table", "output"]
 
+output = Console(highlight=False)
+"""Results, to stdout."""
 console = Console(stderr=True)
+"""Progress, to stderr."""
 
 
 class Bars:

@@ -29,7 +29,7 @@ def solve(
     """Solve questions with CaT (or another method) and show each step with the model's confidence in it."""
     import json
 
-    from caspo.cli.show import bars, console
+    from caspo.cli.show import bars, output
     from caspo.config import settings_from
     from caspo.errors import ConfigError
     from caspo.iterate import ModelSettings, open_engine
@@ -74,12 +74,10 @@ def solve(
     graded = [grade(q, s.answer) for q, s in zip(questions, solutions, strict=True) if q.answer]
     tokens = sum(s.generated_tokens for s in solutions) / len(solutions)
     if graded:
-        console.print(
-            f"{sum(graded)} of {len(graded)} right, {tokens:.0f} generated tokens a question", highlight=False
-        )
+        output.print(f"{sum(graded)} of {len(graded)} right, {tokens:.0f} generated tokens a question", highlight=False)
     if out is not None:
         write_text(out, "\n".join(lines) + "\n")
-        console.print(f"Solutions: {out}", highlight=False)
+        output.print(f"Solutions: {out}")
 
 
 def _questions(question: str, limit: int, seed: int) -> list[Question]:
@@ -114,14 +112,14 @@ def _told(solution: Solution) -> list[Node]:
 def _show(question: Question, solution: Solution, right: bool | None) -> None:
     from rich.text import Text
 
-    from caspo.cli.show import console
+    from caspo.cli.show import output
     from caspo.confidence import step_score
 
-    console.print(Text(question.text, style="bold"))
+    output.print(Text(question.text, style="bold"))
     for node in _told(solution):
         score = step_score(node.step.trace)
         style = "green" if score >= 0.8 else "yellow" if score >= 0.5 else "red"
-        console.print(Text.assemble((f"  {score:4.2f}  ", style), node.step.text.strip()))
+        output.print(Text.assemble((f"  {score:4.2f}  ", style), node.step.text.strip()))
     mark = {True: "right", False: f"wrong, it is {question.answer}", None: ""}[right]
     answer = "no answer" if solution.answer is None else solution.answer
-    console.print(Text(f"  = {answer}  (vote {solution.confidence:.0%}, {solution.generated_tokens} tokens)  {mark}\n"))
+    output.print(Text(f"  = {answer}  (vote {solution.confidence:.0%}, {solution.generated_tokens} tokens)  {mark}\n"))

@@ -39,11 +39,11 @@ def annotate(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
     """Sample step trees on the training questions and judge every step: OUT/tree/*.parquet."""
     from functools import cache
 
-    from caspo.cli.show import bars, console
-    from caspo.iterate import annotate_stage, open_engine, open_judge, open_task
+    from caspo.cli.show import bars, output
+    from caspo.iterate import annotate_stage, open_engine, open_judge, training_questions
 
     settings = _load(recipe, overrides, out)
-    questions = open_task(settings.task, "train").questions("train", settings.annotate.questions, settings.seed)
+    questions = training_questions(settings, 1)
     engine = cache(lambda: open_engine(settings.model))
     with bars() as show:
         trees = annotate_stage(
@@ -56,14 +56,14 @@ def annotate(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
             lambda done, total: show.stage("sample and judge", done, total),
         )
     steps = sum(len(tree.nodes) for tree in trees)
-    console.print(f"{len(trees)} trees with {steps} distinct steps in {out / 'tree'}", highlight=False)
+    output.print(f"{len(trees)} trees with {steps} distinct steps in {out / 'tree'}")
 
 
 def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -> None:
     """Build preference pairs from annotated trees: OUT/pairs.parquet (loads in TRL as it is) and OUT/report.json."""
     from transformers import AutoTokenizer
 
-    from caspo.cli.show import console
+    from caspo.cli.show import output
     from caspo.data.store import read_trees
     from caspo.engines.models import resolve
     from caspo.iterate import pairs_stage
@@ -72,7 +72,7 @@ def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -
     settings = _load(recipe, overrides, out)
     tokenizer = AutoTokenizer.from_pretrained(resolve(settings.model.name))
     pairs_stage(read_trees(trees), settings.pairs, tokenizer, out)
-    console.print_json(data=read_json(out / "report.json"))
+    output.print_json(data=read_json(out / "report.json"))
 
 
 def train(
@@ -83,7 +83,7 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Step-wise DPO on pairs and their trees: OUT/model, OUT/log.jsonl, OUT/training.json."""
-    from caspo.cli.show import bars, console
+    from caspo.cli.show import bars, output
     from caspo.data.store import read_trees
     from caspo.iterate import train_stage
 
@@ -99,7 +99,7 @@ def train(
             out,
             lambda step, total: show.stage("train", step, total),
         )
-    console.print_json(data=result)
+    output.print_json(data=result)
 
 
 def evaluate(
@@ -115,7 +115,7 @@ def evaluate(
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a run, with its metrics.json.")]) -> None:
     """Write the page RUN/report.html again."""
-    from caspo.cli.show import console
+    from caspo.cli.show import output
     from caspo.report.page import write_report
 
-    console.print(f"Report: {write_report(run)}", highlight=False)
+    output.print(f"Report: {write_report(run)}")

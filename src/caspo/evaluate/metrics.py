@@ -24,6 +24,8 @@ from caspo.types import Node, Tree
 __all__ = ["round_metrics"]
 
 _SHOWN_TREES = 8
+_DRAWS = 40
+"""Random subsets for a point of the budget curve."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def round_metrics(
         if method.name == "self_consistency":
             drawn["budget_curve"][method.name] = _budget_curve(outcomes, trees)
     rows = _rows(sampled)
-    drawn["reliability"] = [b._asdict() for b in reliability(rows.confidence, rows.right, weights=rows.weights)]
+    bins = reliability(rows.confidence, rows.right, weights=rows.weights) if len(rows.right) else []
+    drawn["reliability"] = [b._asdict() for b in bins]
     drawn["entropy"] = {
         name: rows.entropy[rows.right == value][:1000].round(4).tolist()
         for name, value in (("right", True), ("wrong", False))
@@ -163,40 +166,40 @@ def _step_entry(rows: _Steps, probability: np.ndarray[Any, np.dtype[np.float64]]
 
 
 def _over_pruned(tree: Tree) -> bool:
-    """Whether the search gave up a right step at some depth and went on with none."""
+    """Whether the search gave up a right step at some depth and had no other right path left, live or finished."""
+    right = [n for n in tree.nodes if n.verdict is not None and n.verdict.label == "right"]
 
-    def right_at(depth: int, *, kept: bool) -> bool:
+    def left_at(depth: int) -> bool:
         return any(
-            n.depth == depth
-            and (n.decision in ("expanded", "finished")) == kept
-            and n.verdict is not None
-            and n.verdict.label == "right"
-            for n in tree.nodes
+            (n.decision == "expanded" and n.depth == depth) or (n.decision == "finished" and n.depth <= depth)
+            for n in right
         )
 
-    return any(right_at(d, kept=False) and not right_at(d, kept=True) for d in {n.depth for n in tree.nodes})
+    return any(n.decision in ("pruned", "dropped", "cut") and not left_at(n.depth) for n in right)
 
 
 def _budget_curve(outcomes: Sequence[Outcome], trees: Sequence[Tree]) -> list[dict[str, Any]]:
-    """Accuracy of the majority of k samples, from random subsets of the samples that were drawn."""
+    """Accuracy of the majority of k samples: of all, what the method came to; of fewer, from random subsets."""
     bags = [_answers(tree) for tree in trees]
     samples = max(len(bag) for bag in bags)
     tokens = sum(o.tokens for o in outcomes) / len(outcomes) / samples
     curve = []
     for k in [k for k in (1, 2, 4, 8, 16, 32) if k < samples] + [samples]:
-        shares = []
-        for tree, bag in zip(trees, bags, strict=True):
-            rng = random.Random(seed_of("budget", tree.question.id, k))
-            draws = 1 if k == samples else 40
-            hits = 0
-            for _ in range(draws):
-                answer, _share = vote(rng.sample(bag, k), [1.0] * k)
-                hits += same_answer(answer, tree.question.answer)
-            shares.append(hits / draws)
+        if k == samples:  # not voted again: the tree has lost the order that decides a tie
+            shares = [float(o.correct) for o in outcomes]
+        else:
+            shares = [_share_right(tree, bag, k) for tree, bag in zip(trees, bags, strict=True)]
         accuracy = float(np.mean(shares))
         low, high = wilson(round(accuracy * len(shares)), len(shares))
         curve.append({"tokens": k * tokens, "accuracy": accuracy, "low": low, "high": high, "label": f"SC@{k}"})
     return curve
+
+
+def _share_right(tree: Tree, answers: Sequence[str | None], k: int) -> float:
+    """How often the majority of ``k`` of the answers is right, in random draws."""
+    rng = random.Random(seed_of("budget", tree.question.id, k))
+    majorities = (vote(rng.sample(answers, k), [1.0] * k)[0] for _ in range(_DRAWS))
+    return sum(same_answer(answer, tree.question.answer) for answer in majorities) / _DRAWS
 
 
 def _answers(tree: Tree) -> list[str | None]:

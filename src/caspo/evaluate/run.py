@@ -85,7 +85,7 @@ def evaluate_methods(
         for part, start in enumerate(range(0, len(mine), size)):
             chunk = mine[start : start + size]
             file = folder / method.name / f"part-{part:03d}.json"
-            if not file.exists():
+            if not (file.exists() and file.with_suffix(".parquet").exists()):
                 _solve_chunk(task, engine(), method, chunk, seed, file)
             on_chunk(method.name, start + len(chunk), len(mine))
 

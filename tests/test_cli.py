@@ -1,0 +1,170 @@
+"""The command line as a user meets it: what it prints, what it exits with, and that errors are one message."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from caspo import __version__
+from caspo.cli.main import main
+from caspo.storage import read_json
+from stories_run import pair_rows, timeless, write_recipe
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def caspo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs ``caspo`` with arguments in this process: exit code, stdout, stderr."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["caspo", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def failed(result: tuple[int, str, str]) -> str:
+    """The message of a command that failed as it should: exit code 1, no traceback."""
+    code, out, err = result
+    assert code == 1
+    assert not out
+    assert err.startswith("Error: ")
+    assert "Traceback" not in err
+    return err
+
+
+def test_help_and_version(caspo: Command) -> None:
+    """Every command is listed; each has a help text of its own."""
+    assert caspo("--version") == (0, f"caspo {__version__}\n", "")
+    code, out, _ = caspo("--help")
+    assert code == 0
+    for command in ("run", "solve", "annotate", "pairs", "train", "evaluate", "report"):
+        assert command in out
+        assert caspo(command, "--help")[0] == 0
+
+
+def test_help_loads_no_torch() -> None:
+    """So it is there at once."""
+    script = (
+        "import sys; sys.argv = ['caspo', '--help']\nfrom caspo.cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
+
+
+def test_wrong_recipes(caspo: Command, tmp_path: Path) -> None:
+    """A misspelt key in the file or on the command line, a wrong kind, a file that is not there; no folder is made."""
+    out = tmp_path / "out"
+    misspelt = write_recipe(tmp_path / "a.yaml", anotate={"questions": 3})
+    err = failed(caspo("run", misspelt, "--out", out))
+    assert "anotate: unknown key; did you mean 'annotate'?" in err
+    recipe = write_recipe(tmp_path / "b.yaml")
+    for command in (("run", recipe), ("annotate", recipe), ("evaluate", recipe)):
+        err = failed(caspo(*command, "train.learning_rat=1", "--out", out))
+        assert "train.learning_rat: unknown key; did you mean 'learning_rate'?" in err
+    assert "must be 'caspo' or 'supervised'" in failed(caspo("run", write_recipe(tmp_path / "c.yaml", kind="x")))
+    assert "Cannot read the recipe" in failed(caspo("run", tmp_path / "none.yaml", "--out", out))
+    assert not out.exists()
+    assert caspo("run")[0] == 2, "how it is called is wrong: usage"
+
+
+def test_solve_a_question(caspo: Command) -> None:
+    """Each step with its confidence, and the answer."""
+    question = "Tom has 5 apples. He buys 3 more apples. How many apples does Tom have now?"
+    code, out, _ = caspo("solve", question, "--model", "stories-tiny", "children=2", "max_tokens=96")
+    assert code == 0
+    assert "Tom has 5 apples" in out
+    assert "\n  = " in out
+
+
+def test_solve_a_file(caspo: Command, tmp_path: Path) -> None:
+    """The first questions by ``--limit``, graded; one JSON line each in ``--out``."""
+    file, out = tmp_path / "questions.jsonl", tmp_path / "solved" / "out.jsonl"
+    rows = [{"id": f"q{i}", "question": f"Mia has {i} pens and buys 2 pens. How many pens?", "answer": f"#### {i + 2}"}
+            for i in range(3, 7)]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    line = ("solve", file, "--model", "stories-tiny", "--limit", 2, "--out", out, "max_tokens=64")
+    code, told, _ = caspo(*line, "--method", "self_consistency", "samples=3")
+    assert code == 0
+    assert " of 2 right" in told
+    solved = [json.loads(text) for text in out.read_text().splitlines()]
+    assert len(solved) == 2
+    for row in solved:
+        assert row["id"] in {r["id"] for r in rows}
+        assert isinstance(row["correct"], bool)
+        assert row["gold"] == str(int(row["id"][1:]) + 2)
+        assert 0 <= row["confidence"] <= 1
+        assert row["generated_tokens"] > 0
+        assert row["steps"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("  ", "--model", "stories-tiny"), "The question is empty"),
+        (("1 + 1?", "--method", "magic"), "no method 'magic'. Choose one of chain_of_thought, self_consistency, cat"),
+        (("1 + 1?", "childern=3"), "did you mean 'children'?"),
+        (("none.jsonl", "--model", "stories-tiny"), "none.jsonl: no such file"),
+        (("1 + 1?", "--model", "./none"), "There is no model folder './none'"),
+        (("1 + 1?", "--model", "stories-tiny", "--device", "toaster"), "'toaster' is not a device"),
+    ],
+)
+def test_solve_says_what_is_wrong(caspo: Command, args: tuple[str, ...], message: str) -> None:
+    """In one message."""
+    assert message in failed(caspo("solve", *args))
+
+
+def test_unknown_model_offline() -> None:
+    """The message names models that need no hub."""
+    done = subprocess.run(
+        [sys.executable, "-m", "caspo.cli.main", "solve", "1 + 1?", "--model", "caspo-tests/none"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "smollm2-135m" in done.stderr
+    assert "stories-tiny" in done.stderr
+
+
+def test_stages_make_what_run_makes(caspo: Command, tmp_path: Path) -> None:
+    """`annotate`, `pairs` and `train` one after the other: the pairs and the figures of `run`'s first round."""
+    recipe, run, out = write_recipe(tmp_path / "recipe.yaml"), tmp_path / "run", tmp_path / "stages"
+    code, told, _ = caspo("run", recipe, "--out", run)
+    assert code == 0
+    assert "chain_of_thought" in told, "the table is a result: it goes to stdout, progress does not"
+    assert caspo("annotate", recipe, "--out", out)[0] == 0
+    assert caspo("pairs", recipe, "--trees", out / "tree", "--out", out / "pairs")[0] == 0
+    line = ("train", recipe, "--trees", out / "tree", "--pairs", out / "pairs" / "pairs.parquet", "--out", out)
+    assert caspo(*line)[0] == 0
+    first = run / "round-1"
+    assert pair_rows(out / "pairs" / "pairs.parquet") == pair_rows(first / "pairs" / "pairs.parquet")
+    assert read_json(out / "pairs" / "report.json") == read_json(first / "pairs" / "report.json")
+    assert timeless(read_json(out / "training.json")) == timeless(read_json(first / "training.json"))
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (out, first)]
+    assert weights[0] == weights[1]
+    for args in (("annotate", recipe, "--out", out), line):
+        assert caspo(*args)[0] == 0, "the same line again goes on from what is there"
+    assert "seed: 1 there, 2 now" in failed(caspo("annotate", recipe, "seed=2", "--out", out))
+    page = run / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert caspo("report", run)[0] == 0
+    assert page.read_bytes() == before
+    assert "metrics.json" in failed(caspo("report", tmp_path))
