@@ -23,7 +23,7 @@ import torch
 from transformers import DynamicCache
 
 from caspo.engines.base import Completion, Progress, Request
-from caspo.engines.kv import PrefixStore, RowPool
+from caspo.engines.kv import PrefixStore, RowPool, owned
 from caspo.engines.prompts import INSTRUCTION, prompt_ids
 from caspo.engines.sampling import draw, uniforms
 from caspo.errors import EngineError, ModelError
@@ -129,7 +129,8 @@ class HFEngine:
         results: list[Completion | None] = [None] * len(requests)
         # Requests with the same prefix are admitted together, the longest first: their end is what one waits for.
         waiting = sorted(range(len(requests)), key=lambda i: (requests[i].max_new_tokens, requests[i].prefix_ids))
-        columns = 64 + max(min(len(r.prefix_ids) + r.max_new_tokens, self.context_length) for r in requests)
+        longest = max(min(len(r.prefix_ids) + r.max_new_tokens, self.context_length) for r in requests)
+        columns = -(-(longest + 64) // 128) * 128  # rounded up, so that a search that goes deeper keeps its pool
         streams = min(self.streams, len(requests))
         capacity = min(self._capacity(columns), -(-len(requests) // streams))
 
@@ -273,10 +274,8 @@ class HFEngine:
         )
         result = {}
         for i, ids in enumerate(batch):
-            prefix = [
-                (layer.keys[i, :, width - len(ids) :].clone(), layer.values[i, :, width - len(ids) :].clone())
-                for layer in cache.layers
-            ]
+            own = slice(width - len(ids), width)
+            prefix = owned([(layer.keys[i, :, own], layer.values[i, :, own]) for layer in cache.layers])
             with self._lock:
                 self._store.put(ids, prefix)
             result[ids] = prefix

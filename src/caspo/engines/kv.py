@@ -9,13 +9,15 @@ windows measure distances within a row, which are the same in columns.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["PrefixStore", "RowPool"]
+__all__ = ["PrefixStore", "RowPool", "owned"]
 
 
 class _PoolLayer(CacheLayerMixin):
@@ -65,6 +67,7 @@ class RowPool:
         self.cache = Cache(layers=list(self.layers))
         self.starts: list[int] = []
         self.end = 0
+        self._arena: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -79,9 +82,18 @@ class RowPool:
         self.starts, self.end = [], 0
 
     def allocate(self, like: torch.Tensor) -> torch.Tensor:
-        """Zeros, because masked columns still meet the values with weight 0, and 0 times NaN is NaN."""
+        """Keys or values of one layer, zeroed: masked columns meet the values with weight 0, and 0 times NaN is NaN.
+
+        All layers are cut from one arena, which the system gets back when the pool goes: pieces of some megabytes would
+        stay in the heap.
+        """
         _, heads, _, width = like.shape
-        return torch.zeros(self.capacity, heads, self.columns, width, dtype=like.dtype, device=self.device)
+        shape = (self.capacity, heads, self.columns, width)
+        size = math.prod(shape)
+        if self._arena is None or len(self._arena) < size or self._arena.dtype != like.dtype:
+            self._arena = torch.zeros(2 * len(self.layers) * size, dtype=like.dtype, device=self.device)
+        taken, self._arena = self._arena[:size].view(shape), self._arena[size:]
+        return taken
 
     def admit(self, prefixes: list[list[tuple[torch.Tensor, torch.Tensor]]]) -> None:
         """Add rows with the keys and values of their prefixes: per row and layer, two tensors (H, n, D)."""
@@ -122,12 +134,12 @@ class RowPool:
     def take(self, row: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """A copy of a row's keys and values, to continue from later."""
         used = slice(self.starts[row], self.end)
-        taken = []
+        views = []
         for layer in self.layers:
             assert layer.keys is not None
             assert layer.values is not None
-            taken.append((layer.keys[row, :, used].clone(), layer.values[row, :, used].clone()))
-        return taken
+            views.append((layer.keys[row, :, used], layer.values[row, :, used]))
+        return owned(views)
 
     def mask(self) -> torch.Tensor:
         """(rows, end - low + 1): which columns belong to each row, the one about to be written included."""
@@ -150,6 +162,14 @@ class RowPool:
                         tensor[row, :, low + shift : end] = tensor[row, :, low:old].clone()
         self.starts = [start + shift for start in self.starts]
         self.end = end
+
+
+def owned(prefix: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A copy of a prefix in one piece of memory: two small pieces per layer would leave the heap full of holes."""
+    tensors = [tensor for pair in prefix for tensor in pair]
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    parts = [f.view(t.shape) for f, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+    return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 class PrefixStore:
