@@ -168,7 +168,7 @@ def owned(prefix: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[tor
     """A copy of a prefix in one piece of memory: two small pieces per layer would leave the heap full of holes."""
     tensors = [tensor for pair in prefix for tensor in pair]
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    parts = [f.view(t.shape) for f, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+    parts = [f.view(t.shape) for f, t in zip(torch.split(flat, [t.numel() for t in tensors]), tensors, strict=True)]
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
