@@ -257,7 +257,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path, file: str, message: str) -> N
         models.resolve(str(tmp_path / file))
 
 
-@pytest.mark.parametrize("name", ["", " ", "./no/such", "~/no-such", "runs/demo/round-1/model"])
+@pytest.mark.parametrize("name", ["", " ", "./no/such", "~/no-such", "runs/no-such-run/round-1/model"])
 def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(name: str) -> None:
     with pytest.raises(ModelError, match="There is no model folder"):
         models.resolve(name)
