@@ -8,8 +8,7 @@ Each message says what happened, why, and what to do next.
     ├── DataError          a file or a record is missing, truncated or malformed
     ├── ModelError         a model cannot be found, loaded or used for this
     ├── EngineError        generation failed: bad logits, prompt longer than the context
-    ├── StorageError       the disk refused: full, read-only, no permission
-    └── MissingExtra       an optional dependency is not installed
+    └── StorageError       the disk refused: full, read-only, no permission
 
 A user's mistake raises one of these; a broken invariant of ours is an ``assert``.
 """
@@ -19,7 +18,6 @@ __all__ = [
     "ConfigError",
     "DataError",
     "EngineError",
-    "MissingExtra",
     "ModelError",
     "ResumeError",
     "StorageError",
@@ -52,12 +50,3 @@ class EngineError(CaspoError):
 
 class StorageError(CaspoError):
     """The disk refused: full, read-only, no permission."""
-
-
-class MissingExtra(CaspoError):
-    """An optional dependency is not installed; the message holds the install command."""
-
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package!r} is not installed, and this feature needs it. Install it with: pip install 'caspo-llm[{extra}]'"
-        )

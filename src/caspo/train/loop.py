@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -123,9 +122,7 @@ class Loop:
 
     def finish(self) -> None:
         """Remove the checkpoint, once the trained model is safe elsewhere."""
-        if self.checkpoint.exists():
-            self.checkpoint.unlink()
-        shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
+        self.checkpoint.unlink(missing_ok=True)
 
     @property
     def _device(self) -> str:
