@@ -216,13 +216,51 @@ def test_bad_logits(bad: float) -> None:
         ours.generate(sampled(3))
 
 
-def test_no_requests_and_progress() -> None:
-    """Nothing asked, nothing done; progress adds up to the number of requests."""
-    ours = engine(max_rows=4)
-    assert ours.generate([]) == []
-    seen: list[int] = []
-    ours.generate(sampled(11), seen.append)
-    assert sum(seen) == 11
+def test_no_requests() -> None:
+    """Nothing asked, nothing done."""
+    assert engine().generate([]) == []
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("max_rows", [3, 64])
+def test_requests_added_on_the_way_equal_separate_calls(streams: int, max_rows: int) -> None:
+    """What a completion leads to is sampled in the same batch, takes the next places, and is what a call of its own gives,
+    however long the texts grow and however few rows fit."""
+    model = build("llama")
+    first = sampled(9, stop=("\t",))
+    ours = HFEngine(model, tokenizer(), max_rows=max_rows)
+    ours.streams = streams
+    asked = list(first)
+
+    def follow(place: int, completion: Completion) -> list[Request]:
+        assert len(asked) >= place
+        if completion.finish == "eos" or len(asked[place].prefix_ids) > 120:
+            return []
+        more = [
+            Request(asked[place].prefix_ids + completion.token_ids, seed=7 * place + i, max_new_tokens=60)
+            for i in (1, 2)
+        ]
+        asked.extend(more[: 1 + (place % 3 == 0)])
+        return more[: 1 + (place % 3 == 0)]
+
+    together = ours.generate(first, follow)
+    assert len(together) == len(asked) > 40
+    assert max(len(r.prefix_ids) + len(c.token_ids) for r, c in zip(asked, together, strict=True)) > 150
+    for request, completion in list(zip(asked, together, strict=True))[::5]:
+        same(completion, HFEngine(model, tokenizer()).generate([request])[0])
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_an_error_in_one_stream_ends_the_call(streams: int) -> None:
+    """A callback that raises, or adds what cannot be served, raises out of the call; the other stream does not hang."""
+    ours = engine()
+    ours.streams = streams
+
+    def fail(place: int, completion: Completion) -> list[Request]:
+        return [Request((2,), 0)]
+
+    with pytest.raises(EngineError, match="two tokens"):
+        ours.generate(sampled(8), fail)
 
 
 def test_prompts() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from caspo.data.store import write_trees
-from caspo.engines.base import Completion, Request
 from caspo.engines.scripted import Script, Scripted, ScriptedEngine
 from caspo.evaluate import run
 from caspo.evaluate.metrics import round_metrics
@@ -220,9 +219,6 @@ class Counting(ScriptedEngine):
 
     def forget(self) -> None:
         self.forgotten += 1
-
-    def generate(self, requests: Sequence[Request], progress: Any = None) -> list[Completion]:
-        return super().generate(requests, progress)
 
 
 SETTINGS = EvaluateSettings.model_validate(

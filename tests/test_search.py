@@ -55,13 +55,12 @@ class Counting(ScriptedEngine):
         self.tokens: dict[str, int] = {}
         self.requests: list[Request] = []
 
-    def generate(self, requests: Sequence[Request], progress: Any = None) -> list[Completion]:
-        done = super().generate(requests, progress)
-        self.requests += requests
-        for request, completion in zip(requests, done, strict=True):
-            name = "".join(self.pieces(request.prefix_ids)).partition("\n")[0]
-            self.tokens[name] = self.tokens.get(name, 0) + len(completion.token_ids)
-        return done
+    def _play(self, request: Request) -> Completion:
+        completion = super()._play(request)
+        self.requests.append(request)
+        name = "".join(self.pieces(request.prefix_ids)).partition("\n")[0]
+        self.tokens[name] = self.tokens.get(name, 0) + len(completion.token_ids)
+        return completion
 
 
 def test_chain_of_thought() -> None:

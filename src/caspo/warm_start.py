@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from caspo.config import Config, claim_folder
 from caspo.engines.prompts import PLAIN_TEMPLATE, prompt_ids, solution_ids
 from caspo.storage import write_directory
-from caspo.tasks.stories import StoriesTask
+from caspo.tasks.stories import StoriesTask, sums
 from caspo.train.loop import Loop
 from caspo.train.lora import LoraSettings, add_adapters
 from caspo.train.supervised import Example, SupervisedSettings, plan_batches, supervised_loss
@@ -55,6 +55,8 @@ class SupervisedRecipe(Config):
     """Difficulty levels of `stories` to learn from (training scenes only)."""
     problems: int = Field(2000, ge=1)
     """Problems with solutions, each seen once."""
+    sums: int = Field(0, ge=0)
+    """Sheets of ten sums between the problems: so that what the model then gets wrong is its reasoning."""
     stop_after: int | None = Field(None, ge=1)
     """Optimiser steps after which training stops early, in the schedule of the whole."""
     seed: int = 0
@@ -88,6 +90,7 @@ def run_supervised(
         torch.set_num_threads(recipe.threads)
     set_seed(recipe.seed)
     questions = StoriesTask(recipe.levels).questions("train", recipe.problems, recipe.seed)
+    questions += sums(recipe.sums, recipe.seed)
     model: Any
     if recipe.architecture is not None:
         tokenizer = train_tokenizer(questions, recipe.architecture.vocabulary)
@@ -156,7 +159,7 @@ def train_tokenizer(questions: Sequence[Question], size: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = (f"Question: {q.text}\nAnswer:\n{q.solution}" for q in questions[:5000])
+    texts = (f"Question: {q.text}\nAnswer:\n{q.solution}" for q in questions[::5])
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 
 from caspo.config import Config
-from caspo.engines.base import Engine, Request
+from caspo.engines.base import Completion, Engine, Request
 from caspo.judges.base import Judge
 from caspo.trees import TreeBuilder, seed_of
 from caspo.types import ROOT, Question, Step, Tree, Verdict
@@ -43,48 +43,79 @@ def annotate(
     seed: int,
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> list[Tree]:
-    """One annotated tree per question, all grown together depth by depth so that the batch stays full.
+    """One annotated tree per question, all grown in one batch; each goes on as soon as its own depth is complete.
 
     A tree depends on its question, the seed and the settings only.
     """
-    builders = [TreeBuilder(q, engine.prompt(q.text)) for q in questions]
-    open_prefixes: list[tuple[TreeBuilder, int]] = [(builder, ROOT) for builder in builders]
-    for depth in range(1, settings.max_depth + 1):
-        requests = [
-            Request(
-                prefix_ids=builder.prefix_ids(node),
-                seed=seed_of("annotate", seed, builder.question.id, tuple(builder.texts(node)), sample),
-                max_new_tokens=settings.max_step_tokens,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                stop=("\n",),
+    growing = [_Growing(TreeBuilder(q, engine.prompt(q.text)), judge, settings, seed) for q in questions]
+    asked: list[tuple[_Growing, int]] = []
+
+    def ask(tree: _Growing, wanted: Sequence[tuple[int, Request]]) -> list[Request]:
+        asked.extend((tree, parent) for parent, _ in wanted)
+        return [request for _, request in wanted]
+
+    def receive(place: int, completion: Completion) -> list[Request]:
+        on_tokens(len(completion.token_ids))
+        tree, parent = asked[place]
+        return ask(tree, tree.receive(place, parent, completion))
+
+    first = [request for tree in growing for request in ask(tree, tree.begin([ROOT]))]
+    engine.generate(first, receive)
+    return [tree.builder.build() for tree in growing]
+
+
+class _Growing:
+    """One question's tree while it is sampled."""
+
+    def __init__(self, builder: TreeBuilder, judge: Judge, settings: AnnotateSettings, seed: int) -> None:
+        self.builder, self.judge, self.settings, self.seed = builder, judge, settings, seed
+        self._depth = 0
+        self._missing = 0
+        self._arrived: list[tuple[int, int, Completion]] = []
+
+    def begin(self, parents: Sequence[int]) -> list[tuple[int, Request]]:
+        """What to sample after each of the nodes ``parents``, the next depth."""
+        settings, builder = self.settings, self.builder
+        self._depth += 1
+        self._arrived = []
+        wanted = [
+            (
+                parent,
+                Request(
+                    prefix_ids=builder.prefix_ids(parent),
+                    seed=seed_of("annotate", self.seed, builder.question.id, tuple(builder.texts(parent)), sample),
+                    max_new_tokens=settings.max_step_tokens,
+                    temperature=settings.temperature,
+                    top_p=settings.top_p,
+                    stop=("\n",),
+                ),
             )
-            for builder, node in open_prefixes
+            for parent in parents
             for sample in range(settings.samples)
         ]
-        completions = iter(engine.generate(requests))
-        right: dict[int, list[int]] = {}
-        for builder, parent in open_prefixes:
-            children: dict[int, bool] = {}
-            for _ in range(settings.samples):
-                completion = next(completions)
-                on_tokens(len(completion.token_ids))
-                step = Step(completion.text, completion.token_ids, completion.trace)
-                node = builder.add(parent, step, final=completion.finish == "eos")
-                children.setdefault(node, completion.finish == "length")  # the first sample's tokens are the node's
-            for node, cut in children.items():
-                verdict = _verdict(builder, judge, parent, node, cut=cut)
-                builder.judge(node, verdict)
-                if verdict.label == "right" and not builder.nodes[node].final:
-                    right.setdefault(id(builder), []).append(node)
-        open_prefixes = [
-            (builder, node)
-            for builder in builders
-            for node in _choose(builder, right.get(id(builder), []), settings.width, seed_of(seed, depth))
-        ]
-        if not open_prefixes:
-            break
-    return [builder.build() for builder in builders]
+        self._missing = len(wanted)
+        return wanted
+
+    def receive(self, place: int, parent: int, completion: Completion) -> list[tuple[int, Request]]:
+        """Take a continuation of ``parent`` in; once the depth is complete, what to sample next."""
+        self._arrived.append((place, parent, completion))
+        self._missing -= 1
+        if self._missing:
+            return []
+        settings, builder = self.settings, self.builder
+        children: dict[int, bool] = {}
+        for _, above, found in sorted(self._arrived, key=lambda a: a[0]):
+            node = builder.add(above, Step(found.text, found.token_ids, found.trace), final=found.finish == "eos")
+            children.setdefault(node, found.finish == "length")  # the first sample's tokens are the node's
+        right = []
+        for node, cut in children.items():
+            verdict = _verdict(builder, self.judge, builder.nodes[node].parent, node, cut=cut)
+            builder.judge(node, verdict)
+            if verdict.label == "right" and not builder.nodes[node].final:
+                right.append(node)
+        if self._depth == settings.max_depth or not right:
+            return []
+        return self.begin(_choose(builder, right, settings.width, seed_of(self.seed, self._depth)))
 
 
 def judge_tree(tree: Tree, judge: Judge) -> Tree:

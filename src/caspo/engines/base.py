@@ -8,10 +8,7 @@ from typing import Literal, Protocol
 
 from caspo.types import TokenTrace
 
-__all__ = ["Completion", "Engine", "Progress", "Request"]
-
-Progress = Callable[[int], None]
-"""Called with the number of requests that have finished since the last call."""
+__all__ = ["Completion", "Engine", "OnDone", "Request"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,11 @@ class Completion:
     finish: Literal["eos", "stop", "length"]
 
 
+OnDone = Callable[[int, Completion], Sequence[Request]]
+"""Called with the place of a request and its completion as soon as it is there. What it returns is sampled in the same
+batch and takes the next places: a search goes on in one question while others are still in their step before."""
+
+
 class Engine(Protocol):
     """A model that continues prefixes, in batches."""
 
@@ -53,8 +55,8 @@ class Engine(Protocol):
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token, special tokens as empty strings."""
 
-    def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
-        """Sample every request; results in the order of the requests."""
+    def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
+        """Sample every request, and those that ``on_done`` adds; results in the order of their places."""
 
     def forget(self) -> None:
         """Drop whatever was kept of earlier prefixes, so that the next call pays for all of its own."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
 from typing import Any, Literal
@@ -22,9 +21,10 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from caspo.engines.base import Completion, Progress, Request
+from caspo.engines.base import Completion, OnDone, Request
 from caspo.engines.kv import PrefixStore, RowPool, owned
 from caspo.engines.prompts import INSTRUCTION, prompt_ids
+from caspo.engines.queue import Row, WorkQueue
 from caspo.engines.sampling import draw, uniforms
 from caspo.errors import EngineError, ModelError
 from caspo.types import TokenTrace
@@ -33,22 +33,6 @@ __all__ = ["HFEngine"]
 
 _PREFILL_TOKENS = 4096
 """Tokens of one prefill pass, padding included: bounds its memory."""
-
-
-@dataclass
-class _Row:
-    """A request on its way through the batch."""
-
-    index: int
-    request: Request
-    tokens: list[int] = field(default_factory=list)
-    statistics: list[torch.Tensor] = field(default_factory=list)
-    text: str = ""
-    finish: Literal["eos", "stop", "length"] | None = None
-
-    @property
-    def last(self) -> int:
-        return self.tokens[-1] if self.tokens else self.request.prefix_ids[-1]
 
 
 class HFEngine:
@@ -60,7 +44,8 @@ class HFEngine:
         name: for records.
         instruction: what the prompt asks for, besides the question.
         max_rows: rows decoded at once.
-        pool_bytes: memory for the rows' keys and values; fewer rows are used when they would need more.
+        pool_bytes: memory for the rows' keys and values; fewer rows are used when they would need more. A search whose
+            rows grow longer on the way may exceed it until some of them end.
         store_bytes: memory for prefixes kept to be continued later.
     """
 
@@ -116,72 +101,62 @@ class HFEngine:
         """Drop the keys and values of all prefixes."""
         self._store.clear()
 
-    def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
-        """Sample every request; results in the order of the requests.
+    def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
+        """Sample every request, and those that ``on_done`` adds; results in the order of their places.
 
         Raises:
             EngineError: a prefix leaves no room in the model's context, or the model returned NaN or infinite logits.
         """
-        for request in requests:
-            self._check(request)
         if not requests:
             return []
-        results: list[Completion | None] = [None] * len(requests)
-        # Requests with the same prefix are admitted together, the longest first: their end is what one waits for.
-        waiting = sorted(range(len(requests)), key=lambda i: (requests[i].max_new_tokens, requests[i].prefix_ids))
-        longest = max(min(len(r.prefix_ids) + r.max_new_tokens, self.context_length) for r in requests)
-        columns = -(-(longest + 64) // 128) * 128  # rounded up, so that a search that goes deeper keeps its pool
         streams = min(self.streams, len(requests))
-        capacity = min(self._capacity(columns), -(-len(requests) // streams))
+        columns = self._columns(requests)
+        capacity = self._capacity(columns)
+        if on_done is None:
+            capacity = min(capacity, -(-len(requests) // streams))
+        queue = WorkQueue(requests, on_done, streams, self._check)
 
         def stream(place: int) -> None:
             if streams > 1:
-                torch.set_num_threads(self._threads // streams)  # of this Python thread only
-            self._stream(self._pool_for(place, columns, capacity), waiting, requests, results, progress)
+                torch.set_num_threads(max(1, self._threads // streams))  # of this Python thread only
+            with queue.closing_on_error():
+                self._stream(self._pool_for(place, columns, capacity), queue, place)
 
         if streams == 1:
             stream(0)
         else:
             with ThreadPoolExecutor(streams) as executor:
                 list(executor.map(stream, range(streams)))
-        done = [result for result in results if result is not None]
-        assert len(done) == len(requests)
-        return done
+        return queue.finished()
 
     @torch.inference_mode()
-    def _stream(
-        self,
-        pool: RowPool,
-        waiting: list[int],
-        requests: Sequence[Request],
-        results: list[Completion | None],
-        progress: Progress | None,
-    ) -> None:
-        """Decode what waits, together with other streams that take from the same list, until nothing is left."""
-        rows: list[_Row] = []
-        while waiting or rows:
+    def _stream(self, pool: RowPool, queue: WorkQueue, stream: int) -> None:
+        """Decode what waits, together with other streams that take from the same queue, until nothing is left."""
+        rows: list[Row] = []
+        while True:
             free = pool.capacity - len(rows)
-            if waiting and (not rows or free >= max(1, pool.capacity // 8)):
-                new = [_Row(i, requests[i]) for i in _take(waiting, free)]
-                self._admit(pool, new)
-                rows += new
-            if not rows:
-                break  # another stream took the last of what waited
-            finished = self._step(pool, rows)
-            for place in reversed(finished):
-                row = rows[place]
-                results[row.index] = completion = self._complete(row)
+            if not rows or free >= max(1, pool.capacity // 8):
+                new = queue.take(stream, len(rows), free)
+                if new:
+                    columns = self._columns([row.request for row in new])
+                    if columns > pool.columns:
+                        pool.widen(columns, max(self._capacity(columns), len(rows) + len(new)))
+                    self._admit(pool, new)
+                    rows += new
+                elif not rows:
+                    return
+            for at in reversed(self._step(pool, rows)):
+                row = rows[at]
+                completion = self._complete(row)
                 if completion.finish == "stop":  # a step: something may be asked to follow it
                     with self._lock:
-                        self._store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(place))
-                pool.remove(place)
-                rows[place] = rows[-1]
+                        self._store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(at))
+                pool.remove(at)
+                rows[at] = rows[-1]
                 rows.pop()
-            if finished and progress is not None:
-                with self._lock:
-                    progress(len(finished))
+                queue.done(row.place, completion)
 
-    def _step(self, pool: RowPool, rows: list[_Row]) -> list[int]:
+    def _step(self, pool: RowPool, rows: list[Row]) -> list[int]:
         """Decode one token for every row; the places of the rows that finished, ascending."""
         logits_BV = self.model(
             input_ids=torch.tensor([[row.last] for row in rows], device=self.device),
@@ -211,7 +186,7 @@ class HFEngine:
                 finished.append(place)
         return finished
 
-    def _finish(self, row: _Row, token: int) -> Literal["eos", "stop", "length"] | None:
+    def _finish(self, row: Row, token: int) -> Literal["eos", "stop", "length"] | None:
         """Why the row ends with ``token``, or None. A full context is `length`: nothing can be continued from there."""
         request = row.request
         if token in self.eos_ids:
@@ -227,7 +202,7 @@ class HFEngine:
                 at = row.text.find(stop, at + 1)
         return "length" if len(row.tokens) >= request.max_new_tokens else None
 
-    def _complete(self, row: _Row) -> Completion:
+    def _complete(self, row: Row) -> Completion:
         entropy, logprob, max_logprob, margin, varentropy = torch.stack(row.statistics, dim=1).float().numpy()
         trace = TokenTrace(entropy, logprob, max_logprob, margin, varentropy)
         assert row.finish is not None
@@ -235,7 +210,7 @@ class HFEngine:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return Completion(tuple(row.tokens), text, trace, row.finish)
 
-    def _admit(self, pool: RowPool, new: list[_Row]) -> None:
+    def _admit(self, pool: RowPool, new: list[Row]) -> None:
         """Give every new row the keys and values of its prefix (all but its last token, which the next step feeds)."""
         needed = list(dict.fromkeys(row.request.prefix_ids[:-1] for row in new))
         with self._lock:
@@ -290,6 +265,11 @@ class HFEngine:
         self._pools[stream] = pool
         return pool
 
+    def _columns(self, requests: Sequence[Request]) -> int:
+        """Columns of a pool for these requests, rounded up so that a search that goes deeper keeps its pool."""
+        longest = max(min(len(r.prefix_ids) + r.max_new_tokens, self.context_length) for r in requests)
+        return -(-(longest + 64) // 128) * 128
+
     def _capacity(self, columns: int) -> int:
         """Rows of a stream that fit into its share of the memory."""
         config = self.model.config.get_text_config(decoder=True)
@@ -306,17 +286,6 @@ class HFEngine:
                 f"A prompt of {len(request.prefix_ids)} tokens leaves no room in the context of {self.name} "
                 f"({self.context_length} tokens). Shorten the question, or use a model with a longer context."
             )
-
-
-def _take(waiting: list[int], count: int) -> list[int]:
-    """Up to ``count`` of what waits, from the end; other streams take from the same list meanwhile."""
-    taken: list[int] = []
-    while len(taken) < count:
-        try:
-            taken.append(waiting.pop())
-        except IndexError:
-            break
-    return taken
 
 
 class _Pieces(dict[int, str]):

@@ -81,6 +81,21 @@ class RowPool:
         """Drop all rows."""
         self.starts, self.end = [], 0
 
+    def widen(self, columns: int, capacity: int) -> None:
+        """Make room for longer rows: ``columns`` for each of ``capacity``, which covers the rows there are."""
+        assert columns >= self.columns
+        assert capacity >= self.rows
+        self.columns, self.capacity, self._arena = columns, capacity, None
+        used = slice(self.low, self.end)
+        for layer in self.layers:
+            if layer.is_initialized:
+                old_keys, old_values = layer.keys, layer.values
+                assert old_keys is not None
+                assert old_values is not None
+                layer.keys, layer.values = self.allocate(old_keys), self.allocate(old_values)
+                layer.keys[: self.rows, :, used] = old_keys[: self.rows, :, used]
+                layer.values[: self.rows, :, used] = old_values[: self.rows, :, used]
+
     def allocate(self, like: torch.Tensor) -> torch.Tensor:
         """Keys or values of one layer, zeroed: masked columns meet the values with weight 0, and 0 times NaN is NaN.
 

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from caspo.engines.base import Completion, Progress, Request
+from caspo.engines.base import Completion, OnDone, Request
 from caspo.errors import ConfigError, DataError, EngineError
 from caspo.types import TokenTrace
 
@@ -76,17 +76,18 @@ class ScriptedEngine:
     def forget(self) -> None:
         """Nothing is kept."""
 
-    def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
-        """Play every request; results in order.
+    def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
+        """Play every request, and those that ``on_done`` adds; results in the order of their places.
 
         Raises:
             EngineError: the script has no continuation for a text.
         """
-        completions = []
-        for request in requests:
+        waiting = list(requests)
+        completions: list[Completion] = []
+        for place, request in enumerate(waiting):  # grows while it is read
             completions.append(self._play(request))
-            if progress is not None:
-                progress(1)
+            if on_done is not None:
+                waiting += on_done(place, completions[-1])
         return completions
 
     def _play(self, request: Request) -> Completion:

@@ -12,14 +12,15 @@ Finished paths vote for their answers with the weight of their rank score. Three
 and "which of these siblings is right?" are different questions: entropy answers the first, but siblings share the
 entropy of the position at which they part; what tells them apart is how probable the sampled tokens were.
 
-All questions are expanded together, depth by depth. A question's result does not depend on the others.
+All questions share one batch, and each goes on to its next step as soon as its own paths are there. A question's result
+does not depend on the others.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pydantic import Field
 
@@ -68,16 +69,6 @@ class _Path:
     """Its last step reached a limit before its line break."""
 
 
-@dataclass
-class _State:
-    """One question's search."""
-
-    builder: TreeBuilder
-    live: list[_Path] = field(default_factory=lambda: [_Path()])
-    done: list[_Path] = field(default_factory=list)
-    tokens: int = 0
-
-
 class ConfidenceTree:
     """Confidence-aware Thought."""
 
@@ -94,92 +85,119 @@ class ConfidenceTree:
         on_done: Callable[[int], None] | None = None,
     ) -> list[Solution]:
         """The answer that the surviving paths agree on; every decision stands in the tree's nodes."""
-        states = [_State(TreeBuilder(q, engine.prompt(q.text))) for q in questions]
-        while growing := [state for state in states if state.live]:
-            self._grow(growing, engine, seed)
-            if on_done is not None:
-                on_done(sum(1 for state in growing if not state.live))
-        return [_solution(state) for state in states]
+        searches = [_Search(TreeBuilder(q, engine.prompt(q.text)), self.settings, seed) for q in questions]
+        asked: list[tuple[_Search, _Continuation]] = []
 
-    def _grow(self, states: Sequence[_State], engine: Engine, seed: int) -> None:
-        """One more step for every live path of every question."""
-        settings = self.settings
-        parents = [(state, path) for state in states for path in state.live]
-        first = engine.generate([self._request(state, path, seed, 0) for state, path in parents])
-        unsure = [
-            (state, path)
-            for (state, path), completion in zip(parents, first, strict=True)
-            if step_score(completion.trace, settings.branch_signal) < settings.branch_below
-        ]
-        more = engine.generate(
-            [self._request(s, p, seed, sample) for s, p in unsure for sample in range(1, settings.children)]
-        )
-        children: dict[int, list[_Path]] = {}
-        seen: set[tuple[int, int]] = set()
-        every = list(zip(parents, first, strict=True))
-        every += zip((pair for pair in unsure for _ in range(1, settings.children)), more, strict=True)
-        for (state, path), completion in every:
-            state.tokens += len(completion.token_ids)
-            child = self._child(state, path, completion)
-            if (id(state), child.node) not in seen:
-                seen.add((id(state), child.node))
-                children.setdefault(id(state), []).append(child)
-        for state in states:
-            self._select(state, children[id(state)])
+        def ask(search: _Search, wanted: Sequence[_Continuation]) -> list[Request]:
+            asked.extend((search, continuation) for continuation in wanted)
+            return [search.request(continuation) for continuation in wanted]
 
-    def _request(self, state: _State, path: _Path, seed: int, sample: int) -> Request:
+        def receive(place: int, completion: Completion) -> list[Request]:
+            search, continuation = asked[place]
+            wanted = search.receive(continuation, completion)
+            if on_done is not None and not search.live:
+                on_done(1)
+            return ask(search, wanted)
+
+        first = [request for search in searches for request in ask(search, search.begin())]
+        engine.generate(first, receive)
+        return [search.solution() for search in searches]
+
+
+_Continuation = tuple[int, int]
+"""Place of a path among the live ones, and which of its samples; sample 0 is the greedy one."""
+
+
+class _Search:
+    """The search for one question's answer."""
+
+    def __init__(self, builder: TreeBuilder, settings: ConfidenceTreeSettings, seed: int) -> None:
+        self.builder, self.settings, self.seed = builder, settings, seed
+        self.live = [_Path()]
+        self.done: list[_Path] = []
+        self.tokens = 0
+        self._arrived: dict[_Continuation, Completion] = {}
+        self._missing = 0
+
+    def begin(self) -> list[_Continuation]:
+        """The next step of every live path: its greedy continuation."""
+        self._arrived, self._missing = {}, len(self.live)
+        return [(place, 0) for place in range(len(self.live))]
+
+    def receive(self, continuation: _Continuation, completion: Completion) -> list[_Continuation]:
+        """Take a continuation in; those to sample next."""
         settings = self.settings
+        place, sample = continuation
+        self._arrived[continuation] = completion
+        self.tokens += len(completion.token_ids)
+        self._missing -= 1
+        if sample == 0 and step_score(completion.trace, settings.branch_signal) < settings.branch_below:
+            more = [(place, extra) for extra in range(1, settings.children)]
+            self._missing += len(more)
+            if more:
+                return more
+        if self._missing:
+            return []
+        self._select()
+        return self.begin()
+
+    def request(self, continuation: _Continuation) -> Request:
+        """What to ask the engine for."""
+        settings = self.settings
+        place, sample = continuation
+        path = self.live[place]
         return Request(
-            prefix_ids=state.builder.prefix_ids(path.node),
-            seed=seed_of("cat", seed, state.builder.question.id, tuple(state.builder.texts(path.node)), sample),
+            prefix_ids=self.builder.prefix_ids(path.node),
+            seed=seed_of("cat", self.seed, self.builder.question.id, tuple(self.builder.texts(path.node)), sample),
             max_new_tokens=min(settings.max_step_tokens, settings.max_tokens - path.tokens),
             temperature=settings.temperature if sample else 0.0,
             top_p=settings.top_p,
             stop=("\n",),
         )
 
-    def _child(self, state: _State, path: _Path, completion: Completion) -> _Path:
+    def solution(self) -> Solution:
+        """The vote of the finished paths."""
+        best = max((path.rank for path in self.done), default=0.0)
+        answer, share = vote([p.answer for p in self.done], [math.exp(p.rank - best) for p in self.done])
+        return Solution(self.builder.question.id, answer, share, self.builder.build(), self.tokens)
+
+    def _select(self) -> None:
+        """Turn what arrived into paths: prune, keep the best, and set finished ones aside."""
+        settings, builder = self.settings, self.builder
+        children: dict[int, _Path] = {}
+        for place, sample in sorted(self._arrived, key=lambda c: (c[1] > 0, c)):
+            child = self._child(self.live[place], self._arrived[place, sample])
+            children.setdefault(child.node, child)
+        ranked = sorted(children.values(), key=lambda c: (-c.rank, c.node))
+        kept = [c for c in ranked if c.confidence >= settings.prune_below]
+        if not kept and not self.done:
+            kept = ranked[:1]
+        for child in children.values():
+            if child not in kept:
+                builder.decide(child.node, "pruned")
+        self.live = []
+        for rank, child in enumerate(kept):
+            if builder.nodes[child.node].final or child.answer is not None:
+                builder.decide(child.node, "finished")
+                self.done.append(child)
+            elif child.cut or child.tokens >= settings.max_tokens:
+                builder.decide(child.node, "cut")
+            elif rank < settings.width:
+                builder.decide(child.node, "expanded")
+                self.live.append(child)
+            else:
+                builder.decide(child.node, "dropped")
+
+    def _child(self, path: _Path, completion: Completion) -> _Path:
         settings = self.settings
         step = Step(completion.text, completion.token_ids, completion.trace)
-        node = state.builder.add(path.node, step, final=completion.finish == "eos")
-        trace = state.builder.nodes[node].step.trace
-        child = _Path(
+        node = self.builder.add(path.node, step, final=completion.finish == "eos")
+        trace = self.builder.nodes[node].step.trace
+        return _Path(
             node,
             path.confidence * step_score(trace, settings.prune_signal),
             path.rank + math.log(max(step_score(trace, settings.rank_signal), 1e-300)),
             path.tokens + len(completion.token_ids),
+            extract_answer(completion.text),
+            completion.finish == "length",
         )
-        child.answer = extract_answer(completion.text)
-        child.cut = completion.finish == "length"
-        return child
-
-    def _select(self, state: _State, children: list[_Path]) -> None:
-        """Prune, keep the best, and set finished paths aside."""
-        settings, builder = self.settings, state.builder
-        ranked = sorted(children, key=lambda c: (-c.rank, c.node))
-        kept = [c for c in ranked if c.confidence >= settings.prune_below]
-        if not kept and not state.done:
-            kept = ranked[:1]
-        for child in children:
-            if child not in kept:
-                builder.decide(child.node, "pruned")
-        state.live = []
-        for place, child in enumerate(kept):
-            completed = builder.nodes[child.node]
-            if completed.final or child.answer is not None:
-                builder.decide(child.node, "finished")
-                state.done.append(child)
-            elif child.cut or child.tokens >= settings.max_tokens:
-                builder.decide(child.node, "cut")
-            elif place < settings.width:
-                builder.decide(child.node, "expanded")
-                state.live.append(child)
-            else:
-                builder.decide(child.node, "dropped")
-
-
-def _solution(state: _State) -> Solution:
-    paths = state.done
-    best = max((path.rank for path in paths), default=0.0)
-    answer, share = vote([p.answer for p in paths], [math.exp(p.rank - best) for p in paths])
-    return Solution(state.builder.question.id, answer, share, state.builder.build(), state.tokens)

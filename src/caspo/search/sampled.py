@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 
 from caspo.answers import extract_answer
-from caspo.engines.base import Engine, Request
+from caspo.engines.base import Completion, Engine, Request
 from caspo.search.base import PathSettings
 from caspo.search.vote import vote
 from caspo.trees import TreeBuilder, seed_of
@@ -91,7 +91,13 @@ def _sample(
         for builder in builders
         for sample in range(samples)
     ]
-    completions = iter(engine.generate(requests, on_done))
+
+    def receive(place: int, completion: Completion) -> list[Request]:
+        if on_done is not None:
+            on_done(1)
+        return []
+
+    completions = iter(engine.generate(requests, receive))
     solutions = []
     for builder in builders:
         answers: list[str | None] = []

@@ -8,7 +8,10 @@ Splits: ``train``, ``validation`` and ``test`` tell the same scenes, and share n
 decides where it may appear); ``test_out`` tells scenes that the others do not have. Problem i of a split depends on
 the seed and i only.
 
-What is not covered: fractions, decimals, negative numbers, numbers over ``MAX_VALUE``.
+Numbers stay small where the problem is short (`largest`), so that a small model errs in its reasoning (which quantity,
+which operation, whose apples) rather than in its sums: that is what step preferences can mend.
+
+What is not covered: fractions, decimals, negative numbers, numbers over 100.
 """
 
 from __future__ import annotations
@@ -25,12 +28,16 @@ from caspo.errors import ConfigError
 from caspo.tasks.stories_scenes import NAMES, SCENES, Move, Relations, Scene
 from caspo.types import Question
 
-__all__ = ["MAX_LEVEL", "SPLITS", "StoriesTask"]
+__all__ = ["MAX_LEVEL", "SPLITS", "StoriesTask", "largest", "sums"]
 
-MAX_VALUE = 100
 MAX_LEVEL = 7
 SPLITS = ("train", "validation", "test", "test_out")
 _SHARE = {"validation": range(90, 93), "test": range(93, 100), "train": range(90)}
+
+
+def largest(level: int) -> int:
+    """The largest number of a problem; more steps need more room, because all numbers differ."""
+    return 30 if level <= 3 else 50 if level == 4 else 100
 
 
 class _Retry(Exception):
@@ -44,19 +51,21 @@ class _Draft:
     rng: random.Random
     names: dict[str, str]
     things: str
+    limit: int
+    """Largest number allowed."""
     sentences: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     quantities: list[dict[str, Any]] = field(default_factory=list)
 
     def new_value(self, low: int, high: int) -> int:
-        free = [v for v in range(low, high + 1) if not any(q["value"] == v for q in self.quantities)]
+        free = [v for v in range(low, min(high, self.limit) + 1) if not any(q["value"] == v for q in self.quantities)]
         if not free:
             raise _Retry
         return self.rng.choice(free)
 
     def add(self, value: int, kind: str, formula: str | None = None) -> int:
         """Register a quantity; its index. ``kind``: given, constant, distractor or derived."""
-        if not 2 <= value <= MAX_VALUE or any(q["value"] == value and kind != "constant" for q in self.quantities):
+        if not 2 <= value <= self.limit or any(q["value"] == value and kind != "constant" for q in self.quantities):
             raise _Retry
         self.quantities.append({"value": value, "kind": kind} | ({"formula": formula} if formula else {}))
         return len(self.quantities) - 1
@@ -86,7 +95,7 @@ class _Draft:
         for name in sorted(set(re.findall(r"\{([xkmp])\}", move.ask))):
             low, high = {"x": (3, 30), "k": (2, 6), "m": (2, 8), "p": (3, 12)}[name]
             if name == "x" and any(formula.startswith("x -") for formula, _ in move.steps):
-                low, high = self.quantities[symbols["s"]]["value"] + 2, MAX_VALUE
+                low, high = self.quantities[symbols["s"]]["value"] + 2, self.limit
             if name == "k" and any("/ k" in formula for formula, _ in move.steps):
                 high = 10
             symbols[name] = self.add(self.new_value(low, high), "given")
@@ -169,14 +178,14 @@ def _tell_relations(draft: _Draft, relations: Relations, steps: int) -> None:
 
 def _write(rng: random.Random, scene: Scene, level: int) -> Question:
     actors = rng.sample(NAMES, 3)
-    draft = _Draft(rng, dict(zip("ABC", actors, strict=True)), rng.choice(scene.things))
+    draft = _Draft(rng, dict(zip("ABC", actors, strict=True)), rng.choice(scene.things), largest(level))
     steps = level + 1
     if scene.relations is None:
         _tell_running(draft, scene, steps)
     else:
         _tell_relations(draft, scene.relations, steps)
     assert len(draft.lines) == steps
-    if level >= 2 and rng.random() < 0.5:
+    if rng.random() < 0.5:
         draft.names = dict(zip("ABC", actors, strict=True))
         value = draft.add(draft.new_value(3, 40), "distractor")
         sentence = draft.fill(rng.choice(scene.distractors), x=draft.quantities[value]["value"])
@@ -224,6 +233,24 @@ class StoriesTask:
             if split == "test_out" or _bucket(question.text) in _SHARE[split]:
                 break
         return Question(f"{split}-{seed}-{index}", question.text, question.answer, question.solution, question.meta)
+
+
+def sums(n: int, seed: int = 0) -> list[Question]:
+    """Sheets of ten sums with the numbers of the short problems, to learn arithmetic from before reasoning is tested.
+
+    Their ``solution`` has one equation a line; there is no answer to grade.
+    """
+    sheets = []
+    for index in range(n):
+        rng = random.Random(f"sums {seed} {index}")
+        lines = []
+        while len(lines) < 10:
+            a, b = rng.randint(2, largest(1)), rng.randint(2, largest(1))
+            operator, value = rng.choice([("+", a + b), ("-", a - b), ("+", a + b), ("-", a - b), ("*", a * b), ("/", a // b)])
+            if 2 <= value <= largest(1) and not (operator == "/" and a % b):
+                lines.append(f"{a} {operator} {b} = {value}")
+        sheets.append(Question(f"sums-{seed}-{index}", "Work out the sums.", "", "\n".join(lines)))
+    return sheets
 
 
 def _bucket(text: str) -> int:
