@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def brief(pairs: list[StepPair]) -> list[tuple[str, int, int]]:
 
 
 def test_both_kinds() -> None:
-    """A confident wrong step loses to the likeliest right one; an unsure right step wins over the most confident wrong."""
+    """Of siblings equally near, a confident wrong step loses to the likeliest right one, an unsure right one wins over the
+    most confident wrong one."""
     tree = group(
         ("right", 0.2, -0.3), ("right", 1.5, -2.0), ("wrong", 0.1, -0.5), ("wrong", 2.0, -3.0), ("unknown", 0.1, -0.1)
     )
@@ -59,6 +61,35 @@ def test_thresholds_and_limits() -> None:
     assert brief(pairs) == [("confident_wrong", 0, 4), ("uncertain_right", 3, 4)]
     assert report.dropped["wrong step: enough from this group"] == 2
     assert report.dropped["right step: enough from this group"] == 3
+
+
+def test_nearest_partner() -> None:
+    """A step is paired with the sibling that shares the most tokens with it: what differs is the error, not the wording."""
+    ids = {"right": [(1, 2, 3, 4), (1, 7, 8, 9), (5, 2, 3, 4)], "wrong": [(1, 2, 6, 4), (5, 2, 3, 8)]}
+    nodes = [node(i, ROOT, 1, t, label) for i, (label, t) in enumerate((k, t) for k, ts in ids.items() for t in ts)]
+    pairs, _ = build_pairs(
+        [Tree(Question("q", "?", "1"), (2, 3), tuple(nodes))],
+        PairSettings(confident_from=0, unsure_to=1, per_group=99),
+    )
+    assert {(p.chosen, p.rejected) for p in pairs if p.kind == "confident_wrong"} == {(0, 3), (2, 4)}
+    unsure = {(p.chosen, p.rejected) for p in pairs if p.kind == "uncertain_right"}
+    assert unsure == {(0, 4), (1, 3), (2, 3)}, "the nearest that is not paired with it yet"
+
+
+def test_reasoning_faults_only() -> None:
+    """A wrong step whose equation is false is a slip of the sums; it is left out when asked, and counted."""
+    texts = [
+        ("right", "2 + 3 = 5\n"),
+        ("wrong", "2 * 3 = 6\n"),
+        ("wrong", "2 + 3 = 6\n"),
+        ("wrong", "The answer is 9.\n"),
+    ]
+    nodes = [node(i, ROOT, 1, (10 + i,), label) for i, (label, _) in enumerate(texts)]
+    nodes = [replace(n, step=replace(n.step, text=text)) for n, (_, text) in zip(nodes, texts, strict=True)]
+    settings = PairSettings(confident_from=0, unsure_to=1, per_group=99, faults="reasoning")
+    pairs, report = build_pairs([Tree(Question("q", "?", "1"), (2, 3), tuple(nodes))], settings)
+    assert {p.rejected for p in pairs} == {1, 3}
+    assert report.dropped["wrong step: its equation is false"] == 1
 
 
 def test_groups_without_a_pair() -> None:

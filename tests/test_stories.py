@@ -14,7 +14,7 @@ from caspo.answers import extract_answer
 from caspo.errors import ConfigError, DataError
 from caspo.judges.reference import ReferenceJudge
 from caspo.steps import equations, split_steps
-from caspo.tasks.stories import MAX_LEVEL, MAX_VALUE, SPLITS, StoriesTask
+from caspo.tasks.stories import MAX_LEVEL, SPLITS, StoriesTask, largest, sums
 from caspo.types import Question, Verdict
 
 ALL = StoriesTask(range(1, MAX_LEVEL + 1))
@@ -58,14 +58,24 @@ def test_splits_share_nothing(n: int) -> None:
     assert len(texts["test"]) > 0.96 * n, "few repetitions within a split"
 
 
+def test_sums_are_true_and_small() -> None:
+    """A sheet has ten true equations within the numbers of the short problems; sheets differ, and seeds do."""
+    sheets = sums(50, seed=3)
+    for sheet in sheets:
+        found = [e for line in split_steps(sheet.solution or "") for e in equations(line)]
+        assert len(found) == 10
+        assert all(e.holds() and 2 <= e.result <= largest(1) for e in found)
+    assert len({sheet.solution for sheet in [*sheets, *sums(50, seed=4)]}) == 100
+
+
 def test_levels_and_bounds() -> None:
-    """Level L has L + 1 equations and an answer line; all numbers are distinct integers from 2 to MAX_VALUE."""
+    """Level L has L + 1 equations and an answer line; all numbers are distinct integers from 2 to the level's largest."""
     for question in SAMPLE:
         steps = lines(question)
         assert len(steps) == question.meta["level"] + 2
         assert [len(equations(step)) for step in steps] == [1] * (len(steps) - 1) + [0]
         values = [q["value"] for q in question.meta["quantities"]]
-        assert all(isinstance(v, int) and 2 <= v <= MAX_VALUE for v in values)
+        assert all(isinstance(v, int) and 2 <= v <= largest(question.meta["level"]) for v in values)
         assert len(set(values)) == len(values)
         assert "{" not in question.text + (question.solution or "")
         for quantity in question.meta["quantities"]:

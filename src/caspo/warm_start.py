@@ -159,7 +159,7 @@ def train_tokenizer(questions: Sequence[Question], size: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = (f"Question: {q.text}\nAnswer:\n{q.solution}" for q in questions[::5])
+    texts = (f"Question: {q.text}\nAnswer:\n{q.solution}" for q in questions[:5000])
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False

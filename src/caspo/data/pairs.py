@@ -2,8 +2,11 @@
 
 Two kinds, after the paper:
 
-- ``confident_wrong``: the wrong step is one the model is sure of; the most probable right sibling is chosen over it;
-- ``uncertain_right``: the right step is one the model is unsure of; it is chosen over the most confident wrong sibling.
+- ``confident_wrong``: the wrong step is one the model is sure of; a right sibling is chosen over it;
+- ``uncertain_right``: the right step is one the model is unsure of; it is chosen over a wrong sibling.
+
+The other half of a pair is the sibling that shares the most tokens with the first before they part, so that a pair is
+about the error and not about the wording; of equals the most probable right step and the most confident wrong one.
 
 What is "sure" is relative to the model at hand: quantiles of the confidence of the wrong (right) steps that have a
 sibling of the other kind.
@@ -14,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +29,7 @@ from caspo.confidence import step_score
 from caspo.config import Config
 from caspo.data.store import read_table, write_table
 from caspo.errors import DataError
+from caspo.steps import equations
 from caspo.types import ROOT, Node, StepPair, Tree
 
 __all__ = ["PairReport", "PairSettings", "build_pairs", "read_pairs", "write_pairs"]
@@ -58,6 +63,9 @@ class PairSettings(Config):
     """A right step is unsure up to this quantile of the right steps' confidence; 1 takes all."""
     per_group: int = Field(3, ge=1)
     """Pairs of each kind from one sibling group, at most: the clearest first."""
+    faults: Literal["all", "reasoning"] = "all"
+    """`reasoning` leaves out wrong steps whose equation is false: a small model that is pushed off a wrong sum does not
+    learn to calculate, and answers other sums worse."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,10 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
             dropped["step: verdict unknown"] += labels["unknown"]
             right = [c for c in children if c.verdict and c.verdict.label == "right"]
             wrong = [c for c in children if c.verdict and c.verdict.label == "wrong"]
+            if settings.faults == "reasoning":
+                kept = [c for c in wrong if all(e.holds() for e in equations(c.step.text))]
+                dropped["wrong step: its equation is false"] += len(wrong) - len(kept)
+                wrong = kept
             if right and wrong:
                 groups.append((tree, parent, right, wrong))
             elif children:
@@ -109,16 +121,16 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
             )
             return True
 
-        likeliest = max(right, key=lambda n: (float(n.step.trace.logprob.sum()), -n.id))
+        likely_first = sorted(right, key=lambda n: (-float(n.step.trace.logprob.sum()), n.id))
         sure_first = sorted(wrong, key=lambda n: (-_confidence(n), n.id))
         confident = [w for w in sure_first if _confidence(w) >= confident_from]
         for rejected in confident[: settings.per_group]:
-            take("confident_wrong", likeliest, rejected)
+            take("confident_wrong", _nearest(rejected, likely_first)[0], rejected)
         dropped["wrong step: not confident"] += len(wrong) - len(confident)
         dropped["wrong step: enough from this group"] += max(0, len(confident) - settings.per_group)
         unsure = [r for r in sorted(right, key=lambda n: (_confidence(n), n.id)) if _confidence(r) <= unsure_to]
         for chosen in unsure[: settings.per_group]:
-            if not any(take("uncertain_right", chosen, rejected) for rejected in sure_first):
+            if not any(take("uncertain_right", chosen, rejected) for rejected in _nearest(chosen, sure_first)):
                 dropped["right step: already paired with every wrong sibling"] += 1
         dropped["right step: not unsure"] += len(right) - len(unsure)
         dropped["right step: enough from this group"] += max(0, len(unsure) - settings.per_group)
@@ -194,6 +206,16 @@ def read_pairs(path: Path, trees: Sequence[Tree]) -> list[StepPair]:
             )
         )
     return pairs
+
+
+def _nearest(step: Node, siblings: Sequence[Node]) -> list[Node]:
+    """The siblings that share the most tokens with ``step`` before they part first; of equals, in the order given."""
+
+    def shared(sibling: Node) -> int:
+        both = zip(step.step.token_ids, sibling.step.token_ids, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+
+    return sorted(siblings, key=lambda sibling: -shared(sibling))
 
 
 def _right_prefix(tree: Tree, parent: int) -> bool:

@@ -243,10 +243,12 @@ def sums(n: int, seed: int = 0) -> list[Question]:
     sheets = []
     for index in range(n):
         rng = random.Random(f"sums {seed} {index}")
-        lines = []
+        lines: list[str] = []
         while len(lines) < 10:
             a, b = rng.randint(2, largest(1)), rng.randint(2, largest(1))
-            operator, value = rng.choice([("+", a + b), ("-", a - b), ("+", a + b), ("-", a - b), ("*", a * b), ("/", a // b)])
+            operator, value = rng.choice(
+                [("+", a + b), ("-", a - b), ("+", a + b), ("-", a - b), ("*", a * b), ("/", a // b)]
+            )
             if 2 <= value <= largest(1) and not (operator == "/" and a % b):
                 lines.append(f"{a} {operator} {b} = {value}")
         sheets.append(Question(f"sums-{seed}-{index}", "Work out the sums.", "", "\n".join(lines)))

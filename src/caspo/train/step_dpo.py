@@ -32,8 +32,8 @@ _TOLERANCE = 1e-3
 class StepDPOSettings(LoopSettings):
     """Step-wise DPO."""
 
-    beta: float = Field(0.3, gt=0)
-    """Strength of the pull towards the reference."""
+    beta: float = Field(2.0, gt=0)
+    """Strength of the pull towards the reference. A step is short: below 1, pairs push until the model is far away."""
     anchor: float = Field(0.0, ge=0)
     """Weight of the negative log-likelihood of the chosen steps (nats a token)."""
     confidence: float = Field(0.0, ge=0)
