@@ -120,7 +120,7 @@ def test_files_of_a_run(finished: Path) -> None:
     assert (finished / "report.html").read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html")
     assert {"seed", "git_revision", "versions", "processor"} <= read_json(finished / "environment.json").keys()
     asked = yaml.safe_load((finished / "recipe.yaml").read_text())
-    assert asked["train"]["beta"] == 0.3, "defaults are filled in"
+    assert asked["train"]["beta"] == 2.0, "defaults are filled in"
     assert CaspoRecipe.model_validate(asked) == recipe()
     assert list((round_1 / "tree").glob("*.parquet"))
     log = [json.loads(line) for line in (round_1 / "log.jsonl").read_text().splitlines()]
@@ -256,7 +256,7 @@ def test_another_recipe_in_the_same_folder(finished: Path, tmp_path: Path) -> No
     """Refused, naming what differs, and nothing is touched."""
     out = copy(finished, tmp_path)
     other = recipe(seed=2, train={**RECIPE["train"], "beta": 0.1})
-    with pytest.raises(ResumeError, match=r"(?s)seed: 1 there, 2 now.*train\.beta: 0\.3 there, 0\.1 now"):
+    with pytest.raises(ResumeError, match=r"(?s)seed: 1 there, 2 now.*train\.beta: 2\.0 there, 0\.1 now"):
         run_recipe(other, out)
     assert_same_run(out, finished)
 
