@@ -93,11 +93,11 @@ def _sample(
     ]
 
     def receive(place: int, completion: Completion) -> list[Request]:
-        if on_done is not None:
-            on_done(1)
+        assert on_done is not None
+        on_done(1)
         return []
 
-    completions = iter(engine.generate(requests, receive))
+    completions = iter(engine.generate(requests, receive if on_done is not None else None))
     solutions = []
     for builder in builders:
         answers: list[str | None] = []
