@@ -25,8 +25,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "steps": set(),
     "answers": set(),
     "tasks": {"answers"},
-    "engines": {"confidence"},
-    "train": {"confidence"},
+    "logits": set(),
+    "engines": {"confidence", "logits"},
+    "train": {"confidence", "logits"},
     "report": {"confidence"},
     "judges": {"engines", "steps", "answers"},
     "trees": {"steps"},
@@ -35,8 +36,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": {"tasks", "engines", "judges", "search", "data", "confidence", "answers", "trees"},
     "serve": {"engines", "search"},
     "warm_start": {"tasks", "engines", "train"},
-    # Beyond the table: between rounds it loads the model, samples with it and writes the report.
-    "iterate": {"data", "train", "evaluate", "engines", "tasks", "judges", "search", "report", "trees"},
+    # Beyond the table: a stage loads the model and samples with it; the loop writes the report.
+    "stages": {"data", "train", "evaluate", "engines", "tasks", "judges", "confidence"},
+    "iterate": {"stages", "evaluate", "data", "engines", "search", "report"},
 }
 FOUNDATION: dict[str, set[str]] = {
     # What is imported everywhere imports next to nothing.

@@ -244,7 +244,7 @@ def test_requests_added_on_the_way_equal_separate_calls(streams: int, max_rows: 
         return more[: 1 + (place % 3 == 0)]
 
     together = ours.generate(first, follow)
-    assert len(together) == len(asked) > 40
+    assert len(together) == len(asked) > 3 * len(first), "how many exactly depends on which stream is faster"
     assert max(len(r.prefix_ids) + len(c.token_ids) for r, c in zip(asked, together, strict=True)) > 150
     for request, completion in list(zip(asked, together, strict=True))[::5]:
         same(completion, HFEngine(model, tokenizer()).generate([request])[0])

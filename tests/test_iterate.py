@@ -17,11 +17,12 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from caspo import iterate
+from caspo import stages
 from caspo.confidence import SIGNALS
 from caspo.errors import ConfigError, DataError, ResumeError
 from caspo.evaluate.calibration import Calibrator
-from caspo.iterate import CaspoRecipe, run_recipe
+from caspo.iterate import run_recipe
+from caspo.stages import CaspoRecipe
 from caspo.storage import read_json
 from stories_run import RECIPE, pair_rows, timeless, write_recipe
 
@@ -77,6 +78,7 @@ STEPS: dict[str, Any] = {
 TRAINING: dict[str, Any] = {
     "pairs": of(dict), "trees": of(int), "loss_first": of(float), "loss_last": of(float),
     "pair_accuracy_last": of(float), "unique_tokens": of(int), "pair_tokens": of(int), "seconds": of(float),
+    "reference": of(str),
 }  # fmt: skip
 
 
@@ -179,7 +181,7 @@ class KillsOnce:
 def test_stopped_after_every_stage(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after each chunk and each optimiser step, and between the model and its log: the same run comes out."""
     killer, out = KillsOnce(), tmp_path / "out"
-    write_text = iterate.write_text
+    write_text = stages.write_text
 
     def write_or_die(path: Path, text: str) -> None:
         if ("log", 0) not in killer.seen:
@@ -187,7 +189,7 @@ def test_stopped_after_every_stage(finished: Path, tmp_path: Path, monkeypatch: 
             raise Killed
         write_text(path, text)
 
-    monkeypatch.setattr(iterate, "write_text", write_or_die)
+    monkeypatch.setattr(stages, "write_text", write_or_die)
     stops = 0
     while not (out / "metrics.json").exists():
         try:
@@ -247,7 +249,7 @@ def test_run_again_does_nothing_anew(finished: Path, tmp_path: Path, monkeypatch
     (out / "round-1" / "train" / "checkpoint.safetensors").write_text("left")
     (out / "round-1" / ".model.abc").mkdir()
     (out / "round-1" / "pairs" / ".pairs.parquet.abc").write_text("half")
-    monkeypatch.setattr(iterate, "load", None)
+    monkeypatch.setattr(stages, "load", None)
     run_recipe(recipe(), out)
     assert_same_run(out, finished)
 
@@ -285,7 +287,7 @@ def test_a_task_without_a_file(tmp_path: Path) -> None:
     """A file task needs a file for each split it is asked for."""
     questions = tmp_path / "test.jsonl"
     questions.write_text('{"question": "1 + 1?", "answer": "2"}\n')
-    task = iterate.TaskSettings(name="jsonl", test=questions)
-    assert len(iterate.open_task(task, "test").questions("test", 5, 0)) == 1
+    task = stages.TaskSettings(name="jsonl", test=questions)
+    assert len(stages.open_task(task, "test").questions("test", 5, 0)) == 1
     with pytest.raises(ConfigError, match=r"set task\.train"):
-        iterate.open_task(task, "train")
+        stages.open_task(task, "train")

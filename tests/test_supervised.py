@@ -38,7 +38,7 @@ def test_loss_is_the_cross_entropy_of_the_solution() -> None:
     loss, metrics = supervised_loss(model, EXAMPLES)
     expected = oracle(model, EXAMPLES)
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
-    assert metrics == {"tokens": float(sum(len(solution) for _, solution in EXAMPLES))}
+    assert metrics == {"tokens": (float(sum(len(solution) for _, solution in EXAMPLES)), 1.0)}
     parameters = list(model.parameters())
     for a, b in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
@@ -95,31 +95,33 @@ class Killed(Exception):
     pass
 
 
-def test_stop_after_and_resume(tmp_path: Path) -> None:
-    """``stop_after`` ends within the schedule of the whole; a run stopped in between gives the same weights."""
+def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    """A run killed in between gives the same weights, and goes on where its checkpoint was."""
     train = {"learning_rate": 1e-2, "batch_size": 8, "checkpoint_seconds": 1e-9}
-    short = recipe(stop_after=4, train=train)
     seen: list[tuple[int, int, float]] = []
-    whole = run_supervised(short, tmp_path / "a", lambda step, total, m: seen.append((step, total, m["rate"])))
-    assert [(step, total) for step, total, _ in seen] == [(i, 8) for i in (1, 2, 3, 4)]
-    assert seen[-1][2] > 0.5e-2, "the learning rate is that of the middle of the schedule"
+    whole = run_supervised(
+        recipe(train=train), tmp_path / "a", lambda step, total, m: seen.append((step, total, m["learning_rate"]))
+    )
+    assert [(step, total) for step, total, _ in seen] == [(i, 8) for i in range(1, 9)]
+    assert seen[0][2] == pytest.approx(1e-2), "the first step of the warm-up is not lost"
+    assert seen[-1][2] < 0.2e-2
 
     def stop(step: int, total: int, metrics: dict[str, float]) -> None:
         if step == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        run_supervised(short, tmp_path / "b", stop)
+        run_supervised(recipe(train=train), tmp_path / "b", stop)
     steps: list[int] = []
-    resumed = run_supervised(short, tmp_path / "b", lambda step, *rest: steps.append(step))
-    assert steps == [3, 4]
+    resumed = run_supervised(recipe(train=train), tmp_path / "b", lambda step, *rest: steps.append(step))
+    assert steps == [3, 4, 5, 6, 7, 8]
     with (
         safe_open(whole / "model.safetensors", "pt") as a,
         safe_open(resumed / "model.safetensors", "pt") as b,
     ):
         assert all(torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in a.keys())  # noqa: SIM118
     for folder in (tmp_path / "a", tmp_path / "b"):
-        assert not list(folder.glob("checkpoint*")), "checkpoints are removed"
+        assert not (folder / "train").exists(), "checkpoints are removed"
 
 
 def test_adapter(tmp_path: Path) -> None:

@@ -1,135 +1,187 @@
-"""Packed trees against separate rows and against one plain forward pass per path."""
+"""Rows from trees: what they hold, what each token of them sees, and how they are cut and joined."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import combinations
 
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from caspo.train.tree_packing import NodeScores, can_pack, pack, score_packed, score_separate, separate
-from caspo.types import Tree
-from tiny import build, bushy_tree
+from caspo.train.tree_packing import Row, cut, fill, join, pack, packed_size, separate
+from caspo.types import ROOT, Tree
+from tiny import bushy_tree, grown
 
-PACKABLE = ("llama", "qwen2", "qwen3", "smollm3", "granite")
-Scores = dict[tuple[str, int], NodeScores]
-
-
-def trees() -> list[Tree]:
-    return [bushy_tree(f"q{i}", i) for i in range(3)]
+TEMPLATE = (7, 8, 9)
+"""What prompts begin with."""
 
 
-def every(tree: Tree) -> range:
-    return range(len(tree.nodes))
+@st.composite
+def trees(draw: st.DrawFn, name: str = "q", first: int = 1000) -> Tree:
+    """Any tree of up to twelve nodes; no two of its step tokens are equal, so a token says where it came from."""
+    shape = draw(st.lists(st.tuples(st.integers(0, 99), st.integers(1, 4)), min_size=1, max_size=12))
+    prompt = draw(st.integers(0, 3)), draw(st.lists(st.integers(10, 12), min_size=1, max_size=3))
+    parents = [(draw_from % (i + 1) - 1, n) for i, (draw_from, n) in enumerate(shape)]
+    return grown(name, TEMPLATE[: prompt[0]] + tuple(prompt[1]), parents, first)
 
 
-def packed(model: Any, found: list[Tree]) -> Scores:
-    return score_packed(model, [pack(t, every(t)) for t in found], entropies=True)
+@st.composite
+def forests(draw: st.DrawFn) -> list[Tree]:
+    """Up to four trees, prompts alike at the beginning as it happens."""
+    return [draw(trees(f"q{i}", 1000 * (i + 1))) for i in range(draw(st.integers(1, 4)))]
 
 
-def apart(model: Any, found: list[Tree]) -> Scores:
-    return score_separate(model, [row for t in found for row in separate(t, every(t))], entropies=True)
+@st.composite
+def with_needed(draw: st.DrawFn) -> tuple[Tree, set[int]]:
+    tree = draw(trees())
+    return tree, draw(st.sets(st.integers(0, len(tree.nodes) - 1), min_size=1))
 
 
-def weighted(scores: Scores) -> torch.Tensor:
-    """A loss in which every token has a weight of its own."""
-    terms = []
-    for i, key in enumerate(sorted(scores)):
-        n = len(scores[key].logprobs)
-        weights = torch.arange(1.0, n + 1) / (i + 1)
-        terms.append((weights * (scores[key].logprobs + 0.3 * scores[key].entropies)).sum())
-    return torch.stack(terms).sum()
+@st.composite
+def with_targets(draw: st.DrawFn) -> tuple[Tree, list[frozenset[int]]]:
+    """A tree and what is to be scored: single nodes and pairs of siblings."""
+    tree = draw(trees())
+    siblings = [frozenset((a.id, b.id)) for _, found in tree.groups() for a, b in combinations(found, 2)]
+    every = [*siblings, *(frozenset((n.id,)) for n in tree.nodes)]
+    return tree, draw(st.lists(st.sampled_from(every), min_size=1, max_size=20))
 
 
-@pytest.mark.parametrize("kind", PACKABLE)
-def test_packed_equals_separate(kind: str) -> None:
-    """Log-probabilities, entropies, loss and gradients of a packed tree are those of separate rows."""
-    model = build(kind)
-    assert can_pack(model)
-    found = trees()
-    results = []
-    for score in (packed, apart):
-        model.zero_grad()
-        scores = score(model, found)
-        loss = weighted(scores)
-        loss.backward()  # type: ignore[no-untyped-call]
-        results.append((scores, loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
-    (a, loss_a, grads_a), (b, loss_b, grads_b) = results
-    assert a.keys() == b.keys() == {(t.question.id, i) for t in found for i in every(t)}
-    for key in a:
-        torch.testing.assert_close(a[key].logprobs, b[key].logprobs, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(a[key].entropies, b[key].entropies, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(loss_a, loss_b, atol=1e-4, rtol=1e-5)
-    assert grads_a.keys() == grads_b.keys()
-    for name, grad in grads_a.items():
-        assert float((grad - grads_b[name]).norm()) <= 1e-4 * float(grads_b[name].norm()) + 1e-6, name
+def closure(tree: Tree, needed: Sequence[int] | set[int] | frozenset[int]) -> set[int]:
+    return {above.id for n in needed for above in tree.path(n)}
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
-def test_scores_equal_plain_forward_passes(kind: str) -> None:
-    """A node's scores are those of its path alone, also for models that are not packed (sliding windows)."""
-    model = build(kind)
-    tree = trees()[1]
-    scores = (packed if kind == "llama" else apart)(model, [tree])
-    for node in tree.nodes:
-        ids = tree.prefix_ids(node.id)
-        n = len(node.step.token_ids)
-        with torch.no_grad():
-            logp = model(input_ids=torch.tensor([ids])).logits[0, -n - 1 : -1].log_softmax(-1)
-        mine = scores[tree.question.id, node.id]
-        expected = logp.gather(1, torch.tensor(ids[-n:])[:, None])[:, 0]
-        torch.testing.assert_close(mine.logprobs.detach(), expected, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(mine.entropies.detach(), -(logp.exp() * logp).sum(-1), atol=1e-4, rtol=1e-4)
+def sees(row: Row, place: int) -> list[int]:
+    """The places that the token at ``place`` sees."""
+    return [k for k in range(place + 1) if place < row.ends[k]]
 
 
-def test_what_cannot_be_packed() -> None:
-    """Sliding windows, unknown families and attention kernels that take no mask get separate rows."""
-    assert not can_pack(build("gemma3"))
-    assert not can_pack(build("mistral"))
-    assert not can_pack(build("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0))
-    eager = build("llama")
-    eager.config._attn_implementation = "eager"
-    assert not can_pack(eager)
+def check_row(row: Row, found: Sequence[Tree]) -> None:
+    """Each node's tokens stand once in the row, on their own path, at their own depth, predicted by what precedes them."""
+    by_id = {tree.question.id: tree for tree in found}
+    for (question, number), (predictors, tokens) in row.nodes.items():
+        tree = by_id[question]
+        path = tree.prefix_ids(number)
+        step = tree.nodes[number].step.token_ids
+        assert tuple(tokens) == step
+        for i, (predictor, token) in enumerate(zip(predictors, tokens, strict=True)):
+            assert row.ids.count(token) == 1
+            seen = sees(row, row.ids.index(token))
+            depth = len(path) - len(step) + i
+            assert tuple(row.ids[k] for k in seen) == path[: depth + 1]
+            assert [row.positions[k] for k in seen] == list(range(depth + 1))
+            assert seen[-2] == predictor, "predicted from the place before it on its path"
 
 
-def test_pack_holds_each_token_once() -> None:
-    """A row's length is the prompt plus every needed step once; positions are depths along the path."""
-    tree = trees()[0]
-    row = pack(tree, every(tree))
-    assert len(row) == len(tree.prompt_ids) + sum(len(n.step.token_ids) for n in tree.nodes)
-    for node in tree.nodes:
-        _, tokens = row.nodes[tree.question.id, node.id]
-        assert tuple(tokens) == node.step.token_ids
-    for node in tree.nodes:
-        last = last_place(row, tree, node.id)
-        seen = [k for k in range(len(row)) if k <= last < row.ends[k]]
-        assert tuple(row.ids[k] for k in seen) == tree.prefix_ids(node.id), "a step sees its own path, nothing else"
-        assert [row.positions[k] for k in seen] == list(range(len(seen)))
+@given(with_needed())
+def test_a_packed_row_is_its_paths(given: tuple[Tree, set[int]]) -> None:
+    """Every needed node and ancestor once, nothing else; each token sees its own path, at positions that are depths."""
+    tree, needed = given
+    row = pack(tree, needed)
+    assert {n for _, n in row.nodes} == closure(tree, needed)
+    assert len(row) == packed_size(tree, needed)
+    assert len(row) == len(tree.prompt_ids) + sum(len(tokens) for _, tokens in row.nodes.values())
+    assert len(row.ids) == len(row.positions) == len(row.ends)
+    assert row.prompt == len(tree.prompt_ids)
+    check_row(row, [tree])
+    for k in range(row.prompt):
+        assert tuple(row.ids[i] for i in sees(row, k)) == tree.prompt_ids[: k + 1]
 
 
-def last_place(row: Any, tree: Tree, node: int) -> int:
-    """Where a node's last token stands in the row."""
-    predictors, tokens = row.nodes[tree.question.id, node]
-    if len(predictors) > 1:
-        return int(predictors[-1]) + 1
-    return next(
-        k
-        for k in range(predictors[0] + 1, len(row))
-        if row.ids[k] == tokens[0]
-        and row.positions[k] == row.positions[predictors[0]] + 1
-        and alone(row, k, predictors[0])
-    )
+@given(with_needed())
+def test_separate_rows_are_plain_paths(given: tuple[Tree, set[int]]) -> None:
+    """One causal row per needed leaf; every node is scored in exactly one of them."""
+    tree, needed = given
+    rows = separate(tree, needed)
+    wanted = closure(tree, needed)
+    leaves = [n for n in wanted if not any(tree.nodes[m].parent == n for m in wanted)]
+    assert sorted(tuple(row.ids) for row in rows) == sorted(tree.prefix_ids(leaf) for leaf in leaves)
+    assert sorted(n for row in rows for _, n in row.nodes) == sorted(wanted)
+    for row in rows:
+        assert row.positions == list(range(len(row)))
+        assert row.ends == [len(row)] * len(row)
+        check_row(row, [tree])
 
 
-def alone(row: Any, place: int, parent: int) -> bool:
-    return bool(row.ends[place] <= row.ends[parent])
+@given(forests())
+def test_joined_trees_stay_strangers(found: list[Tree]) -> None:
+    """Several trees in one row: each token still sees its own prompt and path only; the common beginning stands once."""
+    rows = [pack(tree, range(len(tree.nodes))) for tree in found]
+    row = join(rows)
+    assert row.nodes.keys() == {key for r in rows for key in r.nodes}
+    check_row(row, found)
+    prompts = [tree.prompt_ids for tree in found]
+    shared = 0
+    while shared < min(map(len, prompts)) - 1 and len({p[shared] for p in prompts}) == 1:
+        shared += 1
+    saved = 0 if len(found) == 1 else shared * (len(found) - 1)
+    assert len(row) == len(row.ends) == len(row.positions) == sum(map(len, rows)) - saved
 
 
-def test_only_what_is_needed() -> None:
-    """Paths to the needed nodes are computed, other branches are not."""
-    tree = trees()[0]
-    row = pack(tree, [4])
-    assert {node for _, node in row.nodes} == {0, 4}
-    assert len(separate(tree, [3, 4, 6])) == 3
-    rows = separate(tree, every(tree))
-    assert sorted(node for r in rows for _, node in r.nodes) == list(every(tree)), "each node is scored once"
+def test_a_template_is_computed_once() -> None:
+    """By hand: two trees after the same three tokens; a prompt's last token is never shared, though it is the same."""
+    a = grown("a", (7, 8, 9, 5), [(ROOT, 2), (0, 1), (0, 1)], 100)
+    b = grown("b", (7, 8, 9, 5), [(ROOT, 1)], 200)
+    row = join([pack(a, [1, 2]), pack(b, [0])])
+    assert row.ids == [7, 8, 9, 5, 100, 101, 102, 103, 5, 200]
+    assert row.positions == [0, 1, 2, 3, 4, 5, 6, 6, 3, 4]
+    assert row.ends == [10, 10, 10, 8, 8, 8, 7, 8, 10, 10]
+    assert row.nodes["a", 2] == ([5], [103])
+    assert row.nodes["b", 0] == ([8], [200])
+    assert sees(row, 9) == [0, 1, 2, 8, 9]
+
+
+@given(with_targets(), st.integers(1, 60))
+def test_a_cut_keeps_targets_whole(given: tuple[Tree, list[frozenset[int]]], budget: int) -> None:
+    """Every target is in one part, both sides of a pair together; a part fits the budget unless it is one target."""
+    tree, targets = given
+    parts = cut(tree, targets, budget)
+    assert sorted(i for part in parts for i in part) == list(range(len(targets)))
+    for part in parts:
+        size = packed_size(tree, frozenset[int]().union(*(targets[i] for i in part)))
+        assert size <= budget or len({targets[i] for i in part}) == 1
+    everything = packed_size(tree, frozenset[int]().union(*targets))
+    if everything <= budget:
+        assert len(parts) == 1
+
+
+def test_a_cut_is_made_between_branches() -> None:
+    """Nodes that share a path stay in one part: little more is computed than the path to the cut."""
+    branch = [(ROOT, 2), (ROOT, 2), (0, 5), (1, 5), (0, 5), (1, 5)]
+    tree = grown("q", (1, 2), branch)
+    parts = cut(tree, [frozenset((n,)) for n in range(6)], 14)
+    assert parts == [[0, 2, 4], [1, 3, 5]]
+
+
+@given(st.lists(st.integers(1, 30), max_size=30), st.integers(1, 40))
+def test_bins_are_full(sizes: list[int], budget: int) -> None:
+    """Every index once; no bin above the budget unless it is one piece; no two bins could have been one."""
+    bins = fill(sizes, budget)
+    assert sorted(i for found in bins for i in found) == list(range(len(sizes)))
+    sums = [sum(sizes[i] for i in found) for found in bins]
+    assert all(total <= budget or len(found) == 1 for total, found in zip(sums, bins, strict=True))
+    assert all(a + b > budget for a, b in combinations(sums, 2)), "so at most one is less than half full"
+
+
+def test_bins_best_fit() -> None:
+    """A piece goes where it leaves the least room, the largest first."""
+    assert fill([2, 6, 3, 8, 1], 10) == [[3, 0], [1, 2, 4]]
+    assert fill([6, 7, 3], 10) == [[1, 2], [0]]
+    assert fill([], 10) == []
+
+
+def test_deep_trees() -> None:
+    """A path of thousands of steps neither recurses nor takes more than linear memory."""
+    tree = grown("q", (1, 2), [(i - 1, 1) for i in range(5000)])
+    row = pack(tree, [4999])
+    assert len(row) == packed_size(tree, [4999]) == 5002
+    assert row.positions == list(range(5002))
+    assert row.ends == [5002] * 5002
+
+
+@pytest.mark.parametrize("needed", [[4], [4, 0], [4, 4]])
+def test_other_branches_are_not_computed(needed: list[int]) -> None:
+    """Only paths to needed nodes are in a row, however they are asked for."""
+    tree = bushy_tree()
+    assert {n for _, n in pack(tree, needed).nodes} == {0, 4}
+    assert len(separate(tree, needed)) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -40,6 +41,8 @@ def build(kind: str, seed: int = 0, **more: Any) -> Any:
     """A random model of the given family, in evaluation mode."""
     import transformers as tf
 
+    layers = ["sliding_attention", "full_attention"]
+    gemma = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4, "layer_types": layers}
     families: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "llama": (tf.LlamaConfig, tf.LlamaForCausalLM, {}),
         "qwen2": (tf.Qwen2Config, tf.Qwen2ForCausalLM, {}),
@@ -47,10 +50,14 @@ def build(kind: str, seed: int = 0, **more: Any) -> Any:
         "smollm3": (tf.SmolLM3Config, tf.SmolLM3ForCausalLM, {}),
         "granite": (tf.GraniteConfig, tf.GraniteForCausalLM, {}),
         "mistral": (tf.MistralConfig, tf.MistralForCausalLM, {"sliding_window": 5}),
-        "gemma3": (
-            tf.Gemma3TextConfig,
-            tf.Gemma3ForCausalLM,
-            {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+        "phi3": (tf.Phi3Config, tf.Phi3ForCausalLM, {"sliding_window": 6}),
+        "olmo3": (tf.Olmo3Config, tf.Olmo3ForCausalLM, {"sliding_window": 4, "layer_types": layers}),
+        "gemma2": (tf.Gemma2Config, tf.Gemma2ForCausalLM, {**gemma, "attn_logit_softcapping": 5.0}),
+        "gemma3": (tf.Gemma3TextConfig, tf.Gemma3ForCausalLM, gemma),
+        "qwen3_moe": (
+            tf.Qwen3MoeConfig,
+            tf.Qwen3MoeForCausalLM,
+            {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
         ),
     }
     config_class, model_class, extra = families[kind]
@@ -89,6 +96,16 @@ def bushy_tree(name: str = "q", seed: int = 0) -> Tree:
         for i, (parent, depth, n, label) in enumerate(shape)
     ]
     return Tree(Question(name, f"question {name}", "5"), ids(6 + seed % 3), tuple(nodes))
+
+
+def grown(name: str, prompt: tuple[int, ...], shape: Sequence[tuple[int, int]], first: int = 1000) -> Tree:
+    """A tree whose every step token is another one, counted from ``first``; ``shape``: per node its parent, its tokens."""
+    nodes: list[Node] = []
+    for i, (parent, n) in enumerate(shape):
+        depth = 1 if parent == ROOT else nodes[parent].depth + 1
+        nodes.append(node(i, parent, depth, tuple(range(first, first + n)), "right" if i % 2 else "wrong"))
+        first += n
+    return Tree(Question(name, "", ""), prompt, tuple(nodes))
 
 
 def pairs_of(tree: Tree) -> list[StepPair]:

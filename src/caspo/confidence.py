@@ -57,6 +57,11 @@ class PathScore(NamedTuple):
 
 def _values(trace: TokenTrace, name: str, low: float | None = None, high: float | None = None) -> Floats64:
     """One array of the trace in float64, (T,), checked, and clipped to its mathematical range."""
+    if trace.kind == "none":
+        raise DataError(
+            "this tree's engine told nothing of its tokens' probabilities. Score the trees with the model itself: "
+            "caspo annotate RECIPE --rescore TREES --out FOLDER."
+        )
     values = np.asarray(getattr(trace, name), dtype=np.float64)
     if values.ndim != 1:
         raise DataError(f"a trace's {name} has shape {values.shape}, expected (T,). Pass one step of one sequence.")

@@ -2,13 +2,14 @@
 
 Round 0 is the model before training. Round k has, in ``round-<k>/``: the trees and pairs that made it (``tree/``,
 ``pairs/``), the model (``model/``), and what it was measured at (``evaluate/``). Every stage is skipped
-where its files are whole.
+where its files are whole. A round that makes the validation set worse stays in the record, and the next one is built on
+the best before it.
 """
 
 from __future__ import annotations
 
 import gc
-import json
+import os
 import platform
 import shutil
 import subprocess
@@ -19,39 +20,30 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from pydantic import Field, model_validator
-
-from caspo.config import Config, claim_folder
-from caspo.data.annotate import AnnotateSettings, annotate
-from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
-from caspo.data.store import read_trees, write_trees
+from caspo.config import claim_folder
+from caspo.data.store import read_trees
 from caspo.engines.hf import HFEngine
-from caspo.engines.models import load
-from caspo.engines.prompts import INSTRUCTION
-from caspo.errors import ConfigError, DataError
+from caspo.errors import ConfigError, EngineError
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
 from caspo.evaluate.statistics import paired_difference
-from caspo.judges.arithmetic import ArithmeticJudge
-from caspo.judges.base import Judge
-from caspo.judges.reference import ReferenceJudge
 from caspo.report.page import write_report
-from caspo.storage import read_json, write_directory, write_json, write_text
-from caspo.tasks.base import Task
-from caspo.tasks.jsonl import JsonlTask
-from caspo.tasks.stories import StoriesTask
-from caspo.train.step_dpo import StepDPOSettings, train_step_dpo
-from caspo.types import Question, Tree
+from caspo.search import ChainOfThoughtSettings
+from caspo.stages import (
+    CaspoRecipe,
+    annotate_stage,
+    open_engine,
+    open_judge,
+    open_task,
+    pairs_stage,
+    train_stage,
+    training_questions,
+)  # fmt: skip
+from caspo.storage import read_json, write_json
 
-__all__ = [
-    "AnnotateStage", "CaspoRecipe", "ModelSettings", "Reporter", "TaskSettings", "annotate_stage", "open_engine",
-    "open_judge", "open_task", "pairs_stage", "run_recipe", "train_stage", "training_questions",
-]  # fmt: skip
-
-_CHUNK = 40
-"""Questions annotated between two files."""
+__all__ = ["Reporter", "run_recipe"]
 
 
 class Reporter(Protocol):
@@ -59,65 +51,6 @@ class Reporter(Protocol):
 
     def stage(self, name: str, done: int, total: int) -> None:
         """``done`` of ``total`` units of a stage are finished."""
-
-
-class ModelSettings(Config):
-    """The model and where it runs."""
-
-    name: str
-    """Bundled name, folder or hub name."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of sampling; training keeps float32 masters."""
-    device: str = "cpu"
-    instruction: str = INSTRUCTION
-    """System message of the prompt; models trained on plain prompts ignore it."""
-    trust_remote_code: bool = False
-    max_rows: int = Field(256, ge=1)
-    """Rows decoded at once."""
-
-
-class TaskSettings(Config):
-    """The questions."""
-
-    name: Literal["stories", "jsonl"] = "stories"
-    levels: tuple[int, ...] = (1, 2, 3)
-    """`stories`: difficulty levels, 1 to 7; level L has L + 1 steps."""
-    train: Path | None = None
-    """`jsonl`: file of the questions to annotate."""
-    test: Path | None = None
-    """`jsonl`: file of the questions to evaluate on."""
-    judge: Literal["reference", "arithmetic"] | None = None
-    """By default `reference` for stories, `arithmetic` for files."""
-
-    @model_validator(mode="after")
-    def _files(self) -> TaskSettings:
-        if self.name == "jsonl" and self.test is None and self.train is None:
-            raise ValueError("a jsonl task needs test and train, the files of its questions")
-        return self
-
-
-class AnnotateStage(AnnotateSettings):
-    """Sampling of the trees that pairs are made from."""
-
-    questions: int = Field(200, ge=1)
-    """Training questions in each round; every round takes new ones."""
-
-
-class CaspoRecipe(Config):
-    """A recipe with ``kind: caspo``."""
-
-    kind: Literal["caspo"] = "caspo"
-    name: str = "caspo"
-    model: ModelSettings
-    task: TaskSettings = TaskSettings()
-    seed: int = 0
-    threads: int | None = None
-    """CPU threads; all by default."""
-    rounds: int = Field(1, ge=0)
-    annotate: AnnotateStage = AnnotateStage()
-    pairs: PairSettings = PairSettings()
-    train: StepDPOSettings
-    evaluate: EvaluateSettings = EvaluateSettings()
 
 
 class _Silent:
@@ -134,6 +67,11 @@ def run_recipe(recipe: CaspoRecipe, out: Path, reporter: Reporter | None = None)
     """
     import torch
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "`caspo run` is one process that starts the others when it trains. Run it without a launcher, and name the file "
+            "of `accelerate config` in the recipe: accelerate=FILE."
+        )
     show = reporter or _Silent()
     claim_folder(out, recipe)
     with _only_process(out):
@@ -142,124 +80,31 @@ def run_recipe(recipe: CaspoRecipe, out: Path, reporter: Reporter | None = None)
             write_json(out / "environment.json", _environment(recipe))
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
-        entries, drawn = [], []
+        entries: list[dict[str, Any]] = []
+        drawn: list[dict[str, Any]] = []
+        best = 0
         for index in range(recipe.rounds + 1):
+            entry: dict[str, Any] = {"round": index}
             training = None
             if index > 0:
-                training = _make_round(recipe, out, index, show, clock)
-            entry, figure = _measure_round(recipe, out, index, show, clock)
-            entries.append({"round": index, **entry, "training": training})
+                training = _make_round(recipe, out, index, best, show, clock)
+            measured, figure = _measure_round(recipe, out, index, show, clock)
+            entry |= measured
+            if recipe.validation.questions:
+                found = _validate(recipe, out, index, show, clock)
+                kept = index == 0 or found["accuracy"] >= entries[best]["validation"]["accuracy"]
+                entry["validation"] = {**found, "built_on": best if index else None, "kept": kept}
+            if not recipe.validation.questions or kept:
+                best = index
+            entries.append({**entry, "training": training})
             drawn.append({"round": index, **figure})
         return _finish(recipe, out, entries, drawn, clock)
 
 
-def open_task(settings: TaskSettings, split: Literal["train", "test"]) -> Task:
-    """The task of a recipe; for files, the one of the split."""
-    if settings.name == "stories":
-        return StoriesTask(settings.levels)
-    path = settings.train if split == "train" else settings.test
-    if path is None:
-        raise ConfigError(f"The task needs a file for {split}: set task.{split} to a JSONL of question and answer.")
-    return JsonlTask(path, split=split)
-
-
-def training_questions(recipe: CaspoRecipe, index: int) -> list[Question]:
-    """What round ``index`` (from 1) samples its trees on."""
-    return open_task(recipe.task, "train").questions("train", recipe.annotate.questions, recipe.seed + 1000 * index)
-
-
-def open_judge(settings: TaskSettings) -> Judge:
-    """The judge of a recipe."""
-    chosen = settings.judge or ("reference" if settings.name == "stories" else "arithmetic")
-    return ReferenceJudge() if chosen == "reference" else ArithmeticJudge()
-
-
-def open_engine(settings: ModelSettings, name: str | None = None) -> HFEngine:
-    """The engine for a recipe's model, or for another model (a round's) with the same settings."""
-    model, tokenizer = load(
-        name or settings.name,
-        dtype=settings.dtype,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-    )
-    return HFEngine(model, tokenizer, name=settings.name, instruction=settings.instruction, max_rows=settings.max_rows)
-
-
-def annotate_stage(
-    questions: Sequence[Question],
-    engine: Callable[[], HFEngine],
-    judge: Judge,
-    settings: AnnotateSettings,
-    seed: int,
-    folder: Path,
-    on_chunk: Callable[[int, int], None],
-) -> list[Tree]:
-    """Annotated trees of the questions in ``folder``, chunk by chunk; chunks that are there already are read."""
-    trees: list[Tree] = []
-    for part, start in enumerate(range(0, len(questions), _CHUNK)):
-        file = folder / f"part-{part:04d}.parquet"
-        chunk = questions[start : start + _CHUNK]
-        if not file.exists():
-            write_trees(file, annotate(chunk, engine(), judge, settings, seed))
-        trees += read_trees(file)
-        on_chunk(start + len(chunk), len(questions))
-    return trees
-
-
-def pairs_stage(trees: Sequence[Tree], settings: PairSettings, tokenizer: Any, folder: Path) -> None:
-    """Build the pairs of the trees into ``folder``: ``pairs.parquet``, and ``report.json`` with what was dropped."""
-    pairs, report = build_pairs(trees, settings)
-    if not pairs:
-        raise DataError(
-            f"The {len(trees)} trees give no pairs ({report.dropped}). Sample more, raise the temperature, or choose "
-            "problems that the model solves sometimes but not always."
-        )
-    write_pairs(folder / "pairs.parquet", pairs, trees, lambda ids: tokenizer.decode(ids, skip_special_tokens=False))
-    write_json(folder / "report.json", asdict(report))
-
-
-def train_stage(
-    source: str,
-    model: ModelSettings,
-    trees: Sequence[Tree],
-    pairs_file: Path,
-    settings: StepDPOSettings,
-    seed: int,
-    out: Path,
-    on_step: Callable[[int, int], None],
-) -> dict[str, Any]:
-    """Train ``source`` on the pairs; ``out/model``, ``out/log.jsonl`` and ``out/training.json``, which is returned."""
-    file = out / "training.json"
-    if file.exists():
-        shutil.rmtree(out / "train", ignore_errors=True)  # left where a kill came between the two
-        return dict(read_json(file))
-    loaded, tokenizer = load(source, device=model.device, trust_remote_code=model.trust_remote_code)
-    trained, result = train_step_dpo(
-        loaded,
-        trees,
-        read_pairs(pairs_file, trees),
-        settings,
-        seed,
-        out / "train",
-        lambda step, total, metrics: on_step(step, total),
-    )
-
-    def save(folder: Path) -> None:
-        trained.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    if not (out / "model").exists():
-        write_directory(out / "model", save)
-    write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log))
-    write_json(file, result.as_json())
-    shutil.rmtree(out / "train", ignore_errors=True)
-    return result.as_json()
-
-
-def _make_round(recipe: CaspoRecipe, out: Path, index: int, show: Reporter, clock: _Clock) -> dict[str, Any]:
-    """Trees, pairs and model of round ``index``; the ``training`` entry of its metrics."""
+def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, show: Reporter, clock: _Clock) -> dict[str, Any]:
+    """Trees, pairs and model of round ``index``, made from round ``base``; the ``training`` entry of its metrics."""
     folder = out / f"round-{index}"
-    source = _model_of(recipe, out, index - 1)
+    source = _model_of(recipe, out, base)
     if (folder / "training.json").exists():
         shutil.rmtree(folder / "train", ignore_errors=True)
         return dict(read_json(folder / "training.json"))
@@ -281,7 +126,61 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, show: Reporter, cloc
         clock.tick()
         show.stage(f"round {index}: train", done, total)
 
-    return train_stage(source, recipe.model, trees, pairs_file, recipe.train, recipe.seed, folder, stepped)
+    used = range(1, index + 1) if recipe.accumulate else [index]
+    folders = [out / f"round-{k}" for k in used]
+    reference = recipe.model.name if recipe.reference == "first" else None
+    if recipe.accelerate is not None:
+        stepped(0, 1)
+        return _launch(recipe, source, folders, folder, reference)
+    return train_stage(
+        source,
+        recipe.model,
+        [(read_trees(f / "tree"), f / "pairs" / "pairs.parquet") for f in folders],
+        recipe.train,
+        recipe.seed,
+        folder,
+        stepped,
+        reference,
+    )
+
+
+def _launch(recipe: CaspoRecipe, source: str, data: Sequence[Path], out: Path, reference: str | None) -> dict[str, Any]:
+    """`train_stage` as the processes of `accelerate launch`."""
+    assert recipe.accelerate is not None
+    if not recipe.accelerate.exists():
+        raise ConfigError(f"accelerate: there is no file {recipe.accelerate}. Make one with `accelerate config`.")
+    recipe_file = out.parent / "recipe.yaml"
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipe.accelerate),
+        "-m", "caspo.cli.main", "train", str(recipe_file), "--out", str(out),
+        *(part for f in data for part in ("--trees", str(f / "tree"), "--pairs", str(f / "pairs" / "pairs.parquet"))),
+        *(("--reference", reference) if reference else ()), f"model.name={source}",
+    ]  # fmt: skip
+    code = subprocess.run(command, check=False).returncode
+    if code or not (out / "training.json").exists():
+        raise EngineError(
+            f"Training under accelerate ended with code {code}; its messages are above. What was finished is kept: run the "
+            f"same command again. The command was: {' '.join(command)}"
+        )
+    return dict(read_json(out / "training.json"))
+
+
+def _validate(recipe: CaspoRecipe, out: Path, index: int, show: Reporter, clock: _Clock) -> dict[str, Any]:
+    """Accuracy of round ``index`` on the questions that decide whether it is built upon."""
+    settings = EvaluateSettings(
+        split="train", questions=recipe.validation.questions, self_consistency=None, cat=None,
+        chain_of_thought=recipe.evaluate.chain_of_thought or ChainOfThoughtSettings(),
+    )  # fmt: skip
+    folder = out / f"round-{index}" / "validation"
+
+    def solved(method: str, done: int, total: int) -> None:
+        clock.tick()
+        show.stage(f"round {index}: validation", done, total)
+
+    with _lazy_engine(recipe, _model_of(recipe, out, index)) as engine:
+        evaluate_methods(open_task(recipe.task, "train"), engine, settings, recipe.seed - 1, folder, solved)
+    outcomes, _ = read_outcomes(folder, "chain_of_thought")
+    return {"n": len(outcomes), "accuracy": sum(o.correct for o in outcomes) / len(outcomes)}
 
 
 def _measure_round(

@@ -55,8 +55,9 @@ class TokenTrace:
     """p of the most probable token minus p of the second, in [0, 1]."""
     varentropy: Floats
     """Variance of -ln p under p, nats squared."""
-    kind: Literal["full", "top_k"] = "full"
-    """`full`: from the whole vocabulary. `top_k`: `entropy` is the lower bound from the k best (see confidence.py)."""
+    kind: Literal["full", "top_k", "none"] = "full"
+    """`full`: from the whole vocabulary. `top_k`: `entropy` is the lower bound from the k best (see confidence.py).
+    `none`: the engine told nothing, and every array is NaN until the tree is scored (`caspo annotate --rescore`)."""
     k: int | None = None
     entropy_upper: Floats | None = None
     """Upper bound of the entropy; only with `top_k`."""

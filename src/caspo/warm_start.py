@@ -6,6 +6,7 @@ Two kinds: a small model from scratch with its own tokenizer (``architecture``),
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +17,9 @@ from caspo.config import Config, claim_folder
 from caspo.engines.prompts import PLAIN_TEMPLATE, prompt_ids, solution_ids
 from caspo.storage import write_directory
 from caspo.tasks.stories import StoriesTask, sums
-from caspo.train.loop import Loop
 from caspo.train.lora import LoraSettings, add_adapters
 from caspo.train.supervised import Example, SupervisedSettings, plan_batches, supervised_loss
+from caspo.train.trainer import Job, fit
 
 if TYPE_CHECKING:
     from caspo.types import Question
@@ -57,8 +58,6 @@ class SupervisedRecipe(Config):
     """Problems with solutions, each seen once."""
     sums: int = Field(0, ge=0)
     """Sheets of ten sums between the problems: so that what the model then gets wrong is its reasoning."""
-    stop_after: int | None = Field(None, ge=1)
-    """Optimiser steps after which training stops early, in the schedule of the whole."""
     seed: int = 0
     threads: int | None = None
     """CPU threads; all by default."""
@@ -84,7 +83,7 @@ def run_supervised(
     claim_folder(out, recipe)
     result = out / "model"
     if result.exists():
-        (out / "checkpoint.safetensors").unlink(missing_ok=True)  # left where a kill came between the two
+        shutil.rmtree(out / "train", ignore_errors=True)  # left where a kill came between the two
         return result
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -122,14 +121,13 @@ def run_supervised(
     examples: list[Example] = [
         (prompt_ids(tokenizer, q.text), solution_ids(tokenizer, q.solution or "")) for q in questions
     ]
-    model.train()
-    loop = Loop(model, recipe.train, out)
-    loop.run(
-        plan_batches(examples, recipe.train.batch_size, recipe.seed),
-        lambda batch: supervised_loss(model, batch),
-        on_step or (lambda step, total, metrics: None),
-        recipe.stop_after,
+    job = Job(
+        plan=plan_batches(examples, recipe.train.batch_size, recipe.seed),
+        loss=supervised_loss,
     )
+    model = fit(
+        model, job, recipe.train, out / "train", recipe.seed, on_step or (lambda step, total, metrics: None)
+    ).model
 
     def save(folder: Path) -> None:
         # bfloat16: half the size to ship, and what most users would load anyway.
@@ -139,7 +137,7 @@ def run_supervised(
         tokenizer.save_pretrained(folder)
 
     write_directory(result, save)
-    loop.finish()
+    shutil.rmtree(out / "train", ignore_errors=True)
     return result
 
 

@@ -36,7 +36,8 @@ def run(
             )
         output.print(f"The model is in {result}")
         return
-    from caspo.iterate import CaspoRecipe, run_recipe
+    from caspo.iterate import run_recipe
+    from caspo.stages import CaspoRecipe
 
     with bars() as show:
         metrics = run_recipe(load_recipe(CaspoRecipe, recipe, overrides or ()), target, show)

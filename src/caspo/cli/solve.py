@@ -32,8 +32,8 @@ def solve(
     from caspo.cli.show import bars, output
     from caspo.config import settings_from
     from caspo.errors import ConfigError
-    from caspo.iterate import ModelSettings, open_engine
     from caspo.search import METHODS
+    from caspo.stages import ModelSettings, open_engine
     from caspo.storage import write_text
     from caspo.tasks.base import grade
 

@@ -13,7 +13,7 @@ import typer
 from caspo.cli.run import Overrides
 
 if TYPE_CHECKING:
-    from caspo.iterate import CaspoRecipe
+    from caspo.stages import CaspoRecipe
 
 __all__ = ["annotate", "evaluate", "pairs", "report", "train"]
 
@@ -24,7 +24,7 @@ Trees = Annotated[Path, typer.Option(help="Folder (or file) of annotated trees."
 
 def _load(recipe: Path, overrides: list[str] | None, out: Path) -> CaspoRecipe:
     from caspo.config import claim_folder, load_recipe
-    from caspo.iterate import CaspoRecipe
+    from caspo.stages import CaspoRecipe
 
     loaded = load_recipe(CaspoRecipe, recipe, overrides or ())
     claim_folder(out, loaded)
@@ -35,26 +35,36 @@ def _load(recipe: Path, overrides: list[str] | None, out: Path) -> CaspoRecipe:
     return loaded
 
 
-def annotate(recipe: Recipe, out: Out, overrides: Overrides = None) -> None:
+def annotate(
+    recipe: Recipe,
+    out: Out,
+    rescore: Annotated[
+        Path | None, typer.Option(help="Trees of any engine, to be given this model's exact entropies instead.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
     """Sample step trees on the training questions and judge every step: OUT/tree/*.parquet."""
     from functools import cache
 
     from caspo.cli.show import bars, output
-    from caspo.iterate import annotate_stage, open_engine, open_judge, training_questions
+    from caspo.stages import annotate_stage, open_engine, open_judge, rescore_stage, training_questions
 
     settings = _load(recipe, overrides, out)
-    questions = training_questions(settings, 1)
-    engine = cache(lambda: open_engine(settings.model))
-    with bars() as show:
-        trees = annotate_stage(
-            questions,
-            engine,
-            open_judge(settings.task),
-            settings.annotate,
-            settings.seed,
-            out / "tree",
-            lambda done, total: show.stage("sample and judge", done, total),
-        )
+    if rescore is not None:
+        trees = rescore_stage(settings.model, settings.train, rescore, out / "tree")
+    else:
+        questions = training_questions(settings, 1)
+        engine = cache(lambda: open_engine(settings.model))
+        with bars() as show:
+            trees = annotate_stage(
+                questions,
+                engine,
+                open_judge(settings.task),
+                settings.annotate,
+                settings.seed,
+                out / "tree",
+                lambda done, total: show.stage("sample and judge", done, total),
+            )
     steps = sum(len(tree.nodes) for tree in trees)
     output.print(f"{len(trees)} trees with {steps} distinct steps in {out / 'tree'}")
 
@@ -66,7 +76,7 @@ def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -
     from caspo.cli.show import output
     from caspo.data.store import read_trees
     from caspo.engines.models import resolve
-    from caspo.iterate import pairs_stage
+    from caspo.stages import pairs_stage
     from caspo.storage import read_json
 
     settings = _load(recipe, overrides, out)
@@ -77,29 +87,43 @@ def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -
 
 def train(
     recipe: Recipe,
-    trees: Trees,
-    pairs: Annotated[Path, typer.Option(help="File of the pairs that were built from the trees.")],
+    trees: Annotated[list[Path], typer.Option(help="Folder (or file) of annotated trees; once for every round.")],
+    pairs: Annotated[list[Path], typer.Option(help="File of the pairs built from them; once for every round.")],
     out: Out,
+    reference: Annotated[str | None, typer.Option(help="Model that DPO compares with; the trained one itself.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Step-wise DPO on pairs and their trees: OUT/model, OUT/log.jsonl, OUT/training.json."""
+    """Step-wise DPO on pairs and their trees: OUT/model, OUT/log.jsonl, OUT/training.json.
+
+    For several devices: accelerate launch --config_file FILE -m caspo.cli.main train ...
+    """
+    import os
+
+    from accelerate import PartialState
+
     from caspo.cli.show import bars, output
     from caspo.data.store import read_trees
-    from caspo.iterate import train_stage
+    from caspo.errors import ConfigError
+    from caspo.stages import train_stage
 
+    if len(trees) != len(pairs):
+        raise ConfigError(f"--trees was given {len(trees)} times and --pairs {len(pairs)} times; each needs the other.")
     settings = _load(recipe, overrides, out)
+    first = int(os.environ.get("RANK", "0")) == 0
+    PartialState(cpu=settings.model.device == "cpu")  # under a launcher: meet the others, take this process's device
     with bars() as show:
         result = train_stage(
             settings.model.name,
             settings.model,
-            read_trees(trees),
-            pairs,
+            [(read_trees(t), p) for t, p in zip(trees, pairs, strict=True)],
             settings.train,
             settings.seed,
             out,
-            lambda step, total: show.stage("train", step, total),
+            lambda step, total: show.stage("train", step, total) if first else None,
+            reference,
         )
-    output.print_json(data=result)
+    if first:
+        output.print_json(data=result)
 
 
 def evaluate(

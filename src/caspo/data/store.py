@@ -7,6 +7,7 @@ and the files load in `datasets`, polars and pandas as they are.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,10 @@ def _row(tree: Tree, node: Node) -> dict[str, Any]:
         "verdict": verdict.label if verdict else None,
         "reason": verdict.reason if verdict else None,
         "judge": verdict.judge if verdict else None,
-        "confidence": step_score(trace),
+        "confidence": None if trace.kind == "none" else step_score(trace),
         "trace_kind": trace.kind,
         "trace_k": trace.k,
-        **{name: getattr(trace, name) for name in _TRACE},
+        **{name: None if trace.kind == "none" else getattr(trace, name) for name in _TRACE},
         "entropy_upper": trace.entropy_upper,
     }
 
@@ -154,7 +155,10 @@ def _tree(file: Path, rows: Sequence[dict[str, Any]]) -> Tree:
 
 def _node(row: dict[str, Any]) -> Node:
     upper = row["entropy_upper"]
-    entropy, logprob, max_logprob, margin, varentropy = (np.array(row[name], dtype=np.float32) for name in _TRACE)
+    missing = [math.nan] * len(row["token_ids"])
+    entropy, logprob, max_logprob, margin, varentropy = (
+        np.array(missing if row[name] is None else row[name], dtype=np.float32) for name in _TRACE
+    )
     trace = TokenTrace(
         entropy,
         logprob,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from caspo.errors import EngineError
+from caspo.logits import Distribution
 
 __all__ = ["Draw", "draw", "uniforms"]
 
@@ -41,38 +41,18 @@ def draw(logits_BV: torch.Tensor, temperature_B: torch.Tensor, top_p_B: torch.Te
             )
         ]
         return Draw(torch.cat([p.tokens for p in parts]), torch.cat([p.statistics for p in parts]))
-    logits_BV = logits_BV.float()
-    logz_B = logits_BV.logsumexp(-1)
-    if not bool(torch.isfinite(logz_B).all()):
-        bad = (~torch.isfinite(logz_B)).nonzero().flatten().tolist()
-        raise EngineError(
-            f"The model returned NaN or infinite logits (rows {bad} of the batch). Its weights are damaged, or its "
-            "precision is too low for it: load it in float32, or check the checkpoint."
-        )
-    logp_BV = logits_BV - logz_B[:, None]
-    p_BV = logp_BV.exp()
-    # -inf logits (masked vocabulary) have p = 0 and contribute nothing; clamping keeps 0 * -inf out of the sums.
-    finite_BV = logp_BV.clamp_min(-1e4)
-    weighted_BV = p_BV * finite_BV
-    entropy_B = -weighted_BV.sum(-1)
-    second_moment_B = torch.linalg.vecdot(weighted_BV, finite_BV)
-    varentropy_B = (second_moment_B - entropy_B.square()).clamp_min(0)
-    best_B2, index_B2 = logp_BV.topk(2, dim=-1)
-    margin_B = best_B2[:, 0].exp() - best_B2[:, 1].exp()
-
-    tokens_B = index_B2[:, 0].clone()
+    of = Distribution.of(logits_BV)
+    tokens_B = of.index_B2[:, 0].clone()
     sampled = temperature_B > 0
     if bool(sampled.any()):
         rows = sampled.nonzero().flatten()
         whole = bool(sampled.all())
         if bool((temperature_B[rows] == 1).all()):
-            q_RV = p_BV if whole else p_BV[rows]
+            q_RV = of.p_BV if whole else of.p_BV[rows]
         else:
-            q_RV = (logp_BV[rows] / temperature_B[rows, None]).softmax(-1)
+            q_RV = (of.logp_BV[rows] / temperature_B[rows, None]).softmax(-1)
         tokens_B[rows] = _invert(q_RV, top_p_B[rows], uniform_B[rows])
-    taken_B = logp_BV.gather(-1, tokens_B[:, None])[:, 0]
-    statistics = torch.stack([entropy_B.clamp_min(0), taken_B, best_B2[:, 0], margin_B, varentropy_B], dim=-1)
-    return Draw(tokens_B, statistics)
+    return Draw(tokens_B, of.statistics(tokens_B))
 
 
 def _invert(q_RV: torch.Tensor, top_p_R: torch.Tensor, uniform_R: torch.Tensor) -> torch.Tensor:

@@ -1,64 +1,87 @@
 """Step-wise preference training: trees in, loss out.
 
 The unit of a batch is the tree, because all its pairs share prefixes; the unit of the loss is the pair: it is normalised
-by the pairs of the whole optimiser step, so that splitting a step into micro-batches does not change the update.
+by the pairs of the whole optimiser step, so that accumulation, packing and the number of processes do not change the update.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from caspo.errors import DataError, EngineError
-from caspo.storage import read_json, write_json
-from caspo.train.loop import Loop, LoopSettings
+from caspo.train.checks import check_pairs, check_tokens
 from caspo.train.lora import LoraSettings, add_adapters
-from caspo.train.losses import anchor_loss, confidence_loss, dpo_loss
-from caspo.train.tree_packing import NodeKey, NodeScores, can_pack, pack, score_packed, score_separate, separate
+from caspo.train.losses import (
+    ConfidenceLoss,
+    PairWeights,
+    PreferenceLoss,
+    anchor_loss,
+    calibrated_confidence,
+    confidence_loss,
+    margins,
+    pair_weights,
+    preference_loss,
+)  # fmt: skip
+from caspo.train.reference import score_trees
+from caspo.train.scoring import Scorer, check_packing
+from caspo.train.trainer import Job, LoopSettings, Metrics, fit
+from caspo.train.tree_packing import NodeKey, packed_size
+from caspo.train.units import Micro, Unit, make_units, micro_batches, plan_steps
 from caspo.types import StepPair, Tree
 
-__all__ = ["StepDPOSettings", "TrainingResult", "train_step_dpo"]
+__all__ = ["StepDPOSettings", "TrainingResult", "reference_of", "step_loss", "train_step_dpo"]
 
-_TOLERANCE = 1e-3
-"""Largest difference of a token's log p between two layouts that float32 rounding explains, with room to spare, nats."""
+_SAMPLED = 1e-3
+"""Difference of a token's log p up to which the trees' own traces are this model's, nats."""
 
 
 class StepDPOSettings(LoopSettings):
     """Step-wise DPO."""
 
+    loss: PreferenceLoss = "sigmoid"
     beta: float = Field(2.0, gt=0)
     """Strength of the pull towards the reference. A step is short: below 1, pairs push until the model is far away."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of pairs whose verdicts are believed to be the wrong way round; of the sigmoid loss only."""
+    length_normalised: bool = False
+    """Margins of log p per token instead of per step."""
+    pair_weights: PairWeights = "none"
+    """Whether pairs count more where the model is sure of the wrong step (see `caspo.train.losses.pair_weights`)."""
     anchor: float = Field(0.0, ge=0)
     """Weight of the negative log-likelihood of the chosen steps (nats a token)."""
     confidence: float = Field(0.0, ge=0)
-    """Weight of the confidence term: Brier score of the confidence of every judged step of the trees."""
+    """Weight of the confidence term, over every judged step of the trees."""
+    confidence_loss: ConfidenceLoss = "brier"
     epochs: int = Field(1, ge=1)
     batch_pairs: int = Field(16, ge=1)
-    """Pairs of one optimiser step, about: whole trees are taken until there are this many."""
+    """Pairs of one optimiser step over all devices, about: whole trees are taken until there are this many."""
     micro_tokens: int = Field(2048, ge=1)
-    """Tokens of one forward pass, about; bounds the memory. A larger tree goes alone."""
+    """Tokens of one forward pass, at most; bounds the memory. A larger tree is cut at a node."""
+    layout: Literal["packed", "separate"] = "packed"
+    """`packed`: a tree in one row. `separate`: a path in a row, for models that cannot be packed."""
     lora: LoraSettings | None = None
     """Adapters; without them all weights are trained."""
+    validation: float = Field(0.0, ge=0, lt=1)
+    """Share of the trees that is held out to measure on."""
+    evaluate_every: int = Field(10, ge=1)
+    """Optimiser steps between two measurements on them."""
+    patience: int = Field(0, ge=0)
+    """Measurements without a better one after which training stops; 0: never. The best weights are kept either way."""
 
-
-@dataclass(frozen=True)
-class _Unit:
-    """A tree with its pairs and what training reads of it."""
-
-    tree: Tree
-    pairs: tuple[StepPair, ...]
-    judged: tuple[int, ...]
-    """Nodes of the confidence term; empty without it."""
-
-    @property
-    def needed(self) -> set[int]:
-        return {n for p in self.pairs for n in (p.chosen, p.rejected)} | set(self.judged)
+    @model_validator(mode="after")
+    def _makes_sense(self) -> StepDPOSettings:
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError("label_smoothing belongs to loss: sigmoid")
+        if self.patience and not self.validation:
+            raise ValueError("patience needs validation, the share of the trees to measure on")
+        return self
 
 
 @dataclass(frozen=True)
@@ -67,12 +90,16 @@ class TrainingResult:
 
     pairs: dict[str, int]
     trees: int
+    reference: Literal["sampled", "scored", "given"]
+    """Where the reference log-probabilities came from: `sampled` are the trees' own."""
     loss_first: float
     """Mean over the first tenth of the steps."""
     loss_last: float
     """Mean over the last tenth of the steps."""
     pair_accuracy_last: float
     """Share of pairs in the last tenth of the steps whose margin is positive."""
+    validation_loss: float | None
+    """The best that was measured."""
     unique_tokens: int
     """Tokens computed in an epoch when every tree is packed."""
     pair_tokens: int
@@ -82,7 +109,7 @@ class TrainingResult:
 
     def as_json(self) -> dict[str, Any]:
         """The ``training`` entry of a round."""
-        return {key: value for key, value in vars(self).items() if key != "log"}
+        return {key: value for key, value in vars(self).items() if key != "log" and value is not None}
 
 
 def train_step_dpo(
@@ -93,154 +120,222 @@ def train_step_dpo(
     seed: int,
     out: Path,
     on_step: Callable[[int, int, dict[str, float]], None] = lambda step, total, metrics: None,
+    *,
+    tokenizer: Any = None,
+    reference: Mapping[NodeKey, float] | None = None,
+    calibration: tuple[float, float] | None = None,
+    cache: Path | None = None,
 ) -> tuple[Any, TrainingResult]:
-    """Align ``model`` (float32, in place) with the pairs; the reference is the model as it comes in.
+    """Align ``model`` (float32, in place) with the pairs.
 
-    Goes on from ``out`` if a run of the same settings was killed there. Returns the trained model (adapters merged) and
-    the figures.
+    Goes on from ``out`` if a run of the same settings was killed there. Runs as one process or under `accelerate launch`.
+
+    Args:
+        model: a causal language model of transformers, not wrapped.
+        trees, pairs: the trees and the pairs that point into them.
+        settings, seed: what to do.
+        out: folder for checkpoints.
+        on_step: called with step, number of steps and metrics.
+        tokenizer: if given, the text of the trees' steps is compared with it.
+        reference: log p of the steps under another model (`reference_of`), nats; the model as it comes in by default.
+        calibration: slope and intercept of the confidence term (see `losses.calibrated_confidence`).
+        cache: folder for reference scores, ``out`` by default.
+
+    Returns:
+        the trained model (adapters merged; None on all processes but the first where weights were sharded), the figures.
 
     Raises:
-        DataError: no pairs.
+        DataError: no pairs, pairs without their nodes, trees that are not this model's, paths longer than its context.
         EngineError: packed and separate rows disagree on this model, or training diverged.
     """
-    if not pairs:
-        raise DataError(
-            "There are no pairs to train on: no prefix had both a right and a wrong continuation. Sample more (more "
-            "questions, more samples, a higher temperature), or choose problems of another difficulty."
-        )
-    units = _units(trees, pairs, settings)
-    packed = can_pack(model)
+    check_pairs(trees, pairs)
+    used = {pair.question_id for pair in pairs}
+    check_tokens([tree for tree in trees if tree.question.id in used], model, tokenizer)
+    packed = settings.layout == "packed"
+    scorer = Scorer(model, packed=packed)
+    units = make_units(trees, pairs, judged=settings.confidence > 0, packed=packed)
     if packed:
-        _check_packing(model, units[0])
-    reference = _reference(model, units, packed, settings, out / "reference.json")
+        smallest = min(units, key=lambda unit: unit.size)
+        check_packing(model, smallest.tree, smallest.needed)
+    source: Literal["sampled", "scored", "given"] = "given"
+    if reference is None:
+        ends = [units[0], units[-1]]
+        sampled = all(_sampled_by(model, scorer, unit, settings) for unit in ends)
+        source = "sampled" if sampled else "scored"
+        reference = (
+            {(t.question.id, n.id): float(n.step.trace.logprob.sum()) for t in trees for n in t.nodes}
+            if sampled
+            else reference_of(model, trees, pairs, settings, cache or out)
+        )
     if settings.lora is not None:
         model = add_adapters(model, settings.lora, seed)
-    plan = _plan(units, settings, seed)
-    totals = [
-        (sum(len(u.pairs) for m in step for u in m), sum(len(u.judged) for m in step for u in m)) for step in plan
-    ]
-    items = [[(m, *total) for m in step] for step, total in zip(plan, totals, strict=True)]
-    loop = Loop(model, settings, out)
-    log = loop.run(items, lambda item: _loss(model, *item, reference, settings, packed), on_step)
-    if settings.lora is not None:
-        model = model.merge_and_unload()
-    tenth = max(1, len(log) // 10)
+    training, held = _held_out(units, settings.validation, seed)
+    job = Job(
+        plan=plan_steps(
+            training, epochs=settings.epochs, batch_pairs=settings.batch_pairs, micro_tokens=settings.micro_tokens,
+            seed=seed,
+        ),
+        loss=lambda wrapped, micro: step_loss(wrapped, scorer, micro, reference, settings, calibration),
+        epochs=settings.epochs,
+        validation=micro_batches(held, settings.micro_tokens),
+        evaluate_every=settings.evaluate_every if held else 0,
+        patience=settings.patience,
+    )  # fmt: skip
+    config, kind = model.config, type(model.get_base_model() if settings.lora else model)
+
+    def rebuild() -> Any:
+        fresh = kind(config)
+        return fresh if settings.lora is None else add_adapters(fresh, settings.lora, seed)
+
+    fitted = fit(model, job, settings, out, seed, on_step, rebuild)
+    trained = fitted.model
+    if settings.lora is not None and trained is not None:
+        trained = trained.merge_and_unload()
+    steps = [line for line in fitted.log if "pair_accuracy" in line]
+    measured = [line["eval_loss"] for line in fitted.log if "eval_loss" in line]
+    tenth = max(1, len(steps) // 10)
     kinds = [pair.kind for pair in pairs]
 
-    def mean(key: str, steps: Sequence[dict[str, float]]) -> float:
-        return sum(s[key] for s in steps) / len(steps)
+    def mean(key: str, lines: Sequence[dict[str, float]]) -> float:
+        return sum(line[key] for line in lines) / len(lines)
 
-    return model, TrainingResult(
+    return trained, TrainingResult(
         pairs={kind: kinds.count(kind) for kind in ("confident_wrong", "uncertain_right")},
         trees=len(units),
-        loss_first=mean("loss", log[:tenth]),
-        loss_last=mean("loss", log[-tenth:]),
-        pair_accuracy_last=mean("pair_accuracy", log[-tenth:]),
-        unique_tokens=sum(len(pack(u.tree, u.needed)) for u in units),
-        pair_tokens=sum(_pair_tokens(u) for u in units),
-        seconds=loop.seconds,
-        log=log,
+        reference=source,
+        loss_first=mean("loss", steps[:tenth]),
+        loss_last=mean("loss", steps[-tenth:]),
+        pair_accuracy_last=mean("pair_accuracy", steps[-tenth:]),
+        validation_loss=min(measured, default=None),
+        unique_tokens=sum(packed_size(unit.tree, unit.needed) for unit in units),
+        pair_tokens=sum(_pair_tokens(unit) for unit in units),
+        seconds=fitted.seconds,
+        log=fitted.log,
     )
 
 
-def _units(trees: Sequence[Tree], pairs: Sequence[StepPair], settings: StepDPOSettings) -> list[_Unit]:
-    by_question: dict[str, list[StepPair]] = {}
+def reference_of(
+    model: Any, trees: Sequence[Tree], pairs: Sequence[StepPair], settings: StepDPOSettings, cache: Path
+) -> dict[NodeKey, float]:
+    """log p under ``model`` of every step that a pair needs, nats, in the layout and precision of the training.
+
+    Kept below ``cache`` by a hash of model and data; a killed call goes on. Under `accelerate launch` every process scores
+    its share.
+    """
+    from accelerate import PartialState
+
+    needed: dict[str, set[int]] = {}
     for pair in pairs:
-        by_question.setdefault(pair.question_id, []).append(pair)
-    units = []
-    for tree in trees:
-        mine = by_question.pop(tree.question.id, [])
-        if mine:
-            judged = (
-                tuple(
-                    n.id for n in tree.nodes if n.verdict and n.verdict.label != "unknown" and tree.prefix_right(n.id)
-                )
-                if settings.confidence
-                else ()
-            )
-            units.append(_Unit(tree, tuple(mine), judged))
-    if by_question:
-        raise DataError(f"Pairs of question {next(iter(by_question))} have no tree. Build the pairs from these trees.")
-    return units
+        needed.setdefault(pair.question_id, set()).update((pair.chosen, pair.rejected))
+    state = PartialState(cpu=model.device.type == "cpu")
+    scores = score_trees(
+        model,
+        Scorer(model, packed=settings.layout == "packed"),
+        [(tree, frozenset(needed[tree.question.id])) for tree in trees if tree.question.id in needed],
+        settings.micro_tokens,
+        cache,
+        bf16=settings.precision == "bf16",
+        rank=state.process_index,
+        world=state.num_processes,
+        wait=state.wait_for_everyone,
+    )
+    return {key: float(found[:, 1].sum()) for key, found in scores.items()}
 
 
-def _plan(units: Sequence[_Unit], settings: StepDPOSettings, seed: int) -> list[list[list[_Unit]]]:
-    """Optimiser steps of micro-batches of trees, for all epochs; a pure function of its arguments."""
-    plan: list[list[list[_Unit]]] = []
-    for epoch in range(settings.epochs):
-        order = list(units)
-        random.Random(f"{seed} {epoch}").shuffle(order)
-        step: list[_Unit] = []
-        for i, unit in enumerate(order):
-            step.append(unit)
-            rest = sum(len(u.pairs) for u in order[i + 1 :])
-            if (
-                sum(len(u.pairs) for u in step) >= settings.batch_pairs and rest >= settings.batch_pairs // 2
-            ) or not rest:
-                plan.append(_micro(step, settings.micro_tokens))
-                step = []
-    return plan
-
-
-def _micro(step: Sequence[_Unit], tokens: int) -> list[list[_Unit]]:
-    batches: list[list[_Unit]] = [[]]
-    used = 0
-    for unit in step:
-        size = len(pack(unit.tree, unit.needed))
-        if batches[-1] and used + size > tokens:
-            batches.append([])
-            used = 0
-        batches[-1].append(unit)
-        used += size
-    return batches
-
-
-def _score(model: Any, units: Sequence[_Unit], packed: bool, *, entropies: bool) -> dict[NodeKey, NodeScores]:
-    if packed:
-        return score_packed(model, [pack(u.tree, u.needed) for u in units], entropies=entropies)
-    return score_separate(model, [row for u in units for row in separate(u.tree, u.needed)], entropies=entropies)
-
-
-def _loss(
+def step_loss(
     model: Any,
-    units: Sequence[_Unit],
-    step_pairs: int,
-    step_judged: int,
-    reference: dict[NodeKey, float],
+    scorer: Scorer,
+    micro: Micro,
+    reference: Mapping[NodeKey, float],
     settings: StepDPOSettings,
-    packed: bool,
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """This micro-batch's share of the step's loss, and of its metrics."""
-    scores = _score(model, units, packed, entropies=settings.confidence > 0)
-    sums = {key: score.logprobs.sum() for key, score in scores.items()}
-
-    def side(which: Literal["chosen", "rejected"]) -> tuple[torch.Tensor, torch.Tensor, list[NodeKey]]:
-        keys = [(p.question_id, getattr(p, which)) for u in units for p in u.pairs]
-        values = torch.stack([sums[key] for key in keys])
-        return values, values.new_tensor([reference[key] for key in keys]), keys
-
-    chosen, reference_chosen, keys = side("chosen")
-    rejected, reference_rejected, _ = side("rejected")
-    weights = chosen.new_tensor([p.weight for u in units for p in u.pairs])
-    losses, margins = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, settings.beta)
-    anchors = anchor_loss(chosen, chosen.new_tensor([len(scores[key].logprobs) for key in keys]))
-    loss = (weights * (losses + settings.anchor * anchors)).sum() / step_pairs
-    metrics = {
-        "dpo": float(losses.detach().sum()) / step_pairs,
-        "anchor": float(anchors.detach().sum()) / step_pairs,
-        "margin": float(margins.detach().sum()) / step_pairs,
-        "pair_accuracy": float((margins.detach() > 0).sum()) / step_pairs,
-        "chosen_shift": float((chosen.detach() - reference_chosen).sum()) / step_pairs,
-        "rejected_shift": float((rejected.detach() - reference_rejected).sum()) / step_pairs,
-    }
-    if settings.confidence:
-        nodes = [(u.tree, n) for u in units for n in u.judged]
+    calibration: tuple[float, float] | None = None,
+) -> tuple[torch.Tensor, Metrics]:
+    """A micro-batch's share of its step's loss, and its metrics as sums and counts, by pair kind and by depth too."""
+    scores = scorer.score(model, [row for unit in micro.units for row in scorer.rows(unit.tree, unit.needed)])
+    loss: torch.Tensor = torch.zeros(())
+    metrics: Metrics = {}
+    pairs = [(unit, pair) for unit in micro.units for pair in unit.pairs]
+    if pairs:
+        pair_part, metrics = _pair_loss(scores, pairs, reference, settings)
+        loss = pair_part / micro.step_pairs
+    nodes = [(unit.tree, n) for unit in micro.units for n in unit.judged]
+    if nodes:
         entropies = torch.stack([scores[tree.question.id, n].entropies.mean() for tree, n in nodes])
         right = entropies.new_tensor([_is_right(tree, n) for tree, n in nodes])
-        brier = confidence_loss(entropies, right)
-        loss = loss + settings.confidence * brier.sum() / step_judged
-        metrics["confidence"] = float(brier.detach().sum()) / step_judged
+        believed = calibrated_confidence(entropies, *(calibration or (None, 0.0)))
+        distance = confidence_loss(believed, right, settings.confidence_loss)
+        _refuse_nan(distance.detach(), [tree.question.id for tree, _ in nodes])
+        loss = loss + settings.confidence * distance.sum() / micro.step_judged
+        metrics["confidence"] = (float(distance.detach().sum()), float(len(nodes)))
     return loss, metrics
+
+
+def _pair_loss(
+    scores: Mapping[NodeKey, Any], pairs: Sequence[tuple[Unit, StepPair]], reference: Mapping[NodeKey, float],
+    settings: StepDPOSettings,
+) -> tuple[torch.Tensor, Metrics]:  # fmt: skip
+    """Sum of the losses of the pairs, and their metrics."""
+    keys = {side: [(pair.question_id, getattr(pair, side)) for _, pair in pairs] for side in ("chosen", "rejected")}
+    sums = {side: torch.stack([scores[key].logprobs.sum() for key in found]) for side, found in keys.items()}
+    like = sums["chosen"]
+    lengths = {side: like.new_tensor([len(scores[key].logprobs) for key in found]) for side, found in keys.items()}
+    ratios = {side: sums[side] - like.new_tensor([reference[key] for key in keys[side]]) for side in keys}
+    normal = {side: ratios[side] / lengths[side] if settings.length_normalised else ratios[side] for side in keys}
+    margin = margins(normal["chosen"], normal["rejected"])
+    losses = preference_loss(margin, settings.beta, settings.loss, settings.label_smoothing)
+    anchors = anchor_loss(like, lengths["chosen"])
+    _refuse_nan((losses + anchors).detach(), [pair.question_id for _, pair in pairs])
+    weights = pair_weights(
+        like.new_tensor([pair.weight for _, pair in pairs]),
+        like.new_tensor([pair.chosen_confidence for _, pair in pairs]),
+        like.new_tensor([pair.rejected_confidence for _, pair in pairs]),
+        settings.pair_weights,
+    )
+    with torch.no_grad():
+        entropies = {
+            name: torch.stack([scores[key].entropies.mean() for key in keys[side]])
+            for side, name in (("chosen", "entropy_right"), ("rejected", "entropy_wrong"))
+        }
+        values = {
+            "dpo": losses, "anchor": anchors, "margin": settings.beta * margin, "pair_accuracy": (margin > 0).float(),
+            "chosen_shift": ratios["chosen"], "rejected_shift": ratios["rejected"], **entropies,
+        }  # fmt: skip
+        table = torch.stack(list(values.values())).double().cpu().numpy()
+    metrics: Metrics = {}
+    groups = {"": range(len(pairs))} | {
+        f"/{name}": [i for i, found in enumerate(names) if found == name]
+        for names in ([pair.kind for _, pair in pairs], [f"depth_{u.tree.nodes[p.chosen].depth}" for u, p in pairs])
+        for name in dict.fromkeys(names)
+    }
+    for suffix, members in groups.items():
+        for name, row in zip(values, table, strict=True):
+            if not suffix or name in ("margin", "pair_accuracy", "entropy_right", "entropy_wrong"):
+                metrics[name + suffix] = (float(row[list(members)].sum()), float(len(members)))
+    return (weights * (losses + settings.anchor * anchors)).sum(), metrics
+
+
+def _held_out(units: Sequence[Unit], share: float, seed: int) -> tuple[list[Unit], list[Unit]]:
+    """Units to train on and units to measure on."""
+    places = list(range(len(units)))
+    random.Random(f"held out {seed}").shuffle(places)
+    held = set(places[: round(share * len(units))])
+    training = [unit for i, unit in enumerate(units) if i not in held]
+    if share and (not held or not training):
+        raise DataError(
+            f"{len(units)} trees with pairs are too few to hold out {share:.0%}. Sample more, or set train.validation=0."
+        )
+    return training, [units[i] for i in sorted(held)]
+
+
+def _refuse_nan(values: torch.Tensor, questions: Sequence[str]) -> None:
+    """Stop where a loss is not a number, and say at which tree."""
+    bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
+    if bad:
+        raise EngineError(
+            f"The loss at the tree of question {questions[bad[0]]} is {float(values[bad[0]])}: training diverged, or the "
+            "model gives a token of that tree no probability at all. Nothing of this step was kept; lower the learning rate "
+            "and run again, or leave the tree out."
+        )
 
 
 def _is_right(tree: Tree, node: int) -> float:
@@ -248,56 +343,18 @@ def _is_right(tree: Tree, node: int) -> float:
     return float(verdict is not None and verdict.label == "right")
 
 
-@torch.no_grad()
-def _reference(
-    model: Any, units: Sequence[_Unit], packed: bool, settings: StepDPOSettings, file: Path
-) -> dict[NodeKey, float]:
-    """log p of every needed node under the model before training, nats.
-
-    The trees hold it already where this very model sampled them: then it costs nothing. Whether that is so is checked
-    on the first and the last tree. Otherwise it is computed, and kept in ``file`` for a resumed run.
-    """
-    device = next(model.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bf16"):
-        if all(_sampled_by(model, unit, packed) for unit in (units[0], units[-1])):
-            return {
-                (unit.tree.question.id, node.id): float(node.step.trace.logprob.sum())
-                for unit in units
-                for node in unit.tree.nodes
-            }
-        if not file.exists():
-            found: list[tuple[str, int, float]] = []
-            for batch in _micro(units, settings.micro_tokens):
-                scores = _score(model, batch, packed, entropies=False)
-                found += [(question, node, float(s.logprobs.sum())) for (question, node), s in scores.items()]
-            write_json(file, found)
-    return {(question, node): value for question, node, value in read_json(file)}
-
-
-def _sampled_by(model: Any, unit: _Unit, packed: bool) -> bool:
-    """Whether the log-probabilities that the tree was sampled with are this model's."""
-    for (_, node), score in _score(model, [unit], packed, entropies=False).items():
-        trace = unit.tree.nodes[node].step.trace
-        sampled = score.logprobs.new_tensor(trace.logprob)
-        if trace.kind != "full" or not bool(((score.logprobs - sampled).abs() < _TOLERANCE).all()):
+def _sampled_by(model: Any, scorer: Scorer, unit: Unit, settings: StepDPOSettings) -> bool:
+    """Whether the log-probabilities that the tree was sampled with are this model's: then the reference is there already."""
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        found = scorer.traces(model, scorer.rows(unit.tree, unit.needed))
+    for (_, node), trace in found.items():
+        sampled = unit.tree.nodes[node].step.trace
+        if sampled.kind != "full" or not (abs(trace[:, 1].numpy() - sampled.logprob) < _SAMPLED).all():
             return False
     return True
 
 
-@torch.no_grad()
-def _check_packing(model: Any, unit: _Unit) -> None:
-    """Refuse to train a model for which the packed layout gives other numbers than separate rows."""
-    packed = _score(model, [unit], True, entropies=False)
-    apart = _score(model, [unit], False, entropies=False)
-    worst = max(float((packed[key].logprobs - apart[key].logprobs).abs().max()) for key in packed)
-    if not worst < _TOLERANCE * (1 if next(model.parameters()).dtype == torch.float32 else 100):
-        raise EngineError(
-            f"Packed and separate rows disagree on this model by {worst:.3g} nats a token: its attention does not honour "
-            "the tree mask. Please report the model's type; nothing was trained."
-        )
-
-
-def _pair_tokens(unit: _Unit) -> int:
+def _pair_tokens(unit: Unit) -> int:
     total = 0
     for pair in unit.pairs:
         prefix = len(unit.tree.prefix_ids(pair.parent))

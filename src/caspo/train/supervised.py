@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from caspo.train.loop import LoopSettings
+from caspo.train.trainer import LoopSettings, Metrics
 
 __all__ = ["Example", "SupervisedSettings", "plan_batches", "supervised_loss"]
 
@@ -45,7 +45,7 @@ def plan_batches(examples: Sequence[Example], batch_size: int, seed: int) -> lis
     return batches
 
 
-def supervised_loss(model: Any, batch: Sequence[Example]) -> tuple[torch.Tensor, dict[str, float]]:
+def supervised_loss(model: Any, batch: Sequence[Example]) -> tuple[torch.Tensor, Metrics]:
     """Mean cross-entropy over the solution tokens of ``batch``, nats."""
     device = next(model.parameters()).device
     width = max(len(prompt) + len(solution) for prompt, solution in batch)
@@ -65,4 +65,4 @@ def supervised_loss(model: Any, batch: Sequence[Example]) -> tuple[torch.Tensor,
     targets_BT = labels_BT[:, first + 1 :].to(device)
     loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), targets_BT.flatten())
     learnt = targets_BT != -100
-    return loss, {"tokens": float(learnt.sum())}
+    return loss, {"tokens": (float(learnt.sum()), 1.0)}

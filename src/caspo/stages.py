@@ -1,0 +1,300 @@
+"""The recipe of a run and its single stages: annotate, rescore, pairs, train. Joined by files, each skips what is there.
+
+`iterate` runs them in a loop, the command line one by one, so that a stage can run on another machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from caspo.confidence import SIGNALS
+from caspo.config import Config
+from caspo.data.annotate import AnnotateSettings, annotate
+from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
+from caspo.data.store import read_trees, write_trees
+from caspo.engines.hf import HFEngine
+from caspo.engines.models import cache_dir, load
+from caspo.engines.prompts import INSTRUCTION
+from caspo.errors import ConfigError, DataError
+from caspo.evaluate.calibration import fit
+from caspo.evaluate.run import EvaluateSettings
+from caspo.judges.arithmetic import ArithmeticJudge
+from caspo.judges.base import Judge
+from caspo.judges.reference import ReferenceJudge
+from caspo.storage import read_json, write_directory, write_json, write_text
+from caspo.tasks.base import Task
+from caspo.tasks.jsonl import JsonlTask
+from caspo.tasks.stories import StoriesTask
+from caspo.train.checks import check_tokens
+from caspo.train.reference import rescore, score_trees
+from caspo.train.scoring import Scorer, check_packing
+from caspo.train.step_dpo import StepDPOSettings, reference_of, train_step_dpo
+from caspo.train.units import judged_nodes
+from caspo.types import Question, Tree
+
+__all__ = [
+    "AnnotateStage", "CaspoRecipe", "ModelSettings", "TaskSettings", "TrainingData", "annotate_stage", "open_engine",
+    "open_judge", "open_task", "pairs_stage", "rescore_stage", "train_stage", "training_questions",
+    "validation_questions",
+]  # fmt: skip
+
+_CHUNK = 40
+"""Questions annotated between two files."""
+
+
+class ModelSettings(Config):
+    """The model and where it runs."""
+
+    name: str
+    """Bundled name, folder or hub name."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of sampling; training keeps float32 masters."""
+    device: str = "cpu"
+    instruction: str = INSTRUCTION
+    """System message of the prompt; models trained on plain prompts ignore it."""
+    trust_remote_code: bool = False
+    max_rows: int = Field(256, ge=1)
+    """Rows decoded at once."""
+
+
+class TaskSettings(Config):
+    """The questions."""
+
+    name: Literal["stories", "jsonl"] = "stories"
+    levels: tuple[int, ...] = (1, 2, 3)
+    """`stories`: difficulty levels, 1 to 7; level L has L + 1 steps."""
+    train: Path | None = None
+    """`jsonl`: file of the questions to annotate."""
+    test: Path | None = None
+    """`jsonl`: file of the questions to evaluate on."""
+    judge: Literal["reference", "arithmetic"] | None = None
+    """By default `reference` for stories, `arithmetic` for files."""
+
+    @model_validator(mode="after")
+    def _files(self) -> TaskSettings:
+        if self.name == "jsonl" and self.test is None and self.train is None:
+            raise ValueError("a jsonl task needs test and train, the files of its questions")
+        return self
+
+
+class AnnotateStage(AnnotateSettings):
+    """Sampling of the trees that pairs are made from."""
+
+    questions: int = Field(200, ge=1)
+    """Training questions in each round; every round takes new ones."""
+
+
+class ValidationStage(Config):
+    """Questions that decide whether a round is built upon; taken from the training split, never sampled for trees."""
+
+    questions: int = Field(0, ge=0)
+    """0: every round is built upon. Solved greedily by chain of thought; the share of right answers must not fall."""
+
+
+class CaspoRecipe(Config):
+    """A recipe with ``kind: caspo``."""
+
+    kind: Literal["caspo"] = "caspo"
+    name: str = "caspo"
+    model: ModelSettings
+    task: TaskSettings = TaskSettings()
+    seed: int = 0
+    threads: int | None = None
+    """CPU threads; all by default."""
+    rounds: int = Field(1, ge=0)
+    reference: Literal["previous", "first"] = "previous"
+    """What a round is held to by DPO: the model it starts from, or the model before all training."""
+    accumulate: bool = False
+    """Train each round on the pairs of all rounds so far, instead of its own."""
+    accelerate: Path | None = None
+    """File of `accelerate config`: training then runs as its processes (`recipes/accelerate/` has some)."""
+    annotate: AnnotateStage = AnnotateStage()
+    pairs: PairSettings = PairSettings()
+    train: StepDPOSettings
+    validation: ValidationStage = ValidationStage()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+
+def open_task(settings: TaskSettings, split: Literal["train", "test"]) -> Task:
+    """The task of a recipe; for files, the one of the split."""
+    if settings.name == "stories":
+        return StoriesTask(settings.levels)
+    path = settings.train if split == "train" else settings.test
+    if path is None:
+        raise ConfigError(f"The task needs a file for {split}: set task.{split} to a JSONL of question and answer.")
+    return JsonlTask(path, split=split)
+
+
+def validation_questions(recipe: CaspoRecipe) -> list[Question]:
+    """The questions of `ValidationStage`, the same in every round."""
+    return open_task(recipe.task, "train").questions("train", recipe.validation.questions, recipe.seed - 1)
+
+
+def training_questions(recipe: CaspoRecipe, index: int) -> list[Question]:
+    """What round ``index`` (from 1) samples its trees on."""
+    held = {question.id for question in validation_questions(recipe)} if recipe.validation.questions else set()
+    number = recipe.annotate.questions
+    drawn = open_task(recipe.task, "train").questions("train", number + len(held), recipe.seed + 1000 * index)
+    return [question for question in drawn if question.id not in held][:number]
+
+
+def open_judge(settings: TaskSettings) -> Judge:
+    """The judge of a recipe."""
+    chosen = settings.judge or ("reference" if settings.name == "stories" else "arithmetic")
+    return ReferenceJudge() if chosen == "reference" else ArithmeticJudge()
+
+
+def open_engine(settings: ModelSettings, name: str | None = None) -> HFEngine:
+    """The engine for a recipe's model, or for another model (a round's) with the same settings."""
+    model, tokenizer = load(
+        name or settings.name,
+        dtype=settings.dtype,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    return HFEngine(model, tokenizer, name=settings.name, instruction=settings.instruction, max_rows=settings.max_rows)
+
+
+def annotate_stage(
+    questions: Sequence[Question],
+    engine: Callable[[], HFEngine],
+    judge: Judge,
+    settings: AnnotateSettings,
+    seed: int,
+    folder: Path,
+    on_chunk: Callable[[int, int], None],
+) -> list[Tree]:
+    """Annotated trees of the questions in ``folder``, chunk by chunk; chunks that are there already are read."""
+    trees: list[Tree] = []
+    for part, start in enumerate(range(0, len(questions), _CHUNK)):
+        file = folder / f"part-{part:04d}.parquet"
+        chunk = questions[start : start + _CHUNK]
+        if not file.exists():
+            write_trees(file, annotate(chunk, engine(), judge, settings, seed))
+        trees += read_trees(file)
+        on_chunk(start + len(chunk), len(questions))
+    return trees
+
+
+def pairs_stage(trees: Sequence[Tree], settings: PairSettings, tokenizer: Any, folder: Path) -> None:
+    """Build the pairs of the trees into ``folder``: ``pairs.parquet``, and ``report.json`` with what was dropped."""
+    pairs, report = build_pairs(trees, settings)
+    if not pairs:
+        raise DataError(
+            f"The {len(trees)} trees give no pairs ({report.dropped}). Sample more, raise the temperature, or choose "
+            "problems that the model solves sometimes but not always."
+        )
+    write_pairs(folder / "pairs.parquet", pairs, trees, lambda ids: tokenizer.decode(ids, skip_special_tokens=False))
+    write_json(folder / "report.json", asdict(report))
+
+
+def rescore_stage(model: ModelSettings, settings: StepDPOSettings, trees: Path, folder: Path) -> list[Tree]:
+    """Trees of any engine with the exact traces of this model, file by file as they came; files that are there are kept.
+
+    Raises:
+        DataError: no trees, trees of another tokenizer, or paths longer than the model's context.
+    """
+    files = sorted(trees.glob("*.parquet")) if trees.is_dir() else [trees]
+    if not files:
+        raise DataError(f"{trees} holds no *.parquet files of trees. Check the path.")
+    missing = [file for file in files if not (folder / file.name).exists()]
+    if missing:
+        loaded, tokenizer = load(model.name, device=model.device, trust_remote_code=model.trust_remote_code)
+        scorer = Scorer(loaded, packed=settings.layout == "packed")
+    for file in missing:
+        found = [tree for tree in read_trees(file) if tree.nodes]
+        check_tokens(found, loaded, tokenizer)
+        if settings.layout == "packed" and found and file == missing[0]:
+            check_packing(loaded, found[0], range(len(found[0].nodes)))
+        wanted = [(tree, frozenset(range(len(tree.nodes)))) for tree in found]
+        bf16 = settings.precision == "bf16"
+        scores = score_trees(loaded, scorer, wanted, settings.micro_tokens, _reference_cache(), bf16=bf16)
+        write_trees(folder / file.name, rescore(found, scores))
+    return [tree for file in files for tree in read_trees(folder / file.name)]
+
+
+TrainingData = tuple[Sequence[Tree], Path]
+"""Trees, and the file of the pairs that were built from them."""
+
+
+def train_stage(
+    source: str,
+    model: ModelSettings,
+    data: Sequence[TrainingData],
+    settings: StepDPOSettings,
+    seed: int,
+    out: Path,
+    on_step: Callable[[int, int], None],
+    reference: str | None = None,
+) -> dict[str, Any]:
+    """Train ``source`` on the pairs; ``out/model``, ``out/log.jsonl`` and ``out/training.json``, which is returned.
+
+    ``data`` holds one entry a round; of two trees of one question the newer one counts. ``reference`` is the model whose
+    log-probabilities DPO compares with, ``source`` itself by default. Under `accelerate launch` the first process writes.
+    """
+    file = out / "training.json"
+    if file.exists():
+        shutil.rmtree(out / "train", ignore_errors=True)  # left where a kill came between the two
+        return dict(read_json(file))
+    by_question = {tree.question.id: tree for trees, _ in data for tree in trees}
+    pairs = [
+        pair
+        for trees, pairs_file in data
+        for pair in read_pairs(pairs_file, trees)
+        if any(by_question[pair.question_id] is tree for tree in trees)
+    ]
+    trees = list(by_question.values())
+    scores = None
+    if reference is not None and reference != source:
+        other, tokenizer = load(reference, device=model.device, trust_remote_code=model.trust_remote_code)
+        check_tokens(trees, other, tokenizer)
+        scores = reference_of(other, trees, pairs, settings, _reference_cache())
+        del other
+    loaded, tokenizer = load(source, device=model.device, trust_remote_code=model.trust_remote_code)
+    trained, result = train_step_dpo(
+        loaded,
+        trees,
+        pairs,
+        settings,
+        seed,
+        out / "train",
+        lambda step, total, metrics: on_step(step, total),
+        tokenizer=tokenizer,
+        reference=scores,
+        calibration=_calibration(trees) if settings.confidence else None,
+        cache=_reference_cache(),
+    )
+    if trained is None or int(os.environ.get("RANK", "0")) > 0:
+        return result.as_json()
+
+    def save(folder: Path) -> None:
+        trained.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    if not (out / "model").exists():
+        write_directory(out / "model", save)
+    write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log))
+    write_json(file, result.as_json())
+    shutil.rmtree(out / "train", ignore_errors=True)
+    return result.as_json()
+
+
+def _reference_cache() -> Path:
+    return cache_dir() / "reference-scores"
+
+
+def _calibration(trees: Sequence[Tree]) -> tuple[float, float]:
+    """Slope and intercept from a step's confidence signal to its chance of being right, before training."""
+    judged = [node for tree in trees for node in judged_nodes(tree)]
+    right = [node.verdict is not None and node.verdict.label == "right" for node in judged]
+    found = fit([SIGNALS["entropy"](node.step.trace) for node in judged], np.asarray(right, dtype=float), kind="platt")
+    return found.x[0], found.x[1]

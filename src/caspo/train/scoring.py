@@ -1,0 +1,194 @@
+"""One forward pass over a row: log-probabilities and entropies of every step in it.
+
+Logits are computed only at the places that predict a step's token, and what the loss needs of them is reduced to a few
+numbers per token at once: `_TokenScores` keeps no copy of the (places, V) matrix beside the logits themselves.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from caspo.errors import EngineError
+from caspo.logits import Distribution
+from caspo.train.attention import TreeAttention
+from caspo.train.tree_packing import NodeKey, Row, join, pack, separate
+from caspo.types import Tree
+
+__all__ = ["NodeScores", "Scorer", "check_packing"]
+
+_CPU_ROWS = 8
+"""Rows of (V,) reduced at once on a CPU, so that the passes over them stay in its cache."""
+_GPU_ROWS = 1024
+_TOLERANCE = 1e-3
+"""Largest difference of a token's log p between two layouts that float32 rounding explains, with room to spare, nats."""
+
+
+@dataclass(frozen=True)
+class NodeScores:
+    """What the model says of one step; both (n,) over its tokens, differentiable."""
+
+    logprobs: torch.Tensor
+    """log p of each token, nats."""
+    entropies: torch.Tensor
+    """Entropy of each next-token distribution, nats."""
+
+
+class Scorer:
+    """Scores rows with one model.
+
+    Args:
+        model: the plain model (not yet wrapped for several devices).
+        packed: whether rows are packed trees; else every path stands in a row of its own.
+
+    Raises:
+        EngineError: packed rows cannot be exact with this model, or it computes every logit there is.
+    """
+
+    def __init__(self, model: Any, *, packed: bool) -> None:
+        if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
+            raise EngineError(
+                f"{type(model).__name__} cannot leave out logits (its forward pass takes no logits_to_keep): training would "
+                "hold one for every token and word. Use a causal language model of a current transformers release."
+            )
+        self.attention = TreeAttention.of(model) if packed else None
+        self.dtype: torch.dtype = model.dtype
+
+    def rows(self, tree: Tree, needed: Collection[int]) -> list[Row]:
+        """The rows of this layout with the paths to ``needed``."""
+        return [pack(tree, needed)] if self.attention else separate(tree, needed)
+
+    def score(self, model: Any, rows: Sequence[Row]) -> dict[NodeKey, NodeScores]:
+        """Scores of every node of the rows, differentiable; ``model`` may be wrapped."""
+        logits_UV, order, keys, sizes = self._logits(model, rows)
+        places, tokens = order
+        logprobs, entropies = _TokenScores.apply(logits_UV, places, tokens)  # type: ignore[no-untyped-call]
+        split = zip(keys, torch.split(logprobs, sizes), torch.split(entropies[places], sizes), strict=True)
+        return {key: NodeScores(lp, h) for key, lp, h in split}
+
+    @torch.no_grad()
+    def traces(self, model: Any, rows: Sequence[Row]) -> dict[NodeKey, torch.Tensor]:
+        """All that a `TokenTrace` holds: (n, 5) per node, float32 on the CPU, in the order of its fields.
+
+        Raises:
+            EngineError: NaN or infinite logits.
+        """
+        logits_UV, (places, tokens), keys, sizes = self._logits(model, rows)
+        step = _step(logits_UV)
+        found = [
+            Distribution.of(logits_UV[p]).statistics(t)
+            for p, t in zip(torch.split(places, step), torch.split(tokens, step), strict=True)
+        ]
+        return dict(zip(keys, torch.split(torch.cat(found).cpu(), sizes), strict=True))
+
+    def _logits(
+        self, model: Any, rows: Sequence[Row]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], list[NodeKey], list[int]]:
+        """(U, V) logits at the places where tokens are predicted; per token its place among the U and its id."""
+        device = next(model.parameters()).device
+        if self.attention:
+            row = join(rows)
+            positions_T = torch.tensor(row.positions, device=device)
+            inputs = {
+                "input_ids": torch.tensor([row.ids], device=device),
+                "position_ids": positions_T[None],
+                "attention_mask": self.attention.mask(positions_T, torch.tensor(row.ends, device=device), self.dtype),
+            }
+            nodes, width = row.nodes, len(row)
+        else:
+            width = max(len(row) for row in rows)
+            ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
+            mask_BT = torch.zeros(len(rows), width, dtype=torch.long)
+            nodes = {}
+            for i, row in enumerate(rows):
+                ids_BT[i, : len(row)] = torch.tensor(row.ids)
+                mask_BT[i, : len(row)] = 1
+                for key, (predictors, tokens) in row.nodes.items():
+                    nodes[key] = ([i * width + p for p in predictors], tokens)
+            inputs = {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
+        keys = list(nodes)
+        sizes = [len(nodes[key][1]) for key in keys]
+        # A place that predicts several children appears once.
+        kept, places = torch.unique(
+            torch.tensor([p for key in keys for p in nodes[key][0]], device=device), return_inverse=True
+        )
+        tokens_N = torch.tensor([t for key in keys for t in nodes[key][1]], device=device)
+        columns = kept if self.attention else torch.unique(kept % width)
+        logits = model(**inputs, logits_to_keep=columns, use_cache=False).logits
+        if not self.attention:
+            found = torch.searchsorted(columns, kept % width)
+            logits = logits.flatten(0, 1)[(kept // width) * len(columns) + found]
+        else:
+            logits = logits[0]
+        return logits, (places, tokens_N), keys, sizes
+
+
+@torch.no_grad()
+def check_packing(model: Any, tree: Tree, needed: Collection[int]) -> float:
+    """Score one tree in both layouts; the largest difference of a token's log p, nats.
+
+    Raises:
+        EngineError: the difference is more than rounding: the model does not honour the tree mask.
+    """
+    apart_scorer, packed_scorer = Scorer(model, packed=False), Scorer(model, packed=True)
+    apart = apart_scorer.traces(model, apart_scorer.rows(tree, needed))
+    packed = packed_scorer.traces(model, packed_scorer.rows(tree, needed))
+    worst = max(float((packed[key][:, 1] - apart[key][:, 1]).abs().max()) for key in apart)
+    if not worst < _TOLERANCE * (1 if model.dtype == torch.float32 else 100):
+        raise EngineError(
+            f"Packed and separate rows disagree on this model by {worst:.3g} nats a token: {type(model).__name__} does not "
+            "honour the tree mask. Nothing was trained. Set train.layout=separate, and please report the model's type."
+        )
+    return worst
+
+
+def _step(logits: torch.Tensor) -> int:
+    return _CPU_ROWS if logits.device.type == "cpu" else _GPU_ROWS
+
+
+class _TokenScores(torch.autograd.Function):
+    """(U, V) logits, places (N,), tokens (N,) -> log p of the tokens (N,), entropies of the places (U,); float32.
+
+    Gradients in closed form, with p = softmax(z): d log p_t / d z = onehot(t) - p and d H / d z = -p (log p + H).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_UV: torch.Tensor, places_N: torch.Tensor, tokens_N: torch.Tensor) -> Any:
+        logz, entropy = [], []
+        for part in torch.split(logits_UV, _step(logits_UV)):
+            z = part.double() if part.dtype == torch.float64 else part.float()
+            lse = z.logsumexp(-1)
+            # -inf logits (masked vocabulary) have p = 0; clamping keeps 0 * -inf out of the sum.
+            expected = torch.linalg.vecdot((z - lse[:, None]).exp(), z.clamp_min(-1e30))
+            logz.append(lse)
+            entropy.append((lse - expected).clamp_min(0))
+        logz_U, entropy_U = torch.cat(logz), torch.cat(entropy)
+        ctx.save_for_backward(logits_UV, places_N, tokens_N, logz_U, entropy_U)
+        return logits_UV[places_N, tokens_N].to(logz_U.dtype) - logz_U[places_N], entropy_U
+
+    @staticmethod
+    def backward(ctx: Any, grad_logp_N: torch.Tensor, grad_entropy_U: torch.Tensor) -> Any:
+        logits_UV, places_N, tokens_N, logz_U, entropy_U = ctx.saved_tensors
+        lost_U = torch.zeros_like(logz_U).index_add_(0, places_N, grad_logp_N)
+        grad_UV = torch.empty_like(logits_UV)
+        step = _step(logits_UV)
+        order_N = places_N.argsort()
+        starts = range(0, len(logits_UV), step)
+        bounds = torch.searchsorted(places_N[order_N], torch.tensor([*starts, len(logits_UV)], device=places_N.device))
+        of_starts = torch.split(order_N, bounds.diff().tolist())
+        with_entropy = bool(grad_entropy_U.any())
+        for start, mine in zip(starts, of_starts, strict=True):
+            at = slice(start, start + step)
+            logp = logits_UV[at].to(logz_U.dtype) - logz_U[at, None]
+            factor = -lost_U[at, None]
+            if with_entropy:
+                factor = factor - grad_entropy_U[at, None] * (logp.clamp_min(-1e30) + entropy_U[at, None])
+            part = logp.exp() * factor
+            # Before rounding to the logits' type: for a sure token the sum is a small difference.
+            part.index_put_((places_N[mine] - start, tokens_N[mine]), grad_logp_N[mine], accumulate=True)
+            grad_UV[at] = part.to(grad_UV.dtype)
+        return grad_UV, None, None
