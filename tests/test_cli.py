@@ -51,7 +51,7 @@ def test_help_and_version(caspo: Command) -> None:
     assert caspo("--version") == (0, f"caspo {__version__}\n", "")
     code, out, _ = caspo("--help")
     assert code == 0
-    for command in ("run", "solve", "annotate", "pairs", "train", "evaluate", "report"):
+    for command in ("run", "solve", "annotate", "pairs", "train", "evaluate", "report", "plan"):
         assert command in out
         assert caspo(command, "--help")[0] == 0
 

@@ -39,12 +39,12 @@ from caspo.train.reference import rescore, score_trees
 from caspo.train.scoring import Scorer, check_packing
 from caspo.train.step_dpo import StepDPOSettings, reference_of, train_step_dpo
 from caspo.train.units import judged_nodes
-from caspo.types import Question, Tree
+from caspo.types import Question, StepPair, Tree
 
 __all__ = [
     "AnnotateStage", "CaspoRecipe", "ModelSettings", "TaskSettings", "TrainingData", "annotate_stage", "open_engine",
     "open_judge", "open_task", "pairs_stage", "rescore_stage", "train_stage", "training_questions",
-    "validation_questions",
+    "trees_and_pairs", "validation_questions",
 ]  # fmt: skip
 
 _CHUNK = 40
@@ -226,6 +226,18 @@ TrainingData = tuple[Sequence[Tree], Path]
 """Trees, and the file of the pairs that were built from them."""
 
 
+def trees_and_pairs(data: Sequence[TrainingData]) -> tuple[list[Tree], list[StepPair]]:
+    """The trees of all rounds, of two of one question the newer one, and the pairs that point into them."""
+    newest = {tree.question.id: (number, tree) for number, (trees, _) in enumerate(data) for tree in trees}
+    pairs = [
+        pair
+        for number, (trees, pairs_file) in enumerate(data)
+        for pair in read_pairs(pairs_file, trees)
+        if newest[pair.question_id][0] == number
+    ]
+    return [tree for _, tree in newest.values()], pairs
+
+
 def train_stage(
     source: str,
     model: ModelSettings,
@@ -245,14 +257,7 @@ def train_stage(
     if file.exists():
         shutil.rmtree(out / "train", ignore_errors=True)  # left where a kill came between the two
         return dict(read_json(file))
-    by_question = {tree.question.id: tree for trees, _ in data for tree in trees}
-    pairs = [
-        pair
-        for trees, pairs_file in data
-        for pair in read_pairs(pairs_file, trees)
-        if any(by_question[pair.question_id] is tree for tree in trees)
-    ]
-    trees = list(by_question.values())
+    trees, pairs = trees_and_pairs(data)
     scores = None
     if reference is not None and reference != source:
         other, tokenizer = load(reference, device=model.device, trust_remote_code=model.trust_remote_code)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from caspo import __version__
-from caspo.cli import run, solve, stages
+from caspo.cli import plan, run, solve, stages
 from caspo.errors import CaspoError
 
 __all__ = ["app", "main"]
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("solve")(solve.solve)
+app.command("plan")(plan.plan)
 app.command("annotate")(stages.annotate)
 app.command("pairs")(stages.pairs)
 app.command("train")(stages.train)

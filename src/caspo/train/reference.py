@@ -91,7 +91,8 @@ def score_trees(
         scores: dict[NodeKey, Any] = {}
         for chosen in part:
             rows = [row for i in chosen for row in scorer.rows(*pieces[i])]
-            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            # Without the cache of autocast, which would keep a bfloat16 copy of the whole model.
+            with torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False):
                 traces = scorer.traces(model, rows)
             scores |= {key: trace.numpy() for key, trace in traces.items()}
         if file is None:

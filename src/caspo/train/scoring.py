@@ -19,11 +19,11 @@ from caspo.train.attention import TreeAttention
 from caspo.train.tree_packing import NodeKey, Row, join, pack, separate
 from caspo.types import Tree
 
-__all__ = ["NodeScores", "Scorer", "check_packing"]
+__all__ = ["CPU_ROWS", "GPU_ROWS", "NodeScores", "Scorer", "check_packing"]
 
-_CPU_ROWS = 8
+CPU_ROWS = 8
 """Rows of (V,) reduced at once on a CPU, so that the passes over them stay in its cache."""
-_GPU_ROWS = 1024
+GPU_ROWS = 1024
 _TOLERANCE = 1e-3
 """Largest difference of a token's log p between two layouts that float32 rounding explains, with room to spare, nats."""
 
@@ -147,7 +147,7 @@ def check_packing(model: Any, tree: Tree, needed: Collection[int]) -> float:
 
 
 def _step(logits: torch.Tensor) -> int:
-    return _CPU_ROWS if logits.device.type == "cpu" else _GPU_ROWS
+    return CPU_ROWS if logits.device.type == "cpu" else GPU_ROWS
 
 
 class _TokenScores(torch.autograd.Function):

@@ -36,7 +36,9 @@ from caspo.train.tree_packing import NodeKey, packed_size
 from caspo.train.units import Micro, Unit, make_units, micro_batches, plan_steps
 from caspo.types import StepPair, Tree
 
-__all__ = ["StepDPOSettings", "TrainingResult", "reference_of", "step_loss", "train_step_dpo"]
+__all__ = [
+    "StepDPOSettings", "TrainingResult", "held_out", "pair_tokens", "reference_of", "step_loss", "train_step_dpo",
+]  # fmt: skip
 
 _SAMPLED = 1e-3
 """Difference of a token's log p up to which the trees' own traces are this model's, nats."""
@@ -169,7 +171,7 @@ def train_step_dpo(
         )
     if settings.lora is not None:
         model = add_adapters(model, settings.lora, seed)
-    training, held = _held_out(units, settings.validation, seed)
+    training, held = held_out(units, settings.validation, seed)
     job = Job(
         plan=plan_steps(
             training, epochs=settings.epochs, batch_pairs=settings.batch_pairs, micro_tokens=settings.micro_tokens,
@@ -208,7 +210,7 @@ def train_step_dpo(
         pair_accuracy_last=mean("pair_accuracy", steps[-tenth:]),
         validation_loss=min(measured, default=None),
         unique_tokens=sum(packed_size(unit.tree, unit.needed) for unit in units),
-        pair_tokens=sum(_pair_tokens(unit) for unit in units),
+        pair_tokens=sum(map(pair_tokens, units)),
         seconds=fitted.seconds,
         log=fitted.log,
     )
@@ -314,7 +316,7 @@ def _pair_loss(
     return (weights * (losses + settings.anchor * anchors)).sum(), metrics
 
 
-def _held_out(units: Sequence[Unit], share: float, seed: int) -> tuple[list[Unit], list[Unit]]:
+def held_out(units: Sequence[Unit], share: float, seed: int) -> tuple[list[Unit], list[Unit]]:
     """Units to train on and units to measure on."""
     places = list(range(len(units)))
     random.Random(f"held out {seed}").shuffle(places)
@@ -354,7 +356,8 @@ def _sampled_by(model: Any, scorer: Scorer, unit: Unit, settings: StepDPOSetting
     return True
 
 
-def _pair_tokens(unit: Unit) -> int:
+def pair_tokens(unit: Unit) -> int:
+    """Tokens of the unit's pairs when each is two rows of its own."""
     total = 0
     for pair in unit.pairs:
         prefix = len(unit.tree.prefix_ids(pair.parent))

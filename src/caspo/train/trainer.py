@@ -88,8 +88,6 @@ class Fitted:
     """The trained model, whole; None on the processes other than the first if the weights were spread over them."""
     log: list[dict[str, float]]
     seconds: float
-    first: bool
-    """Whether this process is the one that writes files."""
 
 
 def fit(
@@ -141,7 +139,7 @@ def fit(
     else:
         model = accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     log = [line for line in trainer.state.log_history if "train_loss" not in line]
-    return Fitted(None if model is None else model.eval(), log, trainer.spent(), bool(trainer.is_world_process_zero()))
+    return Fitted(None if model is None else model.eval(), log, trainer.spent())
 
 
 class _PlanTrainer(Trainer):

@@ -1,0 +1,255 @@
+"""`caspo plan RECIPE`: memory of a device, tokens and time, before anything is downloaded, sampled or trained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+import yaml
+
+from caspo.cli.run import Overrides
+from caspo.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from caspo.stages import CaspoRecipe, ModelSettings
+    from caspo.train.budget import Devices, Memory, ModelSize, Tokens
+    from caspo.types import StepPair, Tree
+
+__all__ = ["plan"]
+
+_GIB = 2**30
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_WHOLE = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_MLU", "MULTI_NPU", "MULTI_XPU"}
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="YAML file, for example recipes/demo/recipe.yaml.")],
+    overrides: Overrides = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes of the training; those of the recipe's `accelerate` file, or 1."),
+    ] = None,
+    sharding: Annotated[
+        str | None, typer.Option(help="none (DDP) or full (FSDP2, ZeRO-3); that of the `accelerate` file, or none.")
+    ] = None,
+    trees: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder (or file) of annotated trees, for exact tokens; once for every round."),
+    ] = None,
+    pairs: Annotated[
+        list[Path] | None, typer.Option(help="File of the pairs built from them; once for every round.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Unique tokens trained in a second by all devices together, for the time.")
+    ] = None,
+    sampling_tokens_per_second: Annotated[
+        float | None, typer.Option(help="Tokens sampled in a second, for the time.")
+    ] = None,
+) -> None:
+    """Print what training will cost: memory of each device, tokens, and the time at a given throughput."""
+    from caspo.cli.show import output
+    from caspo.config import load_recipe
+    from caspo.stages import CaspoRecipe
+    from caspo.train.budget import count_tokens, largest_forward, memory
+
+    for option, rate in (("tokens", tokens_per_second), ("sampling-tokens", sampling_tokens_per_second)):
+        if rate is not None and not rate > 0:
+            raise ConfigError(f"--{option}-per-second is {rate:g}; a throughput is more than 0 tokens a second.")
+    settings = load_recipe(CaspoRecipe, recipe, overrides or ())
+    placed = _devices(settings.accelerate, devices, sharding)
+    tokens = micros = None
+    if trees or pairs:
+        tokens, micros = count_tokens(*_read(trees or [], pairs or []), settings.train, settings.seed)
+    forward = largest_forward(settings.train, micros)
+    config = _config(settings.model)
+    needed, size = memory(
+        config,
+        settings.train,
+        forward,
+        placed,
+        gpu=settings.model.device != "cpu",
+        trust_remote_code=settings.model.trust_remote_code,
+    )
+    output.print(_memory_table(settings, placed, needed, size))
+    output.print(
+        f"Largest pass: {forward.tokens:,} tokens{'' if micros else ' at most (train.micro_tokens)'}. Not counted: what the "
+        "framework and its allocator hold beside tensors (leave a tenth), and sampling."
+    )
+    output.print()
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    sampled, trained = _bounds(settings) if tokens is None else _counted(settings, tokens, context)
+    _times(sampled, trained, tokens is None, sampling_tokens_per_second, tokens_per_second)
+
+
+def _devices(file: Path | None, number: int | None, sharding: str | None) -> Devices:
+    """From the options, else from the file of `accelerate config`, else one device."""
+    from caspo.train.budget import Devices
+
+    if sharding not in (None, "none", "full"):
+        raise ConfigError(f"--sharding {sharding!r} is not known. Choose none (DDP) or full (FSDP2, ZeRO-3).")
+    found: tuple[int, Literal["none", "full"]] = (1, "none")
+    if file is not None and (number is None or sharding is None):
+        found = _accelerate(file)
+    return Devices(number or found[0], "full" if (sharding or found[1]) == "full" else "none")
+
+
+def _accelerate(file: Path) -> tuple[int, Literal["none", "full"]]:
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot read accelerate: {file} of the recipe: {error.strerror}. Check the path, or make one with `accelerate "
+            "config`."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"accelerate: {file} is not valid YAML: {error}. Make it again with `accelerate config`."
+        ) from error
+    data = data if isinstance(data, dict) else {}
+    kind, number = str(data.get("distributed_type")), data.get("num_processes")
+    if kind == "DEEPSPEED" and (data.get("deepspeed_config") or {}).get("zero_stage") != 3:
+        kind = "DEEPSPEED of a zero_stage that is not 3"
+    if not isinstance(number, int) or number < 1 or kind not in {*_WHOLE, "FSDP", "DEEPSPEED"}:
+        raise ConfigError(
+            f"accelerate: {file} has num_processes {number} and distributed_type {kind}, which cannot be planned. Give "
+            "--devices and --sharding (none or full)."
+        )
+    return number, "none" if kind in _WHOLE else "full"
+
+
+def _read(trees: list[Path], pairs: list[Path]) -> tuple[list[Tree], list[StepPair]]:
+    """Trees and pairs of all rounds, as `train_stage` takes them."""
+    from caspo.data.store import read_trees
+    from caspo.stages import trees_and_pairs
+
+    if len(trees) != len(pairs):
+        raise ConfigError(f"--trees was given {len(trees)} times and --pairs {len(pairs)} times; each needs the other.")
+    return trees_and_pairs([(read_trees(folder), file) for folder, file in zip(trees, pairs, strict=True)])
+
+
+def _config(model: ModelSettings) -> Any:
+    """The model's configuration; of a hub model nothing else is downloaded, a folder needs no weights."""
+    from transformers import AutoConfig
+
+    from caspo.engines.models import BUNDLED, resolve
+
+    name = model.name
+    source: str | Path = Path(name).expanduser()
+    if name in BUNDLED or not (Path(source) / "config.json").is_file():
+        hub = name not in BUNDLED and not Path(source).exists() and _HUB_NAME.fullmatch(name)
+        source = name if hub else resolve(name)
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    except (
+        Exception
+    ) as error:  # transformers raises whatever a malformed file or a missing network happens to trip over
+        raise ModelError(
+            f"The configuration of the model {name!r} could not be read ({type(error).__name__}). It must be a bundled "
+            f"model ({', '.join(BUNDLED)}), a folder with config.json, or a hub name (offline, misspelt, or gated?)."
+        ) from error
+
+
+def _memory_table(recipe: CaspoRecipe, devices: Devices, needed: Memory, size: ModelSize) -> Any:
+    from rich.table import Table
+
+    train, full = recipe.train, devices.sharding == "full"
+    by = f" / {devices.number}" if full and devices.number > 1 else ""
+    ways = [f"{size.total / 1e6:,.1f}M parameters", f"{size.trained / 1e6:,.1f}M trained", train.precision]
+    ways += ["gradient checkpointing"] if train.gradient_checkpointing else []
+    ways += [f"{devices.number} device{'s' * (devices.number > 1)}" + (", fully sharded" if full else "")]
+    table = Table(title=f"{recipe.model.name}: {', '.join(ways)}", title_justify="left")
+    table.add_column("memory of a device")
+    table.add_column("GiB", justify="right")
+    table.add_column("from")
+    rows = [
+        ("weights", needed.weights, f"4 B x parameters{by}"),
+        (
+            "gradients",
+            needed.gradients,
+            f"4 B x trained{by}" + (" x 2 (DDP)" if devices.number > 1 and not full else ""),
+        ),
+        ("AdamW", needed.optimizer, f"8 B x trained{by}"),
+        ("working weights", needed.working, "gathered layers" if full else "casts to bf16"),
+        ("activations", needed.activations, "simulated pass"),
+        ("logits", needed.logits, "simulated pass"),
+        ("tree mask", needed.mask, "1 B x tokens x tokens"),
+    ]
+    for name, value, source in rows:
+        table.add_row(name, f"{value / _GIB:,.2f}", source)
+    table.add_section()
+    table.add_row(
+        "training, at its highest", f"{needed.training / _GIB:,.2f}", "the sum, or AdamW's step if that is higher"
+    )
+    table.add_row("reference, before it", f"{needed.reference / _GIB:,.2f}", "whole float32 model, simulated pass")
+    table.add_row("peak", f"{needed.peak / _GIB:,.2f}", "the higher of the two", style="bold")
+    return table
+
+
+def _bounds(recipe: CaspoRecipe) -> tuple[int, int]:
+    """Print what the recipe allows at most; tokens sampled and trained on in all rounds, without prompts."""
+    from caspo.cli.show import output
+
+    annotate, train, rounds = recipe.annotate, recipe.train, recipe.rounds
+    prefixes = 1 + annotate.width * (annotate.max_depth - 1)
+    steps = annotate.questions * prefixes * annotate.samples
+    pairs = annotate.questions * prefixes * 2 * recipe.pairs.per_group
+    tokens = steps * annotate.max_step_tokens
+    epochs = train.epochs * (rounds * (rounds + 1) // 2 if recipe.accumulate else rounds)
+    output.print(
+        f"A round samples at most {steps:,} steps, {tokens:,} tokens: {annotate.questions} questions, {prefixes} prefixes "
+        f"each, {annotate.samples} samples, {annotate.max_step_tokens} tokens."
+    )
+    output.print(
+        f"Training: {rounds} rounds of {train.epochs} epochs{', accumulated' if recipe.accumulate else ''}, on at most "
+        f"{pairs:,} pairs and {tokens:,} tokens of a round, and on prompts, whose length is not known."
+    )
+    output.print(
+        "Usually it is a small part of this: equal steps are merged, steps end early, and not every tree has pairs. For "
+        "exact numbers give --trees and --pairs."
+    )
+    return tokens * rounds, tokens * epochs
+
+
+def _counted(recipe: CaspoRecipe, tokens: Tokens, context: int | None) -> tuple[int, int]:
+    """Print what was counted; no tokens to sample, and those to train on in all epochs."""
+    from caspo.cli.show import output
+
+    train = recipe.train
+    output.print(
+        f"{tokens.pairs:,} pairs in {tokens.trees:,} trees: {tokens.unique:,} unique tokens; every pair in rows of its own "
+        f"would have {tokens.separate:,} ({tokens.separate / tokens.unique:.1f} times as many)."
+    )
+    output.print(
+        f"{tokens.steps:,} optimiser steps in {tokens.micro_batches:,} micro-batches: {train.epochs} epochs of "
+        f"{tokens.computed:,} tokens computed."
+    )
+    over = context is not None and tokens.longest_path > context
+    output.print(
+        f"Longest path: {tokens.longest_path:,} tokens"
+        + (f", of a context of {context:,}" if context else "")
+        + (". Training will refuse it." if over else ".")
+    )
+    return 0, tokens.trained * train.epochs
+
+
+def _times(sampled: int, trained: int, bound: bool, sampling_rate: float | None, rate: float | None) -> None:
+    from caspo.cli.show import output
+
+    most = "at most " if bound else ""
+    if sampling_rate is not None and sampled:
+        output.print(f"Sampling: at most {_duration(sampled / sampling_rate)} at {sampling_rate:g} tokens a second.")
+    if rate is not None:
+        output.print(f"Training: {most}{_duration(trained / rate)} at {rate:g} unique tokens a second.")
+    else:
+        output.print(
+            "Time: give --tokens-per-second. A short run of the recipe on the same devices tells it: in its training.json, "
+            "unique_tokens x epochs / seconds."
+        )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,276 @@
+"""What a training run costs before it starts: memory of one device, and tokens.
+
+Memory that follows from counts (weights, gradients, AdamW) is a formula; that of a micro-batch is found by going through one
+without weights (`simulate`). So it holds for any dense architecture, with gradient checkpointing, adapters and autocast as
+they are, and takes seconds. tests/test_budget.py compares it with measured memory.
+
+What it is not: an account of what the framework and the allocator hold beside the tensors (a CUDA context, fragmentation),
+nor of communication buffers under full sharding: leave a tenth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from caspo.errors import CaspoError, ConfigError, ModelError
+from caspo.train.checks import check_pairs
+from caspo.train.lora import add_adapters
+from caspo.train.simulate import Forward, simulate
+from caspo.train.step_dpo import StepDPOSettings, held_out, pair_tokens
+from caspo.train.tree_packing import separate
+from caspo.train.units import Micro, make_units, plan_steps
+from caspo.types import StepPair, Tree
+
+__all__ = ["Devices", "Memory", "ModelSize", "Tokens", "count_tokens", "largest_forward", "memory"]
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Processes of the training, one device each."""
+
+    number: int = 1
+    sharding: Literal["none", "full"] = "none"
+    """`none` (DDP): everything on every device. `full` (FSDP2, ZeRO-3): weights, gradients, AdamW's state are divided."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Numbers of parameters."""
+
+    total: int
+    trained: int
+    """All, or those of the adapters."""
+    layer: int
+    """Of the largest decoder layer."""
+    layer_trained: int
+    outside: int
+    """Of everything that is in no layer: embedding, head, last norm."""
+    outside_trained: int
+    largest_trained: int
+    """Of the largest trained matrix."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. Working copies to logits are what is alive at the highest moment of a micro-batch."""
+
+    weights: int
+    """4 a parameter (float32 masters); divided by the devices under full sharding."""
+    gradients: int
+    """4 a trained parameter; divided likewise. DDP on several devices holds them twice (the buckets they are summed in)."""
+    optimizer: int
+    """8 a trained parameter (AdamW: two float32 moments); divided likewise."""
+    working: int
+    """Casts of weights that autocast holds under bf16 (2 a parameter; with checkpointing, or of frozen weights, a layer's).
+    Under full sharding the gathered weights of two layers and of what is outside layers, and the gradients of one layer
+    and of what is outside, in the precision of the forward pass."""
+    activations: int
+    """What the backward pass needs of a micro-batch, and what is held for a moment beside it. From the simulated pass."""
+    logits: int
+    """Matrices with the vocabulary as last dimension: logits and their gradient (8 a token and word) and parts of them."""
+    mask: int
+    """Tree mask: 1 a pair of tokens, for each kind of attention. (The kernels' float copies of it are activations.)"""
+    step: int
+    """Held for a moment by AdamW's step, when the pass's memory is free again: 4 a trained parameter on a GPU (foreach),
+    else 4 a parameter of the largest matrix."""
+    reference: int
+    """All of the phase before training: the whole float32 model on every device, whatever the sharding, and a forward pass
+    without gradients."""
+
+    @property
+    def training(self) -> int:
+        """The highest moment of the training."""
+        held = self.weights + self.gradients + self.optimizer
+        return held + max(self.working + self.activations + self.logits + self.mask, self.step)
+
+    @property
+    def peak(self) -> int:
+        """The highest moment of all."""
+        return max(self.training, self.reference)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What is trained on, counted from trees and pairs; numbers of one epoch except where said."""
+
+    trees: int
+    pairs: int
+    unique: int
+    """Tokens of all trees with pairs, each packed once (`TrainingResult.unique_tokens`)."""
+    separate: int
+    """Tokens when every pair is two rows of its own (`TrainingResult.pair_tokens`)."""
+    trained: int
+    """Unique tokens of the trees that are not held out for validation."""
+    computed: int
+    """Tokens of all packed micro-batches: more than ``trained`` where a tree is cut, whose paths to the cut are computed
+    twice."""
+    steps: int
+    """Optimiser steps, all epochs."""
+    micro_batches: int
+    """Forward and backward passes, all epochs."""
+    longest_path: int
+    """Tokens of the longest path, prompt included: what the model's context must hold."""
+
+
+def memory(
+    config: Any,
+    settings: StepDPOSettings,
+    forward: Forward,
+    devices: Devices = Devices(),
+    *,
+    gpu: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[Memory, ModelSize]:
+    """Bytes on one device, and the model's size.
+
+    Args:
+        config: of transformers; no weights are read.
+        settings: precision, gradient checkpointing, adapters, layout.
+        forward: the largest forward pass (`largest_forward`).
+        devices: how many processes share the work.
+        gpu: whether they are GPUs, which reduce logits in larger parts.
+        trust_remote_code: whether the model's own Python may be run.
+
+    Raises:
+        ModelError: the model cannot be built or run without weights.
+        EngineError: packed rows cannot be exact with this model.
+    """
+    bf16, full = settings.precision == "bf16", devices.sharding == "full"
+    packed = settings.layout == "packed"
+    with _explained(config):
+        model = _without_weights(config, settings, trust_remote_code)
+        size = _size(model)
+        found = simulate(
+            model,
+            forward,
+            packed=packed,
+            train=True,
+            checkpointing=settings.gradient_checkpointing,
+            # Gathered weights have the precision of the pass already: nothing is cast.
+            autocast=bf16 and not full,
+            dtype=torch.bfloat16 if bf16 and full else None,
+            gpu=gpu,
+        )
+        model = _without_weights(config, settings.model_copy(update={"lora": None}), trust_remote_code)
+        whole = 4 * _size(model).total
+        scoring = simulate(model, forward, packed=packed, train=False, autocast=bf16, gpu=gpu)
+    gathered = size.outside + 2 * size.layer + size.outside_trained + size.layer_trained
+    shared = devices.number if full else 1
+    copies = 2 if devices.number > 1 and not full else 1
+    return Memory(
+        weights=math.ceil(4 * size.total / shared),
+        gradients=math.ceil(4 * size.trained * copies / shared),
+        optimizer=math.ceil(8 * size.trained / shared),
+        working=(2 if bf16 else 4) * gathered if full else found.working,
+        activations=found.activations,
+        logits=found.logits,
+        mask=found.mask,
+        step=math.ceil(4 * (size.trained if gpu else size.largest_trained) / shared),
+        reference=whole + scoring.total,
+    ), size
+
+
+def count_tokens(
+    trees: Sequence[Tree], pairs: Sequence[StepPair], settings: StepDPOSettings, seed: int
+) -> tuple[Tokens, list[Micro]]:
+    """Tokens, steps and passes exactly as `train_step_dpo` with these arguments takes them; and its micro-batches.
+
+    Raises:
+        DataError: no pairs, pairs without their nodes, or too few trees for the validation.
+    """
+    check_pairs(trees, pairs)
+    units = make_units(trees, pairs, judged=settings.confidence > 0)
+    training, _ = held_out(units, settings.validation, seed)
+    plan = plan_steps(
+        training,
+        epochs=settings.epochs,
+        batch_pairs=settings.batch_pairs,
+        micro_tokens=settings.micro_tokens,
+        seed=seed,
+    )
+    micros = [micro for step in plan for micro in step]
+    return Tokens(
+        trees=len(units),
+        pairs=sum(len(unit.pairs) for unit in units),
+        unique=sum(unit.size for unit in units),
+        separate=sum(pair_tokens(unit) for unit in units),
+        trained=sum(unit.size for unit in training),
+        computed=round(sum(unit.size for micro in micros for unit in micro.units) / settings.epochs),
+        steps=len(plan),
+        micro_batches=len(micros),
+        longest_path=max(len(unit.tree.prefix_ids(node)) for unit in units for node in unit.needed),
+    ), micros
+
+
+def largest_forward(settings: StepDPOSettings, micros: Sequence[Micro] | None = None) -> Forward:
+    """The largest pass of these micro-batches; without them, a packed row as full as it may be.
+
+    Raises:
+        ConfigError: separate rows without micro-batches: how many paths a tree has is not known.
+    """
+    if settings.layout == "packed":
+        sizes = [sum(unit.size for unit in micro.units) for micro in micros or ()]
+        return Forward(1, max(sizes, default=settings.micro_tokens))
+    if not micros:
+        raise ConfigError(
+            "train.layout=separate makes a row of every path, and how many paths there are is not known without trees. Give "
+            "--trees and --pairs, or plan train.layout=packed."
+        )
+    rows = [[row for unit in micro.units for row in separate(unit.tree, unit.needed)] for micro in micros]
+    shapes = [Forward(len(found), max(len(row) for row in found)) for found in rows]
+    return max(shapes, key=lambda shape: shape.tokens)
+
+
+@contextlib.contextmanager
+def _explained(config: Any) -> Iterator[None]:
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True  # it writes a traceback of what is caught here
+    try:
+        yield
+    except CaspoError:
+        raise
+    except Exception as error:  # whatever an architecture's code trips over
+        raise ModelError(
+            f"The memory of a {config.model_type} cannot be planned: running it without weights failed "
+            f"({type(error).__name__}: {str(error).partition('. ')[0]}). Mixtures of experts and models without SDPA "
+            "attention cannot be. Measure the first step of a run instead."
+        ) from error
+    finally:
+        log.disabled = before
+
+
+def _without_weights(config: Any, settings: StepDPOSettings, trust_remote_code: bool) -> Any:
+    """The model to be trained on the meta device."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+        return model if settings.lora is None else add_adapters(model, settings.lora, 0)
+
+
+def _size(model: Any) -> ModelSize:
+    def count(modules: Sequence[Any], *, trained: bool) -> int:
+        found = {id(p): p.numel() for module in modules for p in module.parameters() if p.requires_grad or not trained}
+        return sum(found.values())
+
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = list(max(lists, key=lambda found: count([found], trained=False), default=()))
+    total, trained = count([model], trained=False), count([model], trained=True)
+    return ModelSize(
+        total=total,
+        trained=trained,
+        layer=max((count([layer], trained=False) for layer in layers), default=0),
+        layer_trained=max((count([layer], trained=True) for layer in layers), default=0),
+        outside=total - count(layers, trained=False),
+        outside_trained=trained - count(layers, trained=True),
+        largest_trained=max((p.numel() for p in model.parameters() if p.requires_grad), default=0),
+    )
