@@ -9,7 +9,9 @@ import torch
 import transformers as tf
 
 from caspo.errors import EngineError
+from caspo.train import attention
 from caspo.train.attention import TreeAttention
+from caspo.train.scoring import Scorer
 from caspo.train.tree_packing import Row, join, pack
 from tiny import build, bushy_tree
 
@@ -162,3 +164,35 @@ def test_encoder_decoders_are_refused() -> None:
     config = tf.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
     with pytest.raises(EngineError, match="T5ForConditionalGeneration is an encoder-decoder"):
         TreeAttention.of(tf.T5ForConditionalGeneration(config))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3", "mistral", "olmo3", "qwen3_moe"])
+def test_blocks_of_queries_change_nothing(kind: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU a long row is attended block by block over the keys it sees: the same scores and gradients."""
+    trees = [bushy_tree(name, seed) for seed, name in enumerate("ab")]
+    results = []
+    for size in (5, 10_000):
+        monkeypatch.setattr(attention, "_BLOCK", size)
+        model = build(kind)
+        if checkpointing:
+            model.train()
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        scorer = Scorer(model, packed=True)
+        scores = scorer.score(model, [row for tree in trees for row in scorer.rows(tree, range(9))])
+        mask = scorer.attention.mask(torch.arange(30), torch.full((30,), 30), torch.float32)  # type: ignore[union-attr]
+        first = next(iter(mask.values())) if isinstance(mask, dict) else mask
+        assert len(first.caspo_blocks) == (6 if size == 5 else 1)
+        loss = sum(
+            (place - 4) * scores[key].logprobs.sum() + scores[key].entropies.mean()
+            for place, key in enumerate(sorted(scores))
+        )
+        loss.backward()
+        results.append((scores, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (many, gradients), (one, expected) = results
+    for key, score in one.items():
+        torch.testing.assert_close(many[key].logprobs, score.logprobs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(many[key].entropies, score.entropies, atol=1e-5, rtol=1e-5)
+    whole = float(torch.stack([g.norm() for g in expected.values()]).norm())
+    for name, gradient in expected.items():
+        assert float((gradients[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()) + 1e-6 * whole, name

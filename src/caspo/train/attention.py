@@ -19,6 +19,11 @@ from caspo.errors import EngineError
 
 __all__ = ["TreeAttention"]
 
+_BY_BLOCK = "caspo_tree_sdpa"
+"""Name under which `_attend_by_block` is known to transformers."""
+_BLOCK = 128
+"""Queries that look at the same keys at once: few enough to skip most of a bushy row, enough to fill a matrix product."""
+
 Mask = Any
 """What ``attention_mask`` may be: a tensor, a BlockMask, or a dict of them by kind of layer."""
 
@@ -45,6 +50,8 @@ class TreeAttention:
     """Of the sliding layers, in positions."""
     full: bool
     """Whether there are layers that see the whole path."""
+    by_block: bool = False
+    """Whether the mask says which keys each block of queries needs (see `_attend_by_block`)."""
 
     @classmethod
     def of(cls, model: Any) -> TreeAttention:
@@ -70,6 +77,12 @@ class TreeAttention:
         if "local" in (getattr(config, "attention_layers", None) or ()):
             raise EngineError(f"{name} ({kind}) has windows that are counted in the row, not along a path. {_INSTEAD}")
         implementation = config._attn_implementation
+        if implementation == "sdpa" and model.device.type == "cpu":
+            _register()
+            config._attn_implementation = _BY_BLOCK
+        by_block = config._attn_implementation == _BY_BLOCK
+        if by_block:
+            implementation = "sdpa"
         if implementation not in _IMPLEMENTATIONS:
             raise EngineError(
                 f"{name} runs {implementation}, which takes no mask of its own: a packed tree would be silently wrong. "
@@ -78,7 +91,7 @@ class TreeAttention:
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
         if layers and "sliding_attention" not in layers:
             window = None
-        return cls(implementation, window, window is None or "full_attention" in layers)
+        return cls(implementation, window, window is None or "full_attention" in layers, by_block)
 
     def mask(self, positions_T: torch.Tensor, ends_T: torch.Tensor, dtype: torch.dtype) -> Mask:
         """``attention_mask`` for one row of T tokens: (1, 1, T, T), or a dict of two by kind of layer.
@@ -109,4 +122,38 @@ class TreeAttention:
         if self.implementation == "eager":  # a boolean mask would be added to the scores as 0 and 1
             zeros_TT = torch.zeros(seen_TT.shape, dtype=dtype, device=ends_T.device)
             return zeros_TT.masked_fill(~seen_TT, torch.finfo(dtype).min)[None, None]
-        return seen_TT[None, None]
+        mask = seen_TT[None, None]
+        if self.by_block:
+            mask.caspo_blocks = [  # type: ignore[attr-defined]
+                (slice(start, start + _BLOCK), keys, seen_TT[start : start + _BLOCK, keys][None, None])
+                for start in range(0, len(ends_T), _BLOCK)
+                for keys in [seen_TT[start : start + _BLOCK].any(0).nonzero()[:, 0]]
+            ]
+        return mask
+
+
+def _attend_by_block(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **more: Any
+) -> tuple[torch.Tensor, None]:
+    """transformers' SDPA; under a tree mask on a CPU, a block of queries at a time over the keys that any of them sees.
+
+    The CPU's kernel computes the whole square whatever the mask says, and most of a tree's square is empty.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    blocks = getattr(attention_mask, "caspo_blocks", None)
+    if blocks is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **more)  # type: ignore[no-any-return]
+    parts = [
+        sdpa_attention_forward(module, query[:, :, rows], key[:, :, keys], value[:, :, keys], mask, **more)[0]
+        for rows, keys, mask in blocks
+    ]
+    return torch.cat(parts, dim=1), None
+
+
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(_BY_BLOCK, _attend_by_block)
+    AttentionMaskInterface.register(_BY_BLOCK, sdpa_mask)

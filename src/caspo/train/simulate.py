@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,7 +90,8 @@ def simulate(
     Raises:
         EngineError: packed rows cannot be exact with this model.
     """
-    attention = TreeAttention.of(model) if packed else None
+    # Which keys a block of queries needs depends on the trees: the whole square is counted.
+    attention = replace(TreeAttention.of(model), by_block=False) if packed else None
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     part = (min(forward.tokens, GPU_ROWS if gpu else CPU_ROWS), vocabulary)
     model.train(train)

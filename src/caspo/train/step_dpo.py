@@ -157,12 +157,13 @@ def train_step_dpo(
     scorer = Scorer(model, packed=packed)
     units = make_units(trees, pairs, judged=settings.confidence > 0, packed=packed)
     if packed:
+        # A few branches of one tree: enough that a mask which is not honoured shows, little enough to be cheap.
         smallest = min(units, key=lambda unit: unit.size)
-        check_packing(model, smallest.tree, smallest.needed)
+        ends = (smallest.pairs[0], smallest.pairs[-1])
+        check_packing(model, smallest.tree, {node for pair in ends for node in (pair.chosen, pair.rejected)})
     source: Literal["sampled", "scored", "given"] = "given"
     if reference is None:
-        ends = [units[0], units[-1]]
-        sampled = all(_sampled_by(model, scorer, unit, settings) for unit in ends)
+        sampled = all(_sampled_by(model, scorer, unit, settings) for unit in (units[0], units[-1]))
         source = "sampled" if sampled else "scored"
         reference = (
             {(t.question.id, n.id): float(n.step.trace.logprob.sum()) for t in trees for n in t.nodes}

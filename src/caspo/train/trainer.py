@@ -157,7 +157,7 @@ class _PlanTrainer(Trainer):
             per_device_train_batch_size=1,
             num_train_epochs=1,
             learning_rate=settings.learning_rate,
-            optim="adamw_torch",
+            optim="adamw_torch_fused",
             adam_beta1=0.9,
             adam_beta2=0.95,
             weight_decay=settings.weight_decay,
@@ -213,7 +213,9 @@ class _PlanTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Backward passes of this process's share of the step; returns the loss of the whole step."""
-        self._started = self._started or time.monotonic()
+        if self._started is None:
+            self._started = time.monotonic()
+            self._before = max((line.get("seconds", 0.0) for line in self.state.log_history), default=0.0)
         model.train()
         world = self.args.world_size
         shares = self._shares(inputs)
@@ -265,8 +267,6 @@ class _PlanTrainer(Trainer):
             logs = {**logs, **self._metrics}
         if self.state.epoch is not None:
             self.state.epoch *= self.job.epochs  # the plan holds all epochs, to Trainer it is one
-        if not self._before and self.state.log_history:
-            self._before = max((line.get("seconds", 0.0) for line in self.state.log_history), default=0.0)
         super().log({**logs, "seconds": self.spent()})
         if self.state.epoch is not None:
             self.state.epoch /= self.job.epochs
