@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def mean_margin(model: Any, reference: Any) -> float:
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "mistral"])
 def test_it_learns(kind: str, tmp_path: Path) -> None:
     """With and without sliding windows: right continuations rise against wrong ones, and the figures say so."""
+    started = time.monotonic()
     model, result = train(tmp_path, kind, epochs=4)
+    assert 0 < result.seconds < time.monotonic() - started, "no second is counted twice"
     assert mean_margin(model, build(kind)) > 1
     assert math.isclose(result.log[0]["dpo"], math.log(2), rel_tol=1e-3), "at the start model and reference agree"
     assert result.loss_last < result.loss_first

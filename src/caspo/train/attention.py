@@ -55,7 +55,7 @@ class TreeAttention:
 
     @classmethod
     def of(cls, model: Any) -> TreeAttention:
-        """The form for ``model`` (unwrapped).
+        """The form for ``model`` (unwrapped). On a CPU a model that runs `sdpa` is set to `_attend_by_block`.
 
         Raises:
             EngineError: a tree mask cannot be honoured by this architecture or by this attention kernel.
