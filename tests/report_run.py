@@ -18,6 +18,7 @@ SIGNALS = (
     "logprob_sum",
     "max_probability",
     "margin",
+    "sibling_frequency",
 )
 
 
@@ -57,7 +58,12 @@ def one_round(index: int) -> tuple[dict[str, Any], dict[str, Any]]:
             "ece_calibrated": 0.031,
             "brier_calibrated": 0.122,
             "auroc": {name: 0.92 + 0.005 * i for i, name in enumerate(SIGNALS)},
+            "auroc_ci95": {name: [0.905 + 0.005 * i, 0.931 + 0.005 * i] for i, name in enumerate(SIGNALS)},
             "auroc_siblings": {name: 0.55 + 0.03 * i + 0.04 * index for i, name in enumerate(SIGNALS)},
+            "auroc_siblings_ci95": {
+                name: [0.47 + 0.031 * i + 0.04 * index, 0.63 + 0.029 * i + 0.04 * index]
+                for i, name in enumerate(SIGNALS)
+            },
             "entropy_right": float(entropy[right].mean()),
             "entropy_wrong": float(entropy[~right].mean()),
         },
@@ -143,7 +149,23 @@ def make_run(folder: Path, rounds: int = 2) -> Path:
     trees = [tree(i) for i in range(rounds)] + [
         tree(i, f"Question {k}: how many?") for k in (2, 3) for i in range(rounds)
     ]
-    drawn = {"schema": 1, "rounds": [d for _, d in made], "trees": trees}
+    changes = [
+        ("accuracy", 0.061, 0.012, 0.108),
+        ("ece", -0.15, -0.171, -0.124),
+        ("brier", -0.06, -0.083, -0.036),
+        ("auroc_entropy", 0.0, -0.012, 0.013),
+        ("auroc_siblings_entropy", None, None, None),
+    ]
+    drawn = {
+        "schema": 1,
+        "rounds": [d for _, d in made],
+        "trees": trees,
+        "step_changes": [
+            {"figure": name, "before": 0, "after": rounds - 1, "difference": change, "low": low, "high": high}
+            for name, change, low, high in changes
+            if rounds > 1
+        ],
+    }
     environment = {
         "versions": {"torch": "2.13.0", "python": "3.11.2"},
         "hardware": {"cpu": "2 cores"},

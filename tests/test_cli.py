@@ -149,6 +149,9 @@ def test_stages_make_what_run_makes(caspo: Command, tmp_path: Path) -> None:
     code, told, _ = caspo("run", recipe, "--out", run)
     assert code == 0
     assert "chain_of_thought" in told, "the table is a result: it goes to stdout, progress does not"
+    assert "AUROC of the signals, before training" in told
+    assert "AUROC of the signals, round 1" in told
+    assert "sibling_frequency" in told
     assert caspo("annotate", recipe, "--out", out)[0] == 0
     assert caspo("pairs", recipe, "--trees", out / "tree", "--out", out / "pairs")[0] == 0
     line = ("train", recipe, "--trees", out / "tree", "--pairs", out / "pairs" / "pairs.parquet", "--out", out)

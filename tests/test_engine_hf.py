@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caspo.engines.base import Completion, Request
+from caspo.engines.base import Completion, Request, Watch
 from caspo.engines.hf import HFEngine
 from caspo.engines.kv import PrefixStore, RowPool
 from caspo.engines.prompts import PLAIN_TEMPLATE
@@ -100,7 +102,7 @@ def test_continuing_equals_recomputing(kind: str) -> None:
     kept = HFEngine(model, tokenizer())
     prefix = prefixes(1, low=9)[0]
     for depth in range(4):
-        requests = [Request(prefix, 77 * depth + i, 6) for i in range(5)]
+        requests = [Request(prefix, 77 * depth + i, 6, keep=True) for i in range(5)]
         continued = kept.generate(requests)
         for a, b in zip(continued, HFEngine(model, tokenizer()).generate(requests), strict=True):
             same(a, b)
@@ -326,6 +328,71 @@ def test_other_architectures_are_refused() -> None:
     for model in (mamba, t5, linear):
         with pytest.raises(ModelError, match="full or sliding attention"):
             HFEngine(model, tokenizer())
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_branch_in_the_middle_costs_no_prefill(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any place of a kept continuation another token may be taken: the same as recomputed, nothing recomputed."""
+    model = build(kind)
+    kept, fresh = HFEngine(model, tokenizer()), HFEngine(model, tokenizer())
+    prefix = prefixes(1, low=9)[0]
+    (first,) = kept.generate([Request(prefix, 0, 12, temperature=0.0, keep=True)])
+    monkeypatch.setattr(kept, "_prefill", None)  # calling it would fail
+    requests = [
+        Request(prefix + first.token_ids[:at], 0, 6, temperature=0.0, rank=rank)
+        for at in range(0, len(first.token_ids), 3)
+        for rank in (1, 2, 5)
+    ]
+    for request, a, b in zip(requests, kept.generate(requests), fresh.generate(requests), strict=True):
+        same(a, b)
+        if request.rank == 1:
+            at = len(request.prefix_ids) - len(prefix)
+            assert a.token_ids[: len(first.token_ids) - at] == first.token_ids[at : at + len(a.token_ids)]
+        else:
+            assert a.trace.logprob[0] < a.trace.max_logprob[0]
+
+
+def test_watched_rows_end_where_they_are_told() -> None:
+    """A watch sees every token with its own numbers; what it refuses is the last. Its neighbours do not notice."""
+    ours = engine()
+    plain = ours.generate(sampled(6, max_new_tokens=20))
+    seen: list[list[tuple[int, Sequence[float]]]] = [[] for _ in range(6)]
+
+    def watch(place: int) -> Watch:
+        def see(token: int, measured: Sequence[float]) -> bool:
+            seen[place].append((token, measured))
+            return place % 2 == 0 or len(seen[place]) < 3
+
+        return see
+
+    asked = [replace(r, watch=watch(i), top_k=4) for i, r in enumerate(sampled(6, max_new_tokens=20))]
+    for place, (found, whole) in enumerate(zip(ours.generate(asked), plain, strict=True)):
+        if place % 2 == 0 or len(whole.token_ids) < 3:
+            assert found.token_ids == whole.token_ids
+        else:
+            assert (found.token_ids, found.finish) == (whole.token_ids[:3], "abandoned")
+        tokens, measured = [t for t, _ in seen[place]], np.array([m for _, m in seen[place]])
+        assert tuple(tokens) == found.token_ids[: len(tokens)]
+        np.testing.assert_array_equal(measured[:, 0], found.trace.entropy[: len(tokens)])
+        assert found.top_k_logprob is not None
+        np.testing.assert_allclose(measured[:, 5], found.top_k_logprob[: len(tokens)], rtol=1e-6)
+        assert (found.top_k_logprob <= found.trace.max_logprob).all()
+
+
+def test_prefix_store_finds_prefixes() -> None:
+    """Any beginning of a stored sequence is found, cut to its length; nothing else is."""
+    store = PrefixStore(10_000)
+    keys = torch.arange(8.0).reshape(1, 4, 2)
+    store.put((1, 2, 3, 4), [(keys, keys + 1)])
+    store.put((1, 2, 9), [(keys[:, :3] + 50, keys[:, :3])])
+    for length in range(1, 5):
+        found = store.get((1, 2, 3, 4)[:length])
+        assert found is not None
+        assert found[0][0].shape[1] == length
+    assert found is not None
+    assert torch.equal(found[0][0], keys)
+    for ids in ((2,), (1, 3), (1, 2, 3, 4, 5), (1, 2, 9, 9), (0,)):
+        assert store.get(ids) is None
 
 
 def test_prefix_store_keeps_to_its_budget() -> None:

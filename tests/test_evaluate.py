@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from caspo.confidence import SIGNALS
+from caspo.data.annotate import judge_tree
 from caspo.data.store import write_trees
 from caspo.engines.scripted import Script, Scripted, ScriptedEngine
 from caspo.evaluate import run
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, Outcome, evaluate_methods, read_outcomes
 from caspo.evaluate.statistics import wilson
+from caspo.evaluate.step_figures import step_changes, step_rows
 from caspo.storage import write_json
 from caspo.tasks.base import grade
 from caspo.types import ROOT, Label, Node, Question, Step, Tree, Verdict
@@ -105,7 +108,103 @@ def test_two_aurocs(tmp_path: Path) -> None:
     assert steps["auroc_siblings"]["entropy"] == 0.5
     assert steps["auroc_siblings"]["logprob_sum"] == 1
     assert steps["sibling_groups"] == 2
-    assert steps["auroc"].keys() == steps["auroc_siblings"].keys()
+    assert steps["auroc"].keys() == steps["auroc_siblings"].keys() == {*SIGNALS, "sibling_frequency"}
+
+
+def test_sibling_frequency(tmp_path: Path) -> None:
+    """The share of the samples at one prefix, those of unknown steps counted; each AUROC weighs as for other signals."""
+    rows = step_rows([judge_tree(tree, Told()) for tree in SAMPLED], ["a", "none", "b"])
+    assert rows.signals["sibling_frequency"].tolist() == pytest.approx([3 / 4, 1 / 4, 2 / 3, 1 / 2, 1 / 2, 1])
+    assert rows.question.tolist() == [0, 0, 0, 2, 2, 2]
+    assert rows.questions == 3
+    steps = measured(tmp_path)[0]["steps"]
+    # right 3 x 3/4, 2 x 2/3, 2 x 1/2, 2 x 1; wrong 1 x 1/4, 2 x 1/2: the right 1/2 ties with the wrong 1/2
+    assert steps["auroc"]["sibling_frequency"] == pytest.approx((9 * 3 - 2 * 2 / 2) / (9 * 3))
+    # a: 3/4 before 1/4; b: a tie
+    assert steps["auroc_siblings"]["sibling_frequency"] == 0.75
+
+
+def many(name: str, questions: int, *, spread: float) -> list[Tree]:
+    """Trees with a right and a wrong first step; the wrong one is the less sure by ``spread`` in two of three questions."""
+    return [
+        grown(
+            f"{name}{i}",
+            (ROOT, "good 1\n", 0.3 + 0.01 * (i % 7), -0.1, 1 + i % 3, ""),
+            (ROOT, "bad 1\n", 0.3 + 0.01 * (i % 5) + (spread if i % 3 else -spread), -0.2, 3 - i % 3, ""),
+        )
+        for i in range(questions)
+    ]
+
+
+def test_aurocs_have_intervals(tmp_path: Path) -> None:
+    """One for each signal and family, around the figure, narrower with more questions; a separating signal has no width."""
+    width = []
+    for questions in (30, 300):
+        steps = measured(tmp_path / str(questions), many("q", questions, spread=0.1))[0]["steps"]
+        for family in ("auroc", "auroc_siblings"):
+            assert steps[f"{family}_ci95"].keys() == steps[family].keys()
+            for name, (low, high) in steps[f"{family}_ci95"].items():
+                assert low <= steps[family][name] <= high
+            assert steps[f"{family}_ci95"]["logprob_sum"] == [1, 1]
+        assert steps["auroc_siblings"]["entropy"] == pytest.approx(2 / 3)
+        low, high = steps["auroc_siblings_ci95"]["entropy"]
+        width.append(high - low)
+    # of a share of n independent questions: 2 x 1.96 standard errors
+    expected = [2 * 1.96 * math.sqrt(2 / 9 / questions) for questions in (30, 300)]
+    assert width == pytest.approx(expected, rel=0.15)
+
+
+def test_too_few_questions_give_no_interval(tmp_path: Path) -> None:
+    """One question, or one with a wrong step among many: the figure stands alone."""
+    steps = measured(tmp_path / "one", SAMPLED[:1])[0]["steps"]
+    assert steps["auroc_siblings"]["entropy"] == 1
+    assert steps["auroc_ci95"]["entropy"] is None
+    assert steps["auroc_siblings_ci95"]["entropy"] is None
+    alike = [grown(f"q{i}", (ROOT, "good 1\n", 0.05 * i, -0.1, 4, "")) for i in range(20)]
+    steps = measured(tmp_path / "many", [SAMPLED[0], *alike])[0]["steps"]
+    assert 0 < steps["auroc"]["entropy"] < 1
+    assert steps["auroc_ci95"]["entropy"] is None
+    assert steps["auroc_siblings_ci95"]["entropy"] is None
+
+
+def test_change_between_two_evaluations(tmp_path: Path) -> None:
+    """The differences of the figures in `metrics.json`; both are resampled alike, so equal figures differ by nothing."""
+    before, after = many("q", 90, spread=0.1), many("q", 90, spread=-0.1)
+    first, second = (measured(tmp_path / n, t)[0]["steps"] for n, t in (("a", before), ("b", after)))
+    settings = only("self_consistency")
+    changes = {c.pop("figure"): c for c in step_changes(tmp_path / "a", tmp_path / "b", Told(), settings)}
+    figures = {
+        **{name: (first[name], second[name]) for name in ("accuracy", "ece", "brier")},
+        "auroc_entropy": (first["auroc"]["entropy"], second["auroc"]["entropy"]),
+        "auroc_siblings_entropy": (first["auroc_siblings"]["entropy"], second["auroc_siblings"]["entropy"]),
+    }
+    assert changes.keys() == figures.keys()
+    for name, (old, new) in figures.items():
+        assert changes[name]["difference"] == pytest.approx(new - old, abs=1e-12)
+        assert changes[name]["low"] <= changes[name]["difference"] <= changes[name]["high"]
+    # the same verdicts in both, so nothing moves however the questions are drawn
+    assert changes["accuracy"] == {"difference": 0, "low": 0, "high": 0}
+    assert changes["auroc_siblings_entropy"]["difference"] == pytest.approx(-1 / 3)
+    assert changes["auroc_siblings_entropy"]["high"] < 0
+    assert changes["brier"]["low"] < changes["brier"]["high"]
+    assert step_changes(tmp_path / "a", tmp_path / "a", Told(), settings)[1]["high"] == 0
+    back = {c.pop("figure"): c for c in step_changes(tmp_path / "b", tmp_path / "a", Told(), settings)}
+    assert back["brier"]["low"] == pytest.approx(-changes["brier"]["high"])
+
+
+def test_change_that_is_undefined(tmp_path: Path) -> None:
+    """No wrong step after training: the AUROC has no change. No judged step at all, no method: nothing is compared."""
+    trees = many("q", 20, spread=0.1)
+    store(tmp_path / "a", "cat", trees, [outcome(t.question.id) for t in trees])
+    store(
+        tmp_path / "b", "cat", [replace(t, nodes=t.nodes[:1]) for t in trees], [outcome(t.question.id) for t in trees]
+    )
+    store(tmp_path / "c", "cat", [replace(t, nodes=()) for t in trees], [outcome(t.question.id) for t in trees])
+    changes = {c.pop("figure"): c for c in step_changes(tmp_path / "a", tmp_path / "b", Told(), only("cat"))}
+    assert changes["accuracy"]["difference"] > 0
+    assert changes["auroc_entropy"] == {"difference": None, "low": None, "high": None}
+    assert step_changes(tmp_path / "a", tmp_path / "c", Told(), only("cat")) == []
+    assert step_changes(tmp_path / "a", tmp_path / "b", Told(), only()) == []
 
 
 def test_calibration_is_cross_fitted(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ METHOD: dict[str, Any] = {
 STEPS: dict[str, Any] = {
     "n": of(int), "accuracy": of(float), "ece": of(float), "brier": of(float), "ece_calibrated": of(float, maybe=True),
     "brier_calibrated": of(float, maybe=True), "auroc": of(dict), "auroc_siblings": of(dict),
+    "auroc_ci95": of(dict), "auroc_siblings_ci95": of(dict),
     "entropy_right": of(float), "entropy_wrong": of(float),
     "sibling_groups": of(int),  # beyond design.md: how much `auroc_siblings` rests on
 }  # fmt: skip
@@ -105,7 +106,9 @@ def test_metrics_follow_the_schema(finished: Path) -> None:
             assert method["generated_tokens_per_question"] > 0
             assert method["settings"]["max_tokens"] == 96
         check(entry["steps"], STEPS)
-        assert entry["steps"]["auroc"].keys() == entry["steps"]["auroc_siblings"].keys() == set(SIGNALS)
+        for family in ("auroc", "auroc_siblings"):
+            figures, intervals = entry["steps"][family], entry["steps"][f"{family}_ci95"]
+            assert figures.keys() == intervals.keys() == {*SIGNALS, "sibling_frequency"}
         for key in ("accuracy", "ece", "brier"):
             assert 0 <= entry["steps"][key] <= 1
     before, after = (entry["training"] for entry in metrics["rounds"])
@@ -114,6 +117,18 @@ def test_metrics_follow_the_schema(finished: Path) -> None:
     assert after["pairs"].keys() == {"confident_wrong", "uncertain_right"}
     assert sum(after["pairs"].values()) == len(pair_rows(finished / "round-1" / "pairs" / "pairs.parquet")) > 0
     assert after["unique_tokens"] <= after["pair_tokens"]
+
+
+def test_change_of_the_steps(finished: Path) -> None:
+    """`report_data.json` holds how the steps of the last round differ from the first, as `metrics.json` has them."""
+    before, after = (entry["steps"] for entry in read_json(finished / "metrics.json")["rounds"])
+    changes = {change["figure"]: change for change in read_json(finished / "report_data.json")["step_changes"]}
+    assert changes.keys() == {"accuracy", "ece", "brier", "auroc_entropy", "auroc_siblings_entropy"}
+    for name in ("accuracy", "ece", "brier"):
+        change = changes[name]
+        assert (change["before"], change["after"]) == (0, 1)
+        assert change["difference"] == pytest.approx(after[name] - before[name], abs=1e-12)
+        assert change["low"] <= change["high"]
 
 
 def test_files_of_a_run(finished: Path) -> None:

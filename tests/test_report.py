@@ -97,7 +97,9 @@ def test_the_figures_are_those_of_metrics_json(run, page):
             ]
         steps = r["steps"]
         expected += [steps[key] for key in ("ece", "brier", "ece_calibrated", "entropy_right", "entropy_wrong")]
-        expected += [*steps["auroc"].values(), *steps["auroc_siblings"].values()]
+        for family in ("auroc", "auroc_siblings"):
+            expected += steps[family].values()
+            expected += [end for ends in steps[f"{family}_ci95"].values() for end in ends]
     assert set(expected) <= set(page.values)
     for text in (
         "58.0%",
@@ -144,6 +146,38 @@ def test_nothing_is_loaded_from_elsewhere(page):
 
 def stylesheet() -> str:
     return (resources.files("caspo.report") / "page.css").read_text(encoding="utf-8")
+
+
+def test_signals_without_intervals(run, page, tmp_path):
+    """Runs of older versions recorded none, and some are null: the figures stay, the error bars go."""
+    bars = sum(a.get("class") == "reach interval" for _, a in page.tags)
+    older = make_run(tmp_path)
+    rounds = json.loads((older / "metrics.json").read_text())["rounds"]
+    assert bars == 2 * sum(len(r["steps"]["auroc"]) for r in rounds)
+    low, high = rounds[0]["steps"]["auroc_siblings_ci95"]["entropy"]
+    styles = [a["style"] for _, a in page.tags if a.get("class") == "reach interval"]
+    assert f"--reach:0.100;--low:0.000;--high:{2 * high - 1:.3f}" in styles, "the bar begins at 0.5, above 0.47"
+    assert low < 0.5
+    rounds[0]["steps"]["auroc_ci95"]["entropy"] = None
+    del rounds[1]["steps"]["auroc_ci95"], rounds[1]["steps"]["auroc_siblings_ci95"]
+    change(older, rounds=rounds)
+    less = page_of(older)
+    assert sum(a.get("class") == "reach interval" for _, a in less.tags) == bars // 2 - 1
+    assert set(rounds[1]["steps"]["auroc"].values()) <= set(less.values)
+
+
+def test_changes_of_the_steps(page, tmp_path):
+    """Before, after, difference and its interval; what is undefined, or of other rounds, is left out."""
+    assert {-0.15, -0.171, -0.124} <= set(page.values)
+    assert "−0.150" in page.text
+    assert "AUROC of entropy, all steps" in page.text
+    assert "AUROC of entropy, siblings" not in page.text
+    run = make_run(tmp_path)
+    drawn = json.loads((run / "report_data.json").read_text())
+    for item in drawn["step_changes"]:
+        item["after"] = 2
+    (run / "report_data.json").write_text(json.dumps(drawn))
+    assert "paired by question" not in page_of(run).text
 
 
 def test_model_text_stays_text(tmp_path):

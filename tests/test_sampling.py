@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from caspo.engines import sampling
-from caspo.engines.sampling import draw, uniforms
+from caspo.engines.sampling import Draw, uniforms
 from caspo.errors import EngineError
 
 LOGITS = hnp.arrays(
@@ -18,6 +20,15 @@ LOGITS = hnp.arrays(
     st.tuples(st.integers(1, 9), st.integers(2, 30)),
     elements=st.one_of(st.floats(-50, 50, width=32), st.just(-np.inf)),
 )
+
+
+def draw(
+    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor,
+    ranks: Sequence[int] = (), top_ks: Sequence[int] = (),
+) -> Draw:  # fmt: skip
+    """One token a row; ranks and top k only where a test is about them."""
+    rows = len(logits)
+    return sampling.draw(logits, temperature, top_p, uniform, ranks or [1] * rows, top_ks or [0] * rows)
 
 
 def one(value: float, rows: int) -> torch.Tensor:
@@ -88,6 +99,27 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for other in results[1:]:
         assert torch.equal(results[0].tokens, other.tokens)
         torch.testing.assert_close(results[0].statistics, other.statistics)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    LOGITS, st.lists(st.integers(1, 12), min_size=9, max_size=9), st.lists(st.integers(0, 12), min_size=9, max_size=9)
+)
+def test_ranks_and_top_k(logits: np.ndarray, ranks: list[int], top_ks: list[int]) -> None:  # type: ignore[type-arg]
+    """Each row's rank-th best token, whatever its temperature, and the mean log p of its own top k."""
+    logits = np.where(np.isneginf(logits), -40, logits)
+    rows, vocabulary = logits.shape
+    ranks, top_ks = [min(r, vocabulary) for r in ranks[:rows]], [min(k, vocabulary) for k in top_ks[:rows]]
+    got = draw(torch.tensor(logits), one(1.0, rows), one(1.0, rows), one(0.5, rows), ranks, top_ks)
+    wide = logits.astype(np.float64)
+    logp = wide - np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1, keepdims=True)) - wide.max(1, keepdims=True)
+    best = np.sort(logp, axis=1)[:, ::-1]
+    for row in range(rows):
+        if ranks[row] > 1:
+            assert logp[row, got.tokens[row]] == pytest.approx(best[row, ranks[row] - 1], abs=1e-4)
+            assert got.statistics[row, 1] == pytest.approx(best[row, ranks[row] - 1], abs=1e-4)
+        if top_ks[row]:
+            assert got.statistics[row, 5] == pytest.approx(best[row, : top_ks[row]].mean(), abs=1e-3)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from caspo.errors import ConfigError, DataError
 from caspo.evaluate.statistics import (
     auroc,
-    auroc_siblings,
     best_sibling_right,
     bootstrap_ci,
     paired_difference,
+    pairs_won,
+    sibling_pairs,
     wilson,
 )
 
@@ -136,15 +137,24 @@ def test_siblings():
         ([0.3], [0]),
         ([], []),
     ]
-    found = auroc_siblings(groups)
-    assert (found.pairs, found.groups) == (3, 2)
-    assert found.value == pytest.approx((1 + 0.5 + 1) / 3)
+    scores, right = (
+        np.array([x for group in groups for x in group[i]], dtype=kind) for i, kind in ((0, float), (1, bool))
+    )
+    rows = np.split(np.arange(len(scores)), np.cumsum([len(labels) for _, labels in groups])[:-1])
+    pairs = sibling_pairs(right, rows)
+    assert pairs.tolist() == [[0, 1], [2, 3], [2, 4]]
+    assert pairs_won(scores, pairs).tolist() == [1, 0.5, 1]
+    assert pairs_won(-scores, pairs).tolist() == [0, 0.5, 0]
     assert best_sibling_right(groups) == pytest.approx((1 + 0.5) / 2)
-    assert auroc_siblings([]).value is None
+    assert sibling_pairs(right, rows[2:]).shape == (0, 2)
+    assert pairs_won(scores, sibling_pairs(right, [])).shape == (0,)
     assert best_sibling_right([([0.1], [1])]) is None
+    with pytest.raises(DataError, match="NaN"):
+        pairs_won([np.nan, 1.0], np.array([[0, 1]]))
 
 
 def test_one_group_of_siblings_is_the_plain_auroc():
     rng = np.random.default_rng(0)
-    scores, labels = rng.integers(0, 6, 50), rng.integers(0, 2, 50)
-    assert auroc_siblings([(scores, labels)]).value == pytest.approx(auroc(scores, labels))
+    scores, right = rng.integers(0, 6, 50), rng.random(50) < 0.5
+    won = pairs_won(scores, sibling_pairs(right, [np.arange(50)]))
+    assert won.mean() == pytest.approx(auroc(scores, right))

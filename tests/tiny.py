@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from caspo.engines.base import Completion, Request
+from caspo.engines.scripted import Script, ScriptedEngine
 from caspo.tasks.stories import StoriesTask
 from caspo.types import ROOT, Node, Question, Step, StepPair, TokenTrace, Tree, Verdict
 from caspo.warm_start import train_tokenizer
@@ -135,3 +137,19 @@ def _lists(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_lists(v) for v in value]
     return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+class Counting(ScriptedEngine):
+    """A scripted engine that notes what is asked of it, and counts what it decodes for each question."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(script)
+        self.tokens: dict[str, int] = {}
+        self.requests: list[Request] = []
+
+    def _play(self, request: Request) -> Completion:
+        completion = super()._play(request)
+        self.requests.append(request)
+        name = "".join(self.pieces(request.prefix_ids)).partition("\n")[0]
+        self.tokens[name] = self.tokens.get(name, 0) + len(completion.token_ids)
+        return completion

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,7 +26,10 @@ from numpy.typing import ArrayLike, NDArray
 from caspo.errors import ConfigError, DataError, EngineError
 from caspo.types import TokenTrace
 
-__all__ = ["DEFAULT_SIGNAL", "SIGNALS", "PathScore", "Signal", "entropy_bounds", "path_score", "signals", "step_score"]
+__all__ = [
+    "DEFAULT_SIGNAL", "SIGNALS", "PathScore", "Signal", "best_possible", "entropy_bounds", "path_score", "signals",
+    "step_score",
+]  # fmt: skip
 
 Floats64 = NDArray[np.float64]
 Signal = Callable[[TokenTrace], float]
@@ -173,6 +177,18 @@ def step_score(trace: TokenTrace, signal: str = DEFAULT_SIGNAL) -> float:
         raise ConfigError(f"no confidence signal is called {signal!r}. Choose one of: {', '.join(SIGNALS)}.")
     value = SIGNALS[signal](trace)
     return min(1.0, max(SMALLEST, value if signal == "margin" else math.exp(value)))
+
+
+def best_possible(trace: TokenTrace, signal: str, more: int) -> float:
+    """The highest `step_score` that an unfinished step can still reach with up to ``more`` further tokens.
+
+    The score it has if every token to come is certain: for a sum or a maximum that is the score so far, a mean recovers.
+    """
+    ideal = {"entropy": 0.0, "logprob": 0.0, "max_logprob": 0.0, "margin": 1.0, "varentropy": 0.0}
+    longer: dict[str, Any] = {
+        name: np.concatenate([getattr(trace, name), np.full(more, value, np.float32)]) for name, value in ideal.items()
+    }
+    return step_score(replace(trace, **longer, entropy_upper=None), signal)
 
 
 def path_score(scores: Sequence[float]) -> PathScore:

@@ -29,6 +29,7 @@ from caspo.errors import ConfigError, EngineError
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
 from caspo.evaluate.statistics import paired_difference
+from caspo.evaluate.step_figures import step_changes
 from caspo.report.page import write_report
 from caspo.search import ChainOfThoughtSettings
 from caspo.stages import (
@@ -222,9 +223,18 @@ def _finish(
             [o.correct for o in read_outcomes(out / f"round-{k}" / "evaluate", method)[0]] for k in (0, last)
         )
         paired.append({"method": method, "before": 0, "after": last, **asdict(paired_difference(before, after))})
+    first_folder, last_folder = (out / f"round-{k}" / "evaluate" for k in (0, last))
+    judge = open_judge(recipe.task)
+    changes = step_changes(first_folder, last_folder, judge, recipe.evaluate) if last else []
     write_json(
         out / "report_data.json",
-        {"schema": 1, "rounds": drawn, "paired": paired, "trees": [t for t in trees if t["round"] == last]},
+        {
+            "schema": 1,
+            "rounds": drawn,
+            "paired": paired,
+            "step_changes": [{"before": 0, "after": last, **change} for change in changes],
+            "trees": [t for t in trees if t["round"] == last],
+        },
     )
     write_json(out / "metrics.json", metrics)
     write_report(out)

@@ -1,6 +1,7 @@
 """From logits to what a distribution says of one token: pure functions on (B, V) tensors.
 
 The engine that samples and the trainer that scores a finished tree both measure here, so their numbers are the same.
+Passes over the vocabulary are what this costs, so there are few: one exponential serves the draw and all five numbers.
 """
 
 from __future__ import annotations
@@ -15,44 +16,52 @@ __all__ = ["Distribution"]
 
 
 class Distribution(NamedTuple):
-    """softmax(logits) of B rows, in float32."""
+    """softmax(logits) of B rows, in float32, as unnormalised weights."""
 
-    logp_BV: torch.Tensor
-    p_BV: torch.Tensor
-    best_B2: torch.Tensor
-    """log p of the two most probable tokens, nats."""
-    index_B2: torch.Tensor
-    """The two most probable tokens."""
+    shifted_BV: torch.Tensor
+    """Logits minus the row's highest: at most 0; a masked token (-inf) is at -1e4, whose weight is 0."""
+    weight_BV: torch.Tensor
+    """exp(shifted)."""
+    total_B1: torch.Tensor
+    """Sum of the weights: p = weight / total, log p = shifted - ln total."""
+    best_B1: torch.Tensor
+    """The most probable token, of equals the first."""
 
     @classmethod
     def of(cls, logits_BV: torch.Tensor) -> Distribution:
-        """Normalise.
+        """Measure the rows.
 
         Raises:
             EngineError: a row has NaN or +inf logits, or -inf everywhere.
         """
-        logits_BV = logits_BV.float()
-        logz_B = logits_BV.logsumexp(-1)
-        if not bool(torch.isfinite(logz_B).all()):
-            bad = (~torch.isfinite(logz_B)).nonzero().flatten().tolist()
+        best_B1 = logits_BV.argmax(-1, keepdim=True)
+        highest_B1 = logits_BV.gather(-1, best_B1).float()
+        shifted_BV = (logits_BV - highest_B1).clamp_(min=-1e4)
+        weight_BV = shifted_BV.exp()
+        total_B1 = weight_BV.sum(-1, keepdim=True)
+        good_B1 = torch.isfinite(total_B1) & torch.isfinite(highest_B1)
+        if not bool(good_B1.all()):
+            bad = (~good_B1).nonzero()[:, 0].tolist()
             raise EngineError(
                 f"The model returned NaN or infinite logits (rows {bad} of the batch). Its weights are damaged, or its "
                 "precision is too low for it: load it in float32, or check the checkpoint."
             )
-        logp_BV = logits_BV - logz_B[:, None]
-        return cls(logp_BV, logp_BV.exp(), *logp_BV.topk(2, dim=-1))
+        return cls(shifted_BV, weight_BV, total_B1, best_B1)
 
     def statistics(self, tokens_B: torch.Tensor) -> torch.Tensor:
         """(B, 5): entropy, log p of the token, max log p, margin, varentropy, as in `TokenTrace`.
 
-        Entropy is -sum_v p_v ln p_v (Shannon, nats).
+        With shifted logits y, weights w and their total Z: the entropy -sum_v p_v ln p_v (Shannon, nats) is
+        ln Z - sum(w y) / Z, the varentropy sum(w y^2) / Z - (sum(w y) / Z)^2, the highest log p is -ln Z.
         """
-        # -inf logits (masked vocabulary) have p = 0 and contribute nothing; clamping keeps 0 * -inf out of the sums.
-        finite_BV = self.logp_BV.clamp_min(-1e4)
-        weighted_BV = self.p_BV * finite_BV
-        entropy_B = -weighted_BV.sum(-1)
-        second_moment_B = torch.linalg.vecdot(weighted_BV, finite_BV)
-        varentropy_B = (second_moment_B - entropy_B.square()).clamp_min(0)
-        margin_B = self.best_B2[:, 0].exp() - self.best_B2[:, 1].exp()
-        taken_B = self.logp_BV.gather(-1, tokens_B[:, None])[:, 0]
-        return torch.stack([entropy_B.clamp_min(0), taken_B, self.best_B2[:, 0], margin_B, varentropy_B], dim=-1)
+        log_total_B = self.total_B1[:, 0].log()
+        product_BV = self.weight_BV * self.shifted_BV
+        mean_B1 = product_BV.sum(-1, keepdim=True) / self.total_B1
+        square_B = torch.linalg.vecdot(product_BV, self.shifted_BV) / self.total_B1[:, 0]
+        varentropy_B = (square_B - mean_B1[:, 0].square()).clamp_min(0)
+        entropy_B = (log_total_B - mean_B1[:, 0]).clamp_min(0)
+        taken_B = self.shifted_BV.gather(-1, tokens_B[:, None])[:, 0] - log_total_B
+        # The second highest is the highest without the best one.
+        torch.mul(self.weight_BV, 1, out=product_BV).scatter_(-1, self.best_B1, 0.0)
+        margin_B = (1 - product_BV.amax(-1)) / self.total_B1[:, 0]
+        return torch.stack([entropy_B, taken_B, -log_total_B, margin_B, varentropy_B], dim=-1)

@@ -43,7 +43,7 @@ from caspo.types import Question, StepPair, Tree
 
 __all__ = [
     "AnnotateStage", "CaspoRecipe", "ModelSettings", "TaskSettings", "TrainingData", "annotate_stage", "open_engine",
-    "open_judge", "open_task", "pairs_stage", "rescore_stage", "train_stage", "training_questions",
+    "open_judge", "open_task", "pairs_stage", "read_rounds", "rescore_stage", "train_stage", "training_questions",
     "trees_and_pairs", "validation_questions",
 ]  # fmt: skip
 
@@ -214,7 +214,8 @@ def rescore_stage(model: ModelSettings, settings: StepDPOSettings, trees: Path, 
         found = [tree for tree in read_trees(file) if tree.nodes]
         check_tokens(found, loaded, tokenizer)
         if settings.layout == "packed" and found and file == missing[0]:
-            check_packing(loaded, found[0], range(len(found[0].nodes)))
+            last = len(found[0].nodes) - 1
+            check_packing(loaded, found[0], {0, last // 2, last})
         wanted = [(tree, frozenset(range(len(tree.nodes)))) for tree in found]
         bf16 = settings.precision == "bf16"
         scores = score_trees(loaded, scorer, wanted, settings.micro_tokens, _reference_cache(), bf16=bf16)
@@ -224,6 +225,17 @@ def rescore_stage(model: ModelSettings, settings: StepDPOSettings, trees: Path, 
 
 TrainingData = tuple[Sequence[Tree], Path]
 """Trees, and the file of the pairs that were built from them."""
+
+
+def read_rounds(trees: Sequence[Path], pairs: Sequence[Path]) -> list[TrainingData]:
+    """Folders (or files) of trees and the files of their pairs, one of each for every round.
+
+    Raises:
+        ConfigError: not as many of the one as of the other.
+    """
+    if len(trees) != len(pairs):
+        raise ConfigError(f"--trees was given {len(trees)} times and --pairs {len(pairs)} times; each needs the other.")
+    return [(read_trees(folder), file) for folder, file in zip(trees, pairs, strict=True)]
 
 
 def trees_and_pairs(data: Sequence[TrainingData]) -> tuple[list[Tree], list[StepPair]]:
@@ -300,6 +312,6 @@ def _reference_cache() -> Path:
 def _calibration(trees: Sequence[Tree]) -> tuple[float, float]:
     """Slope and intercept from a step's confidence signal to its chance of being right, before training."""
     judged = [node for tree in trees for node in judged_nodes(tree)]
-    right = [node.verdict is not None and node.verdict.label == "right" for node in judged]
+    right = [node.right for node in judged]
     found = fit([SIGNALS["entropy"](node.step.trace) for node in judged], np.asarray(right, dtype=float), kind="platt")
     return found.x[0], found.x[1]

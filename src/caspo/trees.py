@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 from caspo.steps import split_tokens, step_key
 from caspo.types import ROOT, Node, Question, Step, TokenTrace, Tree, Verdict
 
-__all__ = ["TreeBuilder", "seed_of"]
+__all__ = ["TreeBuilder", "cut_trace", "join_traces", "seed_of"]
+
+Floats = NDArray[np.float32]
+_COLUMNS = ("entropy", "logprob", "max_logprob", "margin", "varentropy")
 
 
 def seed_of(*parts: object) -> int:
@@ -49,12 +53,19 @@ class TreeBuilder:
 
     def add_solution(self, token_ids: Sequence[int], pieces: Sequence[str], trace: TokenTrace, *, final: bool) -> int:
         """Add a whole sampled solution, cut into its steps; the id of its last node (ROOT if it is blank)."""
-        node = ROOT
+        return [ROOT, *self.add_steps(ROOT, token_ids, pieces, trace, final=final)][-1]
+
+    def add_steps(
+        self, parent: int, token_ids: Sequence[int], pieces: Sequence[str], trace: TokenTrace, *, final: bool
+    ) -> list[int]:
+        """Add a path that goes on from ``parent``, cut into its steps; their node ids, old ones where steps are equal."""
+        nodes = []
         spans = split_tokens(token_ids, pieces) or ([(0, len(token_ids))] if token_ids else [])
         for start, end in spans:
-            step = Step("".join(pieces[start:end]), tuple(token_ids[start:end]), _slice(trace, start, end))
-            node = self.add(node, step, final=final and end == len(token_ids))
-        return node
+            step = Step("".join(pieces[start:end]), tuple(token_ids[start:end]), cut_trace(trace, start, end))
+            parent = self.add(parent, step, final=final and end == len(token_ids))
+            nodes.append(parent)
+        return nodes
 
     def prefix_ids(self, node: int) -> tuple[int, ...]:
         """Tokens of the prompt and of all steps up to and including ``node``."""
@@ -83,16 +94,19 @@ class TreeBuilder:
         return Tree(self.question, self.prompt_ids, tuple(self.nodes))
 
 
-def _slice(trace: TokenTrace, start: int, end: int) -> TokenTrace:
-    def cut(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        return values[start:end]
+def cut_trace(trace: TokenTrace, start: int, end: int) -> TokenTrace:
+    """The trace of the tokens from ``start`` up to ``end``."""
+    return _each(lambda values: values[0][start:end], [trace])
 
-    return replace(
-        trace,
-        entropy=cut(trace.entropy),
-        logprob=cut(trace.logprob),
-        max_logprob=cut(trace.max_logprob),
-        margin=cut(trace.margin),
-        varentropy=cut(trace.varentropy),
-        entropy_upper=None if trace.entropy_upper is None else cut(trace.entropy_upper),
-    )
+
+def join_traces(traces: Sequence[TokenTrace]) -> TokenTrace:
+    """One trace of what stands in several, one after the other; all of one kind."""
+    return _each(np.concatenate, traces)
+
+
+def _each(made: Callable[[list[Floats]], Floats], traces: Sequence[TokenTrace]) -> TokenTrace:
+    first = traces[0]
+    assert all((t.kind, t.k) == (first.kind, first.k) for t in traces), "traces of different kinds are never mixed"
+    upper = [t.entropy_upper for t in traces if t.entropy_upper is not None]
+    columns: dict[str, Any] = {name: made([getattr(t, name) for t in traces]) for name in _COLUMNS}
+    return replace(first, **columns, entropy_upper=made(upper) if upper else None)

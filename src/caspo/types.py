@@ -101,6 +101,11 @@ class Node:
     decision: str = ""
     """What a search did with it: expanded, finished, pruned (low confidence), dropped (a better sibling), cut (budget)."""
 
+    @property
+    def right(self) -> bool:
+        """Whether it was judged right; "unknown" and not judged are False too."""
+        return self.verdict is not None and self.verdict.label == "right"
+
 
 @dataclass(frozen=True, eq=False)
 class Tree:
@@ -136,7 +141,7 @@ class Tree:
 
     def prefix_right(self, node_id: int) -> bool:
         """Whether every step before ``node_id`` was judged right: only then does its own verdict mean anything."""
-        return all(n.verdict is not None and n.verdict.label == "right" for n in self.path(node_id)[:-1])
+        return all(node.right for node in self.path(node_id)[:-1])
 
     def groups(self) -> Iterator[tuple[int, tuple[Node, ...]]]:
         """Every parent that has children, with them: the sibling groups."""
@@ -165,7 +170,7 @@ class Solution:
     answer: str | None
     """None where no path reached an answer, or where the method abstained."""
     confidence: float
-    """In [0, 1]: the share of the (weighted) vote that the answer won."""
+    """In [0, 1], by the method's own measure: for votes the share that the answer won."""
     tree: Tree
     generated_tokens: int
     """All tokens the engine decoded for this question, those of pruned paths included."""

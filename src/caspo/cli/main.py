@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from caspo import __version__
-from caspo.cli import plan, run, solve, stages
+from caspo.cli import calibrate, plan, run, solve, stages
 from caspo.errors import CaspoError
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ app.command("plan")(plan.plan)
 app.command("annotate")(stages.annotate)
 app.command("pairs")(stages.pairs)
 app.command("train")(stages.train)
+app.command("calibrate")(calibrate.calibrate)
 app.command("evaluate")(stages.evaluate)
 app.command("report")(stages.report)
 

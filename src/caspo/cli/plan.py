@@ -15,7 +15,6 @@ from caspo.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from caspo.stages import CaspoRecipe, ModelSettings
     from caspo.train.budget import Devices, Memory, ModelSize, Tokens
-    from caspo.types import StepPair, Tree
 
 __all__ = ["plan"]
 
@@ -51,7 +50,7 @@ def plan(
     """Print what training will cost: memory of each device, tokens, and the time at a given throughput."""
     from caspo.cli.show import output
     from caspo.config import load_recipe
-    from caspo.stages import CaspoRecipe
+    from caspo.stages import CaspoRecipe, read_rounds, trees_and_pairs
     from caspo.train.budget import count_tokens, largest_forward, memory
 
     for option, rate in (("tokens", tokens_per_second), ("sampling-tokens", sampling_tokens_per_second)):
@@ -61,7 +60,9 @@ def plan(
     placed = _devices(settings.accelerate, devices, sharding)
     tokens = micros = None
     if trees or pairs:
-        tokens, micros = count_tokens(*_read(trees or [], pairs or []), settings.train, settings.seed)
+        tokens, micros = count_tokens(
+            *trees_and_pairs(read_rounds(trees or [], pairs or [])), settings.train, settings.seed
+        )
     forward = largest_forward(settings.train, micros)
     config = _config(settings.model)
     needed, size = memory(
@@ -117,16 +118,6 @@ def _accelerate(file: Path) -> tuple[int, Literal["none", "full"]]:
             "--devices and --sharding (none or full)."
         )
     return number, "none" if kind in _WHOLE else "full"
-
-
-def _read(trees: list[Path], pairs: list[Path]) -> tuple[list[Tree], list[StepPair]]:
-    """Trees and pairs of all rounds, as `train_stage` takes them."""
-    from caspo.data.store import read_trees
-    from caspo.stages import trees_and_pairs
-
-    if len(trees) != len(pairs):
-        raise ConfigError(f"--trees was given {len(trees)} times and --pairs {len(pairs)} times; each needs the other.")
-    return trees_and_pairs([(read_trees(folder), file) for folder, file in zip(trees, pairs, strict=True)])
 
 
 def _config(model: ModelSettings) -> Any:

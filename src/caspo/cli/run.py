@@ -21,7 +21,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<folder of the recipe> by default.")] = None,
 ) -> None:
     """Run a recipe from beginning to end. Killed at any moment, the same command goes on."""
-    from caspo.cli.show import bars, metrics_table, output
+    from caspo.cli.show import bars, metrics_table, output, signals_tables
     from caspo.config import load_recipe
 
     target = out or Path("runs") / (recipe.resolve().parent.name)
@@ -41,7 +41,7 @@ def run(
 
     with bars() as show:
         metrics = run_recipe(load_recipe(CaspoRecipe, recipe, overrides or ()), target, show)
-    output.print(metrics_table(metrics))
+    output.print(metrics_table(metrics), *signals_tables(metrics), sep="\n")
     output.print(f"Report: {target / 'report.html'}   figures: {target / 'metrics.json'}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Bars", "bars", "metrics_table", "output"]
+__all__ = ["Bars", "bars", "metrics_table", "output", "signals_tables"]
 
 output = Console(highlight=False)
 """Results, to stdout."""
@@ -96,3 +96,28 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
             values = [r["steps"].get(family, {}).get(signal) for r in rounds]
             table.add_row(f"AUROC of {signal}, {label}", *("-" if v is None else f"{v:.3f}" for v in values))
     return table
+
+
+def signals_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """For every round with judged steps: the AUROCs of all signals with 95% intervals, best among siblings first."""
+    return [_signals_table(entry) for entry in metrics["rounds"] if entry["steps"].get("auroc")]
+
+
+def _signals_table(entry: Mapping[str, Any]) -> Table:
+    when = "before training" if entry["round"] == 0 else f"round {entry['round']}"
+    table = Table(title=f"AUROC of the signals, {when} (95% intervals; 0.5 is guessing)", title_justify="left")
+    table.add_column("signal")
+    families = ("auroc", "auroc_siblings")
+    for label in ("all steps", "siblings"):
+        table.add_column(label, justify="right")
+    steps = entry["steps"]
+    siblings = steps["auroc_siblings"]
+    for signal in sorted(siblings, key=lambda name: -1.0 if siblings[name] is None else siblings[name], reverse=True):
+        table.add_row(signal, *(_auroc(steps[f][signal], steps[f"{f}_ci95"][signal]) for f in families))
+    return table
+
+
+def _auroc(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if interval is None else f"{value:.3f}  [{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caspo.search import METHODS
+
 if TYPE_CHECKING:
     from caspo.types import Node, Question, Solution
 
@@ -19,7 +21,7 @@ def solve(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
     ] = None,
     model: Annotated[str, typer.Option(help="Bundled name, folder or hub name.")] = "smollm2-135m",
-    method: Annotated[str, typer.Option(help="cat, chain_of_thought or self_consistency.")] = "cat",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "cat",
     limit: Annotated[int, typer.Option(min=1, help="Questions of a file, at most.")] = 20,
     seed: Annotated[int, typer.Option(help="Of sampling and of the choice of questions.")] = 0,
     instruction: Annotated[str | None, typer.Option(help="System message of the prompt.")] = None,
@@ -32,7 +34,6 @@ def solve(
     from caspo.cli.show import bars, output
     from caspo.config import settings_from
     from caspo.errors import ConfigError
-    from caspo.search import METHODS
     from caspo.stages import ModelSettings, open_engine
     from caspo.storage import write_text
     from caspo.tasks.base import grade
@@ -47,10 +48,10 @@ def solve(
     done = 0
     with bars() as show:
 
-        def advance(paths: int) -> None:
+        def advance(solved: int) -> None:
             nonlocal done
-            done += paths
-            show.stage("solve", min(done, len(questions)), len(questions))
+            done += solved
+            show.stage("solve", done, len(questions))
 
         solutions = configured.solve(questions, engine, seed, advance)
     lines = []

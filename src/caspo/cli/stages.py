@@ -102,12 +102,9 @@ def train(
     from accelerate import PartialState
 
     from caspo.cli.show import bars, output
-    from caspo.data.store import read_trees
-    from caspo.errors import ConfigError
-    from caspo.stages import train_stage
+    from caspo.stages import read_rounds, train_stage
 
-    if len(trees) != len(pairs):
-        raise ConfigError(f"--trees was given {len(trees)} times and --pairs {len(pairs)} times; each needs the other.")
+    data = read_rounds(trees, pairs)
     settings = _load(recipe, overrides, out)
     first = int(os.environ.get("RANK", "0")) == 0
     PartialState(cpu=settings.model.device == "cpu")  # under a launcher: meet the others, take this process's device
@@ -115,7 +112,7 @@ def train(
         result = train_stage(
             settings.model.name,
             settings.model,
-            [(read_trees(t), p) for t, p in zip(trees, pairs, strict=True)],
+            data,
             settings.train,
             settings.seed,
             out,

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from caspo.config import Config
 from caspo.engines.base import Completion, Engine, Request
+from caspo.engines.drive import drive
 from caspo.judges.base import Judge
 from caspo.trees import TreeBuilder, seed_of
 from caspo.types import ROOT, Question, Step, Tree, Verdict
@@ -48,64 +49,33 @@ def annotate(
     A tree depends on its question, the seed and the settings only.
     """
     growing = [_Growing(TreeBuilder(q, engine.prompt(q.text)), judge, settings, seed) for q in questions]
-    asked: list[tuple[_Growing, int]] = []
-
-    def ask(tree: _Growing, wanted: Sequence[tuple[int, Request]]) -> list[Request]:
-        asked.extend((tree, parent) for parent, _ in wanted)
-        return [request for _, request in wanted]
-
-    def receive(place: int, completion: Completion) -> list[Request]:
-        on_tokens(len(completion.token_ids))
-        tree, parent = asked[place]
-        return ask(tree, tree.receive(place, parent, completion))
-
-    first = [request for tree in growing for request in ask(tree, tree.begin([ROOT]))]
-    engine.generate(first, receive)
+    drive(growing, engine, lambda tree, completion: on_tokens(len(completion.token_ids)))
     return [tree.builder.build() for tree in growing]
 
 
 class _Growing:
-    """One question's tree while it is sampled."""
+    """One question's tree while it is sampled. A key is the place of a parent at this depth and which of its samples."""
 
     def __init__(self, builder: TreeBuilder, judge: Judge, settings: AnnotateSettings, seed: int) -> None:
         self.builder, self.judge, self.settings, self.seed = builder, judge, settings, seed
         self._depth = 0
-        self._missing = 0
-        self._arrived: list[tuple[int, int, Completion]] = []
+        self._parents: Sequence[int] = ()
+        self._arrived: dict[tuple[int, int], Completion] = {}
 
-    def begin(self, parents: Sequence[int]) -> list[tuple[int, Request]]:
-        """What to sample after each of the nodes ``parents``, the next depth."""
-        settings, builder = self.settings, self.builder
-        self._depth += 1
-        self._arrived = []
-        wanted = [
-            (
-                parent,
-                Request(
-                    prefix_ids=builder.prefix_ids(parent),
-                    seed=seed_of("annotate", self.seed, builder.question.id, tuple(builder.texts(parent)), sample),
-                    max_new_tokens=settings.max_step_tokens,
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                    stop=("\n",),
-                ),
-            )
-            for parent in parents
-            for sample in range(settings.samples)
-        ]
-        self._missing = len(wanted)
-        return wanted
+    def begin(self) -> list[tuple[tuple[int, int], Request]]:
+        """The first depth."""
+        return self._continue([ROOT])
 
-    def receive(self, place: int, parent: int, completion: Completion) -> list[tuple[int, Request]]:
-        """Take a continuation of ``parent`` in; once the depth is complete, what to sample next."""
-        self._arrived.append((place, parent, completion))
-        self._missing -= 1
-        if self._missing:
+    def receive(self, key: tuple[int, int], completion: Completion) -> list[tuple[tuple[int, int], Request]]:
+        """Take a continuation in; once the depth is complete, what to sample next."""
+        self._arrived[key] = completion
+        if len(self._arrived) < len(self._parents) * self.settings.samples:
             return []
         settings, builder = self.settings, self.builder
         children: dict[int, bool] = {}
-        for _, above, found in sorted(self._arrived, key=lambda a: a[0]):
-            node = builder.add(above, Step(found.text, found.token_ids, found.trace), final=found.finish == "eos")
+        for (place, _), found in sorted(self._arrived.items(), key=lambda item: item[0]):
+            parent = self._parents[place]
+            node = builder.add(parent, Step(found.text, found.token_ids, found.trace), final=found.finish == "eos")
             children.setdefault(node, found.finish == "length")  # the first sample's tokens are the node's
         right = []
         for node, cut in children.items():
@@ -115,7 +85,30 @@ class _Growing:
                 right.append(node)
         if self._depth == settings.max_depth or not right:
             return []
-        return self.begin(_choose(builder, right, settings.width, seed_of(self.seed, self._depth)))
+        return self._continue(_choose(builder, right, settings.width, seed_of(self.seed, self._depth)))
+
+    def _continue(self, parents: Sequence[int]) -> list[tuple[tuple[int, int], Request]]:
+        """What to sample after each of these nodes, the next depth."""
+        settings, builder = self.settings, self.builder
+        self._depth += 1
+        self._parents = parents
+        self._arrived = {}
+        return [
+            (
+                (place, sample),
+                Request(
+                    prefix_ids=builder.prefix_ids(parent),
+                    seed=seed_of("annotate", self.seed, builder.question.id, tuple(builder.texts(parent)), sample),
+                    max_new_tokens=settings.max_step_tokens,
+                    temperature=settings.temperature,
+                    top_p=settings.top_p,
+                    stop=("\n",),
+                    keep=True,
+                ),
+            )
+            for place, parent in enumerate(parents)
+            for sample in range(settings.samples)
+        ]
 
 
 def judge_tree(tree: Tree, judge: Judge) -> Tree:
@@ -124,8 +117,7 @@ def judge_tree(tree: Tree, judge: Judge) -> Tree:
     builder.nodes = list(tree.nodes)
     for node in tree.nodes:
         parent = node.parent
-        verdict = None if parent == ROOT else builder.nodes[parent].verdict
-        if parent == ROOT or (verdict is not None and verdict.label == "right"):
+        if parent == ROOT or builder.nodes[parent].right:
             builder.judge(node.id, _verdict(builder, judge, parent, node.id, cut=False))
     return builder.build()
 

@@ -87,11 +87,11 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
     groups: list[tuple[Tree, int, list[Node], list[Node]]] = []
     for tree in trees:
         for parent, children in tree.groups():
-            if parent != ROOT and not _right_prefix(tree, parent):
+            if parent != ROOT and not (tree.nodes[parent].right and tree.prefix_right(parent)):
                 continue
             labels = Counter(c.verdict.label if c.verdict else "unknown" for c in children)
             dropped["step: verdict unknown"] += labels["unknown"]
-            right = [c for c in children if c.verdict and c.verdict.label == "right"]
+            right = [c for c in children if c.right]
             wrong = [c for c in children if c.verdict and c.verdict.label == "wrong"]
             if settings.faults == "reasoning":
                 kept = [c for c in wrong if all(e.holds() for e in equations(c.step.text))]
@@ -216,11 +216,6 @@ def _nearest(step: Node, siblings: Sequence[Node]) -> list[Node]:
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
 
     return sorted(siblings, key=lambda sibling: -shared(sibling))
-
-
-def _right_prefix(tree: Tree, parent: int) -> bool:
-    verdict = tree.nodes[parent].verdict
-    return verdict is not None and verdict.label == "right" and tree.prefix_right(parent)
 
 
 def _confidence(node: Node) -> float:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from caspo.types import TokenTrace
 
-__all__ = ["Completion", "Engine", "OnDone", "Request"]
+__all__ = ["Completion", "Engine", "Finish", "OnDone", "Request", "Watch"]
+
+Finish = Literal["eos", "stop", "length", "abandoned"]
+
+Watch = Callable[[int, Sequence[float]], bool]
+"""Called after every token that does not end the continuation by itself, with the token and what `TokenTrace` holds of it
+(entropy, logprob, max_logprob, margin, varentropy; with ``top_k`` the mean log p of the top k after these). False ends the
+continuation there: it was `abandoned`."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,14 @@ class Request:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     """Ends the continuation, itself included, once anything but white space stands before it."""
+    rank: int = 1
+    """Above 1: the first token is not drawn but the rank-th most probable one."""
+    top_k: int = 0
+    """Above 0: measure the mean log p of that many most probable tokens too (DeepConf's token confidence, negated)."""
+    keep: bool = False
+    """Whether something may be asked to follow this continuation, or a part of it: its state is kept, memory permitting."""
+    watch: Watch | None = field(default=None, compare=False)
+    """Must depend on this continuation's own tokens only, or results depend on what else is in the batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +52,9 @@ class Completion:
     token_ids: tuple[int, ...]
     text: str
     trace: TokenTrace
-    finish: Literal["eos", "stop", "length"]
+    finish: Finish
+    top_k_logprob: NDArray[np.float32] | None = None
+    """(T,) mean log p of the ``top_k`` most probable tokens, nats; None unless asked for."""
 
 
 OnDone = Callable[[int, Completion], Sequence[Request]]

@@ -148,7 +148,7 @@ class HFEngine:
             for at in reversed(self._step(pool, rows)):
                 row = rows[at]
                 completion = self._complete(row)
-                if completion.finish == "stop":  # a step: something may be asked to follow it
+                if row.request.keep:
                     with self._lock:
                         self._store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(at))
                 pool.remove(at)
@@ -175,13 +175,18 @@ class HFEngine:
             torch.tensor([row.request.temperature for row in rows], device=self.device),
             torch.tensor([row.request.top_p for row in rows], device=self.device),
             torch.tensor(uniform, dtype=torch.float32, device=self.device),
+            [1 if row.tokens else row.request.rank for row in rows],
+            [row.request.top_k for row in rows],
         )
-        statistics = drawn.statistics.cpu()
         finished = []
-        for place, (row, token) in enumerate(zip(rows, drawn.tokens.tolist(), strict=True)):
+        for place, (row, token, measured) in enumerate(
+            zip(rows, drawn.tokens.tolist(), drawn.statistics.tolist(), strict=True)
+        ):
             row.tokens.append(token)
-            row.statistics.append(statistics[place])
+            row.statistics.append(measured)
             row.finish = self._finish(row, token)
+            if row.finish is None and row.request.watch is not None and not row.request.watch(token, measured):
+                row.finish = "abandoned"
             if row.finish is not None:
                 finished.append(place)
         return finished
@@ -203,12 +208,12 @@ class HFEngine:
         return "length" if len(row.tokens) >= request.max_new_tokens else None
 
     def _complete(self, row: Row) -> Completion:
-        entropy, logprob, max_logprob, margin, varentropy = torch.stack(row.statistics, dim=1).float().numpy()
-        trace = TokenTrace(entropy, logprob, max_logprob, margin, varentropy)
+        columns = np.array(row.statistics, dtype=np.float32).T.copy()
         assert row.finish is not None
         tokens = row.tokens[:-1] if row.finish == "eos" else row.tokens
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Completion(tuple(row.tokens), text, trace, row.finish)
+        top_k = columns[5] if row.request.top_k else None
+        return Completion(tuple(row.tokens), text, TokenTrace(*columns[:5]), row.finish, top_k)
 
     def _admit(self, pool: RowPool, new: list[Row]) -> None:
         """Give every new row the keys and values of its prefix (all but its last token, which the next step feeds)."""

@@ -10,6 +10,7 @@ windows measure distances within a row, which are the same in columns.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -188,33 +189,38 @@ def owned(prefix: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[tor
 
 
 class PrefixStore:
-    """Keys and values of prefixes by their tokens, least recently used out first, within a budget of bytes."""
+    """Keys and values of token sequences and all their prefixes, least recently used out first, within a budget of bytes."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self._kept: OrderedDict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = OrderedDict()
+        self._sorted: list[tuple[int, ...]] = []
         self._bytes = 0
 
     def get(self, ids: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-        """The stored prefix, or None."""
-        found = self._kept.get(ids)
-        if found is not None:
-            self._kept.move_to_end(ids)
-        return found
+        """Views of the keys and values of ``ids``, from a stored sequence that is it or begins with it; or None."""
+        at = bisect_left(self._sorted, ids)  # in sorted order, what begins with ids comes right after it
+        if at == len(self._sorted) or self._sorted[at][: len(ids)] != ids:
+            return None
+        self._kept.move_to_end(self._sorted[at])
+        return [(keys[:, : len(ids)], values[:, : len(ids)]) for keys, values in self._kept[self._sorted[at]]]
 
     def put(self, ids: tuple[int, ...], prefix: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Keep a prefix, dropping the oldest ones over the budget."""
+        """Keep a sequence, dropping the oldest ones over the budget."""
         if ids in self._kept:
             return
         self._kept[ids] = prefix
+        insort(self._sorted, ids)
         self._bytes += _size(prefix)
         while self._bytes > self.budget_bytes and self._kept:
-            _, dropped = self._kept.popitem(last=False)
+            key, dropped = self._kept.popitem(last=False)
+            del self._sorted[bisect_left(self._sorted, key)]
             self._bytes -= _size(dropped)
 
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()
+        self._sorted.clear()
         self._bytes = 0
 
 

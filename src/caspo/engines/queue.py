@@ -6,11 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition
-from typing import Literal
 
-import torch
-
-from caspo.engines.base import Completion, OnDone, Request
+from caspo.engines.base import Completion, Finish, OnDone, Request
 
 __all__ = ["Row", "WorkQueue"]
 
@@ -22,9 +19,10 @@ class Row:
     place: int
     request: Request
     tokens: list[int] = field(default_factory=list)
-    statistics: list[torch.Tensor] = field(default_factory=list)
+    statistics: list[list[float]] = field(default_factory=list)
+    """What was measured of each token; see `caspo.engines.sampling.Draw`."""
     text: str = ""
-    finish: Literal["eos", "stop", "length"] | None = None
+    finish: Finish | None = None
 
     @property
     def last(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,14 +21,23 @@ class Draw(NamedTuple):
 
     tokens: torch.Tensor
     statistics: torch.Tensor
-    """(B, 5): entropy, logprob of the token, max logprob, margin, varentropy, as in `TokenTrace`."""
+    """(B, 5): entropy, logprob of the token, max logprob, margin, varentropy, as in `TokenTrace`; (B, 6) if a row has a
+    ``top_k``: the mean log p of its top k."""
 
 
-def draw(logits_BV: torch.Tensor, temperature_B: torch.Tensor, top_p_B: torch.Tensor, uniform_B: torch.Tensor) -> Draw:
+def draw(
+    logits_BV: torch.Tensor,
+    temperature_B: torch.Tensor,
+    top_p_B: torch.Tensor,
+    uniform_B: torch.Tensor,
+    ranks: Sequence[int],
+    top_ks: Sequence[int],
+) -> Draw:
     """Take one token per row and measure the row's raw distribution.
 
     A token is drawn by inverting the cumulative distribution at ``uniform_B``; rows of temperature 0 take the most
-    probable one. Entropy is -sum_v p_v ln p_v (Shannon, nats) of softmax(logits), whatever the temperature.
+    probable one, rows of a rank above 1 the rank-th most probable one. Entropy is -sum_v p_v ln p_v (Shannon, nats) of
+    softmax(logits), whatever the temperature.
 
     Raises:
         EngineError: a row has NaN or +inf logits, or -inf everywhere.
@@ -35,37 +45,47 @@ def draw(logits_BV: torch.Tensor, temperature_B: torch.Tensor, top_p_B: torch.Te
     if logits_BV.device.type == "cpu" and len(logits_BV) > _CPU_ROWS:
         # In slices that stay in the processor's cache: the whole batch at once would go through memory at every pass.
         parts = [
-            draw(logits, temperature, top_p, uniform)
-            for logits, temperature, top_p, uniform in zip(
-                *(torch.split(t, _CPU_ROWS) for t in (logits_BV, temperature_B, top_p_B, uniform_B)), strict=True
+            draw(logits, temperature, top_p, uniform, ranks[at : at + _CPU_ROWS], top_ks[at : at + _CPU_ROWS])
+            for at, (logits, temperature, top_p, uniform) in zip(
+                range(0, len(logits_BV), _CPU_ROWS),
+                zip(*(torch.split(t, _CPU_ROWS) for t in (logits_BV, temperature_B, top_p_B, uniform_B)), strict=True),
+                strict=True,
             )
         ]
         return Draw(torch.cat([p.tokens for p in parts]), torch.cat([p.statistics for p in parts]))
     of = Distribution.of(logits_BV)
-    tokens_B = of.index_B2[:, 0].clone()
-    sampled = temperature_B > 0
-    if bool(sampled.any()):
-        rows = sampled.nonzero().flatten()
-        whole = bool(sampled.all())
-        if bool((temperature_B[rows] == 1).all()):
-            q_RV = of.p_BV if whole else of.p_BV[rows]
-        else:
-            q_RV = (of.logp_BV[rows] / temperature_B[rows, None]).softmax(-1)
-        tokens_B[rows] = _invert(q_RV, top_p_B[rows], uniform_B[rows])
-    return Draw(tokens_B, of.statistics(tokens_B))
+    tokens_B = of.best_B1[:, 0].clone()
+    rows_R = (temperature_B > 0).nonzero().flatten()
+    if len(rows_R):
+        weights_RV, temperature_R = of.weight_BV, temperature_B[rows_R]
+        if bool((temperature_R != 1).any()):
+            weights_RV = (of.shifted_BV[rows_R] / temperature_R[:, None]).exp_()
+        elif len(rows_R) < len(tokens_B):
+            weights_RV = weights_RV[rows_R]
+        tokens_B[rows_R] = _invert(weights_RV, top_p_B[rows_R], uniform_B[rows_R])
+    for row, rank in enumerate(ranks):
+        if rank > 1:
+            tokens_B[row] = of.shifted_BV[row].topk(rank).indices[-1]
+    statistics = of.statistics(tokens_B)
+    if any(top_ks):
+        sums_BK = (of.shifted_BV.topk(max(top_ks), dim=-1).values - of.total_B1.log()).cumsum(-1)
+        last_B = torch.tensor([max(k, 1) for k in top_ks], device=sums_BK.device)
+        means_B1 = sums_BK.gather(-1, last_B[:, None] - 1) / last_B[:, None]
+        statistics = torch.cat([statistics, means_B1], dim=-1)
+    return Draw(tokens_B, statistics)
 
 
-def _invert(q_RV: torch.Tensor, top_p_R: torch.Tensor, uniform_R: torch.Tensor) -> torch.Tensor:
-    """Tokens at which the cumulative distribution passes ``uniform_R``, among the smallest set of mass >= top_p."""
+def _invert(weights_RV: torch.Tensor, top_p_R: torch.Tensor, uniform_R: torch.Tensor) -> torch.Tensor:
+    """Tokens at which the cumulative weight passes its share ``uniform_R``, among the smallest set of mass >= top_p."""
     nucleus_R = top_p_R < 1
     if not bool(nucleus_R.any()):
-        return _search(q_RV, uniform_R)
-    sorted_RV, order_RV = q_RV.sort(dim=-1, descending=True, stable=True)
-    before_RV = sorted_RV.cumsum(-1) - sorted_RV
+        return _search(weights_RV, uniform_R)
+    sorted_RV, order_RV = weights_RV.sort(dim=-1, descending=True, stable=True)
+    before_RV = (sorted_RV.cumsum(-1) - sorted_RV) / sorted_RV.sum(-1, keepdim=True)
     chosen_R = _search(torch.where(before_RV < top_p_R[:, None], sorted_RV, 0.0), uniform_R)
     token_R = order_RV.gather(-1, chosen_R[:, None])[:, 0]
     # Rows without top-p keep to the order of the vocabulary, whatever their neighbours ask for.
-    return token_R if bool(nucleus_R.all()) else torch.where(nucleus_R, token_R, _search(q_RV, uniform_R))
+    return token_R if bool(nucleus_R.all()) else torch.where(nucleus_R, token_R, _search(weights_RV, uniform_R))
 
 
 def _search(weights_RV: torch.Tensor, uniform_R: torch.Tensor) -> torch.Tensor:

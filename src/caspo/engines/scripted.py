@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from caspo.engines.base import Completion, OnDone, Request
+from caspo.engines.base import Completion, Finish, OnDone, Request
 from caspo.errors import ConfigError, DataError, EngineError
 from caspo.types import TokenTrace
 
@@ -29,6 +29,8 @@ __all__ = ["EOS", "Script", "Scripted", "ScriptedEngine"]
 
 EOS = 0x110000
 """The end-of-sequence token: the first number that is no character."""
+
+_UNSCRIPTED = 1e-9
 
 
 @dataclass(frozen=True)
@@ -93,19 +95,23 @@ class ScriptedEngine:
     def _play(self, request: Request) -> Completion:
         prefix = "".join(self.pieces(request.prefix_ids))
         ids: list[int] = []
-        columns: list[tuple[float, float, float, float, float]] = []
-        finish: Literal["eos", "stop", "length"] | None = None
+        columns: list[tuple[float, ...]] = []
+        finish: Finish | None = None
         while finish is None:
             options = self._continuations(prefix + "".join(self.pieces(ids)))
             chosen = _choose(options, request, len(ids))
-            for token, column in zip(_tokens(options[chosen]), _trace(options, chosen), strict=True):
+            for token, column in zip(_tokens(options[chosen]), _trace(options, chosen, request.top_k), strict=True):
                 ids.append(token)
                 columns.append(column)
                 finish = _finish(ids, request)
+                if finish is None and request.watch is not None and not request.watch(token, column):
+                    finish = "abandoned"
                 if finish is not None:
                     break
         text = "".join(self.pieces(ids))
-        return Completion(tuple(ids), text, TokenTrace(*np.array(columns, dtype=np.float32).T.copy()), finish)
+        table = np.array(columns, dtype=np.float32).T.copy()
+        top_k = table[5] if request.top_k else None
+        return Completion(tuple(ids), text, TokenTrace(*table[:5]), finish, top_k)
 
     def _continuations(self, text: str) -> Sequence[Scripted]:
         found = self._script(text) if callable(self._script) else self._script.get(text)
@@ -124,8 +130,12 @@ def _tokens(option: Scripted) -> list[int]:
 
 
 def _choose(options: Sequence[Scripted], request: Request, position: int) -> int:
-    """The option's index: the most probable one, or one drawn from those within ``top_p``."""
+    """The option's index: the one of the request's rank, the most probable one, or one drawn from those within ``top_p``."""
     order = sorted(range(len(options)), key=lambda i: -options[i].probability)
+    if request.rank > 1 and position == 0:
+        if request.rank > len(order):
+            raise EngineError(f"The script has {len(order)} continuations; none has rank {request.rank}.")
+        return order[request.rank - 1]
     if request.temperature == 0:
         return order[0]
     total = sum(option.probability for option in options)
@@ -137,8 +147,11 @@ def _choose(options: Sequence[Scripted], request: Request, position: int) -> int
     return random.Random(f"{request.seed} {position}").choices(order, weights=weights)[0]
 
 
-def _trace(options: Sequence[Scripted], chosen: int) -> list[tuple[float, float, float, float, float]]:
-    """Per token: entropy, logprob, max logprob, margin, varentropy (as in `TokenTrace`)."""
+def _trace(options: Sequence[Scripted], chosen: int, top_k: int) -> list[tuple[float, ...]]:
+    """Per token: entropy, logprob, max logprob, margin, varentropy (as in `TokenTrace`), mean log p of the top k.
+
+    A token that is not in the script counts among the top k with a probability of 1e-9.
+    """
     total = sum(option.probability for option in options)
     shares = sorted((option.probability / total for option in options), reverse=True)
     entropy = -sum(p * math.log(p) for p in shares)
@@ -146,9 +159,13 @@ def _trace(options: Sequence[Scripted], chosen: int) -> list[tuple[float, float,
     taken = math.log(options[chosen].probability / total)
     margin = shares[0] - (shares[1] if len(shares) > 1 else 0.0)
     count = len(_tokens(options[chosen]))
-    rows = [(entropy, taken, math.log(shares[0]), margin, max(0.0, varentropy))] + [(0.0, 0.0, 0.0, 1.0, 0.0)] * (
-        count - 1
-    )
+    rows: list[tuple[float, ...]] = [(entropy, taken, math.log(shares[0]), margin, max(0.0, varentropy))]
+    rows += [(0.0, 0.0, 0.0, 1.0, 0.0)] * (count - 1)
+    if top_k:
+        known = [math.log(max(p, _UNSCRIPTED)) for p in shares[:top_k]]
+        unscripted = math.log(_UNSCRIPTED)
+        first = (sum(known) + unscripted * (top_k - len(known))) / top_k
+        rows = [(*row, (unscripted * (top_k - 1) / top_k if i else first)) for i, row in enumerate(rows)]
     given = options[chosen].entropy
     if given is None:
         return rows

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from caspo.errors import ConfigError, DataError
 from caspo.storage import read_json, write_json
 
-__all__ = ["Calibrator", "ReliabilityBin", "brier", "ece", "fit", "reliability"]
+__all__ = ["Calibrator", "ReliabilityBin", "brier", "ece", "equal_width_bin", "fit", "reliability"]
 
 Floats64 = NDArray[np.float64]
 BinKind = Literal["width", "mass"]
@@ -68,8 +68,7 @@ def reliability(
         edges = np.concatenate(([0.0], inner, [1.0]))
         of = np.searchsorted(edges[1:-1], values, side="left")
     else:
-        # Right-open but for the last bin, as in Guo et al. 2017 up to the side of the edge; 1.0 joins the last one.
-        of = np.minimum((values * bins).astype(np.intp), bins - 1)
+        of = equal_width_bin(values, bins)
     count = len(edges) - 1
     n = np.bincount(of, weights=mass, minlength=count)
     confidence = np.bincount(of, weights=mass * values, minlength=count)
@@ -81,6 +80,14 @@ def reliability(
         for low, high, size, c, a in zip(edges[:-1], edges[1:], n, confidence, accuracy, strict=True)
         if size > 0 or kind == "width"
     ]
+
+
+def equal_width_bin(prob: Floats64, bins: int) -> NDArray[np.intp]:
+    """Which of ``bins`` bins of equal width over [0, 1] each probability (n,) is in.
+
+    Right-open but for the last bin, as in Guo et al. 2017 up to the side of the edge; 1.0 joins the last one.
+    """
+    return np.minimum((prob * bins).astype(np.intp), bins - 1)
 
 
 def ece(

@@ -4,44 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from caspo.answers import extract_answer, same_answer
-from caspo.confidence import DEFAULT_SIGNAL, signals, step_score
+from caspo.confidence import DEFAULT_SIGNAL, step_score
 from caspo.data.annotate import judge_tree
-from caspo.evaluate.calibration import Calibrator, brier, ece, fit, reliability
+from caspo.evaluate.calibration import Calibrator, fit, reliability
 from caspo.evaluate.run import EvaluateSettings, Outcome, read_outcomes
-from caspo.evaluate.statistics import auroc, auroc_siblings, wilson
+from caspo.evaluate.statistics import wilson
+from caspo.evaluate.step_figures import StepRows, sampled_method, step_figures, step_rows
 from caspo.judges.base import Judge
 from caspo.search.vote import vote
 from caspo.trees import seed_of
-from caspo.types import Node, Tree
+from caspo.types import Tree
 
 __all__ = ["round_metrics"]
 
 _SHOWN_TREES = 8
 _DRAWS = 40
 """Random subsets for a point of the budget curve."""
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """The judged steps of some trees, one row per distinct step."""
-
-    signals: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
-    confidence: np.ndarray[Any, np.dtype[np.float64]]
-    entropy: np.ndarray[Any, np.dtype[np.float64]]
-    right: np.ndarray[Any, np.dtype[np.bool_]]
-    weights: np.ndarray[Any, np.dtype[np.float64]]
-    """How often each step was sampled."""
-    question: np.ndarray[Any, np.dtype[np.intp]]
-    """Which question each step belongs to."""
-    groups: list[np.ndarray[Any, np.dtype[np.intp]]]
-    """Rows of each sibling group."""
 
 
 def round_metrics(
@@ -55,7 +39,7 @@ def round_metrics(
     """
     methods: dict[str, Any] = {}
     drawn: dict[str, Any] = {"budget_curve": {}, "trees": []}
-    sampled: list[Tree] = []
+    rows = step_rows([], [])
     for method in settings.methods():
         outcomes, trees = read_outcomes(folder, method.name)
         methods[method.name] = _method_entry(outcomes) | {"settings": method.settings.model_dump(mode="json")}
@@ -63,11 +47,10 @@ def round_metrics(
             trees = [judge_tree(tree, judge) for tree in trees]
             methods[method.name]["over_pruned"] = sum(map(_over_pruned, trees)) / len(trees)
             drawn["trees"] = _shown(outcomes, trees)
-        if method.name == "self_consistency" or not sampled:
-            sampled = [judge_tree(tree, judge) for tree in trees]
+        if method.name == sampled_method(settings):
+            rows = step_rows([judge_tree(tree, judge) for tree in trees], [o.question_id for o in outcomes])
         if method.name == "self_consistency":
             drawn["budget_curve"][method.name] = _budget_curve(outcomes, trees)
-    rows = _rows(sampled)
     bins = reliability(rows.confidence, rows.right, weights=rows.weights) if len(rows.right) else []
     drawn["reliability"] = [b._asdict() for b in bins]
     drawn["entropy"] = {
@@ -79,11 +62,11 @@ def round_metrics(
         drawn["reliability_calibrated"] = [
             b._asdict() for b in reliability(probability, rows.right, weights=rows.weights)
         ]
-    entry = {"methods": methods, "steps": _step_entry(rows, probability)}
+    entry = {"methods": methods, "steps": step_figures(rows, probability)}
     return entry, drawn, _fit(rows, np.ones(len(rows.right), dtype=np.bool_))
 
 
-def _fit(rows: _Steps, which: np.ndarray[Any, np.dtype[np.bool_]]) -> Calibrator | None:
+def _fit(rows: StepRows, which: np.ndarray[Any, np.dtype[np.bool_]]) -> Calibrator | None:
     """The map from step confidence to the probability of being right; None where all steps are alike."""
     right = rows.right[which]
     if len(right) == 0 or right.all() or not right.any():
@@ -91,7 +74,7 @@ def _fit(rows: _Steps, which: np.ndarray[Any, np.dtype[np.bool_]]) -> Calibrator
     return fit(rows.confidence[which], right, "isotonic", rows.weights[which], DEFAULT_SIGNAL)
 
 
-def _cross_fitted(rows: _Steps) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+def _cross_fitted(rows: StepRows) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     """Probabilities of being right, every step's from the half of the questions that it is not in."""
     probability = np.zeros(len(rows.right))
     for half in (0, 1):
@@ -117,57 +100,9 @@ def _method_entry(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _rows(trees: Sequence[Tree]) -> _Steps:
-    nodes: list[Node] = []
-    groups: list[np.ndarray[Any, np.dtype[np.intp]]] = []
-    question: list[int] = []
-    for number, tree in enumerate(trees):
-        for _, children in tree.groups():
-            judged = [c for c in children if c.verdict is not None and c.verdict.label != "unknown"]
-            if judged:
-                groups.append(np.arange(len(nodes), len(nodes) + len(judged)))
-                nodes += judged
-                question += [number] * len(judged)
-    table = [signals(n.step.trace) for n in nodes]
-    return _Steps(
-        signals={name: np.array([row[name] for row in table]) for name in (table[0] if table else ())},
-        confidence=np.array([step_score(n.step.trace) for n in nodes]),
-        entropy=np.array([float(n.step.trace.entropy.mean()) for n in nodes]),
-        right=np.array([n.verdict is not None and n.verdict.label == "right" for n in nodes], dtype=np.bool_),
-        weights=np.array([float(n.count) for n in nodes]),
-        question=np.array(question, dtype=np.intp),
-        groups=groups,
-    )
-
-
-def _step_entry(rows: _Steps, probability: np.ndarray[Any, np.dtype[np.float64]] | None) -> dict[str, Any]:
-    if len(rows.right) == 0:
-        return {"n": 0}
-
-    def mean_entropy(which: np.ndarray[Any, np.dtype[np.bool_]]) -> float | None:
-        return float(np.average(rows.entropy[which], weights=rows.weights[which])) if which.any() else None
-
-    return {
-        "n": int(rows.weights.sum()),
-        "accuracy": float(np.average(rows.right, weights=rows.weights)),
-        "ece": ece(rows.confidence, rows.right, weights=rows.weights),
-        "brier": brier(rows.confidence, rows.right, weights=rows.weights),
-        "ece_calibrated": None if probability is None else ece(probability, rows.right, weights=rows.weights),
-        "brier_calibrated": None if probability is None else brier(probability, rows.right, weights=rows.weights),
-        "auroc": {name: auroc(values, rows.right, rows.weights) for name, values in rows.signals.items()},
-        "auroc_siblings": {
-            name: auroc_siblings((values[g], rows.right[g]) for g in rows.groups).value
-            for name, values in rows.signals.items()
-        },
-        "sibling_groups": sum(bool(rows.right[g].any() and not rows.right[g].all()) for g in rows.groups),
-        "entropy_right": mean_entropy(rows.right),
-        "entropy_wrong": mean_entropy(~rows.right),
-    }
-
-
 def _over_pruned(tree: Tree) -> bool:
     """Whether the search gave up a right step at some depth and had no other right path left, live or finished."""
-    right = [n for n in tree.nodes if n.verdict is not None and n.verdict.label == "right"]
+    right = [n for n in tree.nodes if n.right]
 
     def left_at(depth: int) -> bool:
         return any(

@@ -19,8 +19,13 @@ from caspo.data.store import read_trees, write_trees
 from caspo.engines.base import Engine
 from caspo.search import (
     METHODS,
+    BeamSettings,
+    BestOfNSettings,
     ChainOfThoughtSettings,
     ConfidenceTreeSettings,
+    DeepConfOfflineSettings,
+    DeepConfOnlineSettings,
+    DiPTSettings,
     Method,
     SelfConsistencySettings,
 )
@@ -33,6 +38,8 @@ __all__ = ["EvaluateSettings", "Outcome", "evaluate_methods", "read_outcomes"]
 _CHUNK_ROWS = 500
 """Rows that a chunk puts into the engine, about: enough to fill its batch, little to lose."""
 
+_ON_ALL_QUESTIONS = ("chain_of_thought", "cat")
+
 
 class EvaluateSettings(Config):
     """What is measured in every round; a method set to null is left out."""
@@ -41,10 +48,15 @@ class EvaluateSettings(Config):
     questions: int = Field(200, ge=1)
     """Questions for chain of thought and CaT."""
     self_consistency_questions: int = Field(100, ge=1)
-    """Of these, the first that self-consistency solves too: it is what costs."""
+    """Of these, the first that self-consistency and all other methods solve too: they cost several solutions each."""
     chain_of_thought: ChainOfThoughtSettings | None = ChainOfThoughtSettings()
     self_consistency: SelfConsistencySettings | None = SelfConsistencySettings()
     cat: ConfidenceTreeSettings | None = ConfidenceTreeSettings()
+    best_of_n: BestOfNSettings | None = None
+    beam: BeamSettings | None = None
+    deepconf_offline: DeepConfOfflineSettings | None = None
+    deepconf_online: DeepConfOnlineSettings | None = None
+    dipt: DiPTSettings | None = None
 
     def methods(self) -> list[Method]:
         """The methods asked for."""
@@ -80,8 +92,8 @@ def evaluate_methods(
     """
     questions = task.questions(settings.split, settings.questions, seed)
     for method in settings.methods():
-        mine = questions[: settings.self_consistency_questions] if method.name == "self_consistency" else questions
-        size = max(1, _CHUNK_ROWS // getattr(method.settings, "samples", 2))
+        mine = questions if method.name in _ON_ALL_QUESTIONS else questions[: settings.self_consistency_questions]
+        size = max(1, _CHUNK_ROWS // method.settings.rows)
         for part, start in enumerate(range(0, len(mine), size)):
             chunk = mine[start : start + size]
             file = folder / method.name / f"part-{part:03d}.json"

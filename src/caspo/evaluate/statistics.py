@@ -20,12 +20,12 @@ from caspo.errors import ConfigError, DataError
 __all__ = [
     "Interval",
     "PairedDifference",
-    "SiblingAuroc",
     "auroc",
-    "auroc_siblings",
     "best_sibling_right",
     "bootstrap_ci",
     "paired_difference",
+    "pairs_won",
+    "sibling_pairs",
     "wilson",
 ]
 
@@ -59,15 +59,6 @@ class PairedDifference:
     def significant(self) -> bool:
         """Whether the test rejects "no difference" at 5%."""
         return self.p_value < 0.05
-
-
-class SiblingAuroc(NamedTuple):
-    """The share of (right, wrong) sibling pairs that the score orders rightly, ties one half."""
-
-    value: float | None
-    """None where no group has both a right and a wrong child."""
-    pairs: int
-    groups: int
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> Interval:
@@ -188,22 +179,30 @@ def auroc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
     return float(np.dot(up, below + 0.5 * down)) / total
 
 
-def auroc_siblings(groups: SiblingGroups) -> SiblingAuroc:
-    """The AUROC among siblings: every (right, wrong) pair of children of one parent counts once, a tie one half.
+def sibling_pairs(right: NDArray[np.bool_], groups: Iterable[NDArray[np.intp]]) -> NDArray[np.intp]:
+    """The rows (right child, wrong child) of every pair of siblings that a score should order, (P, 2).
 
     This is the question a tree search asks ("which continuation?"); groups without both kinds say nothing about it.
+
+    Args:
+        right: (n,) whether each row is right; leave unknown verdicts out.
+        groups: for every parent the rows of its children.
     """
-    won, pairs, mixed = 0.0, 0, 0
-    for scores, labels in groups:
-        values, right, _ = _ranked(scores, labels, None)
-        good, bad = values[right], values[~right]
-        if good.size == 0 or bad.size == 0:
-            continue
-        gap = good[:, None] - bad[None, :]
-        won += float((gap > 0).sum() + 0.5 * (gap == 0).sum())
-        pairs += gap.size
-        mixed += 1
-    return SiblingAuroc(won / pairs if pairs else None, pairs, mixed)
+    found = [np.empty((0, 2), dtype=np.intp)]
+    for rows in groups:
+        good, bad = rows[right[rows]], rows[~right[rows]]
+        found.append(np.column_stack([np.repeat(good, bad.size), np.tile(bad, good.size)]))
+    return np.concatenate(found)
+
+
+def pairs_won(scores: ArrayLike, pairs: NDArray[np.intp]) -> Floats64:
+    """Whether the score puts the first row of each pair above the second: 1 or 0, a tie 0.5; (P,).
+
+    Its mean over `sibling_pairs` is the AUROC among siblings: every pair counts once.
+    """
+    values = _finite("scores", scores)
+    first, second = values[pairs[:, 0]], values[pairs[:, 1]]
+    return np.where(first == second, 0.5, first > second)
 
 
 def best_sibling_right(groups: SiblingGroups) -> float | None:

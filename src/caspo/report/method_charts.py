@@ -15,14 +15,31 @@ from caspo.report.run_data import Method, Round, Run, method_name, number, recor
 
 __all__ = ["accuracy_by_round", "accuracy_by_tokens", "method_legend"]
 
-METHOD_SYMBOLS = {"cat": "circle", "self_consistency": "square", "chain_of_thought": "diamond"}
+METHOD_SYMBOLS = {
+    "cat": "circle",
+    "self_consistency": "square",
+    "chain_of_thought": "diamond",
+    "best_of_n": "triangle-down",
+    "beam": "pentagon",
+    "deepconf_offline": "cross",
+    "deepconf_online": "x",
+    "dipt": "star",
+}
 """Plotly marker per method, so that a method is not told by its colour alone; others are triangles."""
+
+OWN_COLOURS = ("cat", "self_consistency", "chain_of_thought")
+"""The methods whose colours the theme names; the others share one."""
 
 SHAPES = {
     "circle": '<circle cx="7" cy="7" r="5"/>',
     "square": '<rect x="2.5" y="2.5" width="9" height="9"/>',
     "diamond": '<path d="M7 1 13 7 7 13 1 7Z"/>',
     "triangle-up": '<path d="M7 1.5 13 12H1Z"/>',
+    "triangle-down": '<path d="M7 12.5 1 2H13Z"/>',
+    "pentagon": '<path d="M7 1 13 5.4 10.7 12.5H3.3L1 5.4Z"/>',
+    "cross": '<path d="M5 1H9V5H13V9H9V13H5V9H1V5H5Z"/>',
+    "x": '<path d="M4 1 7 4 10 1 13 4 10 7 13 10 10 13 7 10 4 13 1 10 4 7 1 4Z"/>',
+    "star": '<path d="M7 .8 8.7 5H13.2L9.6 7.8 10.9 12.2 7 9.6 3.1 12.2 4.4 7.8.8 5H5.3Z"/>',
 }
 
 
@@ -212,7 +229,7 @@ def _token_table(r: Round) -> Html:
 
 def _colour(key: str) -> str:
     """The theme colour of a method."""
-    return f"@m-{key}" if key in METHOD_SYMBOLS else "@m-other"
+    return f"@m-{key}" if key in OWN_COLOURS else "@m-other"
 
 
 def _symbol(key: str) -> str:

@@ -39,8 +39,9 @@ RELIABILITY = (
 ENTROPY = "Mean token entropy of each step. The two should stand apart; vertical lines are the means over all steps."
 SIGNALS = (
     "AUROC: the chance that a right step scores above a wrong one; 0.5 is guessing. All steps: is this step right? "
-    "Siblings: which continuation of the same prefix is right? A tree search lives on the second. The best of "
-    "each column is bold; no intervals were recorded, so small differences between signals mean little."
+    "Siblings: which continuation of the same prefix is right? A tree search lives on the second. Bars run from 0.5 to 1, "
+    "the line across is the 95% interval over the questions. The best of each column is bold: that alone does not mean "
+    "that it is better than the next."
 )
 TREES = (
     "Every step with its confidence. Steps under each other follow each other; an indented list is a choice. Pruned: "
@@ -96,13 +97,17 @@ def _parts(run: Run) -> list[Html | None]:
         _section(title, METHODS, [sections.methods_table(run)] if run.method_keys() else []),
         _section("What accuracy costs", COST, _grid(method_charts.accuracy_by_tokens(run), legend)),
         _section("Round by round", "Bars are 95% intervals.", [] if by_round is None else [legend, by_round]),
-        _section("Does confidence mean anything?", RELIABILITY, _grid(step_charts.reliability_diagrams(run))),
+        _section("Does confidence mean anything?", RELIABILITY, _reliability(run)),
         _section("Are wrong steps less sure?", ENTROPY, _grid(step_charts.entropies(run))),
         _section("Which signal tells right from wrong?", SIGNALS, [sections.signals_table(run)]),
         _section("Training", "", [sections.training_table(run)]),
         _section("Solved trees", TREES, [scale_legend(), draw_trees(run)] if run.trees else []),
         _section("How it was made", "", [sections.provenance(run)]),
     ]
+
+
+def _reliability(run: Run) -> list[Html | None]:
+    return [*_grid(step_charts.reliability_diagrams(run)), sections.changes_table(run)]
 
 
 def _section(title: str, text: str, children: Sequence[Html | None]) -> Html | None:

@@ -8,7 +8,7 @@ is an error. Schemas: docs/design.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,21 @@ from typing import Any
 from caspo.errors import DataError
 from caspo.storage import read_json
 
-__all__ = ["Method", "Round", "Run", "difference_interval", "method_name", "number", "read_run", "records", "section"]
+__all__ = [
+    "Interval",
+    "Method",
+    "Round",
+    "Run",
+    "difference_interval",
+    "method_name",
+    "number",
+    "read_run",
+    "records",
+    "section",
+]
+
+Interval = tuple[float, float]
+"""Low and high end of a 95% interval, in the unit of the figure."""
 
 SCHEMA = 1
 
@@ -26,7 +40,8 @@ METHOD_NAMES = {
     "chain_of_thought": "Chain of thought",
     "best_of_n": "Best of n",
     "beam": "Beam search",
-    "deepconf": "DeepConf",
+    "deepconf_offline": "DeepConf offline",
+    "deepconf_online": "DeepConf online",
     "dipt": "DiPT",
 }
 
@@ -89,6 +104,9 @@ class Round:
     """The plain figures of ``steps``: n, accuracy, ece, brier, ..., entropy_right, entropy_wrong."""
     auroc: Mapping[str, float | None]
     auroc_siblings: Mapping[str, float | None]
+    auroc_ci95: Mapping[str, Interval]
+    """Only of the signals whose interval is known; runs of older versions recorded none."""
+    auroc_siblings_ci95: Mapping[str, Interval]
     training: Mapping[str, Any]
     """Empty for a round without training."""
     drawn: Mapping[str, Any]
@@ -115,6 +133,8 @@ class Run:
     trees: tuple[Mapping[str, Any], ...]
     paired: tuple[Mapping[str, Any], ...]
     """Optional paired comparisons of two rounds of a method, as `evaluate.statistics.paired_difference` gives them."""
+    step_changes: tuple[Mapping[str, Any], ...]
+    """How figures of the steps changed between two rounds, as `evaluate.step_figures.step_changes` gives them."""
     environment: Mapping[str, Any]
     recipe: str | None
 
@@ -138,12 +158,16 @@ class Run:
 
     def paired_difference(self, method: str) -> tuple[float, float, float] | None:
         """(difference, low, high) of last minus first round on the same questions, where the run recorded it."""
-        for item in self.paired:
-            if (item.get("method"), item.get("before"), item.get("after")) == (
-                method,
-                self.first.index,
-                self.last.index,
-            ):
+        return self._recorded(self.paired, "method", method)
+
+    def step_change(self, figure: str) -> tuple[float, float, float] | None:
+        """The same of a figure of the steps, in its unit."""
+        return self._recorded(self.step_changes, "figure", figure)
+
+    def _recorded(self, items: Sequence[Mapping[str, Any]], key: str, name: str) -> tuple[float, float, float] | None:
+        wanted = (name, self.first.index, self.last.index)
+        for item in items:
+            if (item.get(key), item.get("before"), item.get("after")) == wanted:
                 found = tuple(number(item.get(key)) for key in ("difference", "low", "high"))
                 if None not in found:
                     difference, low, high = (value for value in found if value is not None)
@@ -194,6 +218,7 @@ def read_run(folder: Path) -> Run:
         rounds=tuple(_round(r, drawn.get(r["round"], {})) for r in sorted(measured, key=lambda r: int(r["round"]))),
         trees=tuple(records(extra, "trees")),
         paired=tuple(records(extra, "paired")),
+        step_changes=tuple(records(extra, "step_changes")),
         environment=_optional(folder / "environment.json"),
         recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else None,
     )
@@ -217,21 +242,33 @@ def _round(raw: Mapping[str, Any], drawn: Mapping[str, Any]) -> Round:
         steps={str(key): number(value) for key, value in steps.items()},
         auroc={str(key): number(value) for key, value in section(steps, "auroc").items()},
         auroc_siblings={str(key): number(value) for key, value in section(steps, "auroc_siblings").items()},
+        auroc_ci95=_intervals(section(steps, "auroc_ci95")),
+        auroc_siblings_ci95=_intervals(section(steps, "auroc_siblings_ci95")),
         training=section(raw, "training"),
         drawn=drawn,
     )
 
 
-def _method(key: str, raw: Mapping[str, Any]) -> Method:
-    interval = raw.get("accuracy_ci95")
+def _intervals(raw: Mapping[str, Any]) -> dict[str, Interval]:
+    """The intervals that are whole."""
+    ends = {str(name): _ends(value) for name, value in raw.items()}
+    return {name: (low, high) for name, (low, high) in ends.items() if low is not None and high is not None}
+
+
+def _ends(interval: Any) -> tuple[float | None, float | None]:
     low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
+    return number(low), number(high)
+
+
+def _method(key: str, raw: Mapping[str, Any]) -> Method:
+    low, high = _ends(raw.get("accuracy_ci95"))
     n = number(raw.get("n"))
     return Method(
         key=key,
         n=None if n is None else int(n),
         accuracy=number(raw.get("accuracy")),
-        low=number(low),
-        high=number(high),
+        low=low,
+        high=high,
         tokens=number(raw.get("generated_tokens_per_question")),
         seconds=number(raw.get("seconds_per_question")),
         abstained=number(raw.get("abstained")),

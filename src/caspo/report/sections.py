@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from caspo.report.markup import MISSING, Child, Html, count, data, el, fixed, join, percent, points, table
-from caspo.report.run_data import Method, Round, Run, difference_interval, method_name, number, section
+from caspo.report.run_data import Interval, Method, Round, Run, difference_interval, method_name, number, section
 
-__all__ = ["headline", "methods_table", "provenance", "signals_table", "tiles", "training_table"]
+__all__ = ["changes_table", "headline", "methods_table", "provenance", "signals_table", "tiles", "training_table"]
 
 SMALL = 200
 """Below this many questions the page warns: a 95% interval is then wider than +-7 points."""
@@ -209,32 +209,67 @@ def _strip(m: Method) -> Html | None:
     return el("span", class_="strip", style=place, aria_hidden="true")
 
 
+def changes_table(run: Run) -> Html | None:
+    """Figures of the steps before and after training, with the interval of the change where the run recorded it."""
+    a, b = run.first, run.last
+    lines: tuple[tuple[str, str, float | None, float | None], ...] = (
+        ("right steps, share", "accuracy", a.steps.get("accuracy"), b.steps.get("accuracy")),
+        ("ECE of the confidence", "ece", a.steps.get("ece"), b.steps.get("ece")),
+        ("Brier score of the confidence", "brier", a.steps.get("brier"), b.steps.get("brier")),
+        ("AUROC of entropy, all steps", "auroc_entropy", a.auroc.get("entropy"), b.auroc.get("entropy")),
+        (
+            "AUROC of entropy, siblings",
+            "auroc_siblings_entropy",
+            a.auroc_siblings.get("entropy"),
+            b.auroc_siblings.get("entropy"),
+        ),
+    )
+    rows: list[list[Child]] = []
+    for name, figure, before, after in lines:
+        if (found := run.step_change(figure)) is not None:
+            change, low, high = found
+            interval = join([data(low, fixed(low, sign=True)), " to ", data(high, fixed(high, sign=True))])
+            cells = [data(before, fixed(before)), data(after, fixed(after)), data(change, fixed(change, sign=True))]
+            rows.append([name, *cells, interval, _verdict(low, high)])
+    head = ["steps", a.label, b.label, "change", "95% interval, paired by question", ""]
+    return table("Change of the steps", head, rows) if rows else None
+
+
 def signals_table(run: Run) -> Html | None:
-    """AUROC of every signal, across all steps and among siblings, first and last round."""
+    """AUROC of every signal with its interval, across all steps and among siblings, first and last round."""
     names = list(dict.fromkeys(name for r in (run.first, run.last) for name in (*r.auroc, *r.auroc_siblings)))
     if not names:
         return None
     rounds = [run.first, run.last] if run.trained else [run.last]
-    columns = [r.auroc for r in rounds] + [r.auroc_siblings for r in rounds]
-    best = [max((v for v in column.values() if v is not None), default=None) for column in columns]
+    columns = [(r.auroc, r.auroc_ci95) for r in rounds] + [(r.auroc_siblings, r.auroc_siblings_ci95) for r in rounds]
+    best = [max((v for v in values.values() if v is not None), default=None) for values, _ in columns]
     head = ["signal"] + [f"{which}, {r.label}" for which in ("all steps", "siblings") for r in rounds]
     rows: list[list[Child]] = []
     for name in names:
         cells: list[Child] = [name.replace("_", " ")]
-        for column, top in zip(columns, best, strict=True):
-            value = column.get(name)
-            cells.append(None if value is None else _auroc(value, value == top))
+        for (values, intervals), top in zip(columns, best, strict=True):
+            value = values.get(name)
+            cells.append(None if value is None else _auroc(value, intervals.get(name), value == top))
         rows.append([cell if cell is not None else MISSING for cell in cells])
     return table("AUROC of every signal", head, rows, class_="signals")
 
 
-def _auroc(value: float, best: bool) -> Html:
-    reach = max(0.0, min(1.0, 2 * value - 1))
-    text = data(value, fixed(value))
+def _auroc(value: float, interval: Interval | None, best: bool) -> Html:
+    """The figure, its interval, and both on a bar from 0.5 to 1."""
+
+    def place(auroc: float) -> str:
+        return f"{max(0.0, min(1.0, 2 * auroc - 1)):.3f}"
+
+    text, style, ends = data(value, fixed(value)), f"--reach:{place(value)}", None
+    if interval is not None:
+        low, high = interval
+        style += f";--low:{place(low)};--high:{place(high)}"
+        ends = el("small", data(low, fixed(low)), " to ", data(high, fixed(high)))
     return el(
         "span",
         el("strong", text) if best else text,
-        el("span", class_="reach", style=f"--reach:{reach:.3f}", aria_hidden="true"),
+        ends,
+        el("span", class_="reach" if interval is None else "reach interval", style=style, aria_hidden="true"),
         class_="auroc",
     )
 

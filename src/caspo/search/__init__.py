@@ -1,20 +1,46 @@
 """Ways to solve questions with an engine; `METHODS` names them."""
 
 from caspo.search.base import Method, PathSettings
+from caspo.search.beam import Beam, BeamSettings
+from caspo.search.best_of_n import BestOfN, BestOfNSettings
 from caspo.search.confidence_tree import ConfidenceTree, ConfidenceTreeSettings
+from caspo.search.deepconf import DeepConfOffline, DeepConfOfflineSettings, DeepConfOnline, DeepConfOnlineSettings
+from caspo.search.dipt import DiPT, DiPTSettings
 from caspo.search.sampled import ChainOfThought, ChainOfThoughtSettings, SelfConsistency, SelfConsistencySettings
 
 __all__ = [
     "METHODS",
+    "Beam",
+    "BeamSettings",
+    "BestOfN",
+    "BestOfNSettings",
     "ChainOfThought",
     "ChainOfThoughtSettings",
     "ConfidenceTree",
     "ConfidenceTreeSettings",
+    "DeepConfOffline",
+    "DeepConfOfflineSettings",
+    "DeepConfOnline",
+    "DeepConfOnlineSettings",
+    "DiPT",
+    "DiPTSettings",
     "Method",
     "PathSettings",
     "SelfConsistency",
     "SelfConsistencySettings",
 ]
 
-METHODS = {method.name: method for method in (ChainOfThought, SelfConsistency, ConfidenceTree)}
+METHODS = {
+    method.name: method
+    for method in (
+        ChainOfThought,
+        SelfConsistency,
+        ConfidenceTree,
+        BestOfN,
+        Beam,
+        DeepConfOffline,
+        DeepConfOnline,
+        DiPT,
+    )
+}
 """Every method by its name in recipes and in `metrics.json`."""

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Annotated, Any, Protocol
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from caspo.confidence import SIGNALS
 from caspo.config import Config
-from caspo.engines.base import Engine
+from caspo.engines.base import Completion, Engine
+from caspo.engines.drive import Asking, drive
 from caspo.types import Question, Solution
 
-__all__ = ["Method", "PathSettings"]
+__all__ = ["Method", "PathSettings", "Search", "SignalName", "run"]
+
+
+def _known_signal(name: str) -> str:
+    if name not in SIGNALS:
+        raise ValueError(f"no confidence signal is called {name!r}; choose one of {', '.join(SIGNALS)}")
+    return name
+
+
+SignalName = Annotated[str, AfterValidator(_known_signal)]
+"""A key of `caspo.confidence.SIGNALS`."""
 
 
 class PathSettings(Config):
@@ -20,6 +32,12 @@ class PathSettings(Config):
     max_tokens: int = Field(512, ge=1)
     """Tokens of one reasoning path, at most."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Tokens are drawn from the most probable ones that hold this share of the probability; 1 is all of them."""
+
+    @property
+    def rows(self) -> int:
+        """Paths of one question that are decoded at a time, about."""
+        return 2
 
 
 class Method(Protocol):
@@ -40,6 +58,24 @@ class Method(Protocol):
     ) -> list[Solution]:
         """One solution per question, in order. A question's solution does not depend on the others.
 
-        ``on_done`` is called with the number of paths that ended since the last call.
+        ``on_done`` is called with the number of questions that were solved since the last call.
         """
         ...
+
+
+class Search(Asking[Any], Protocol):
+    """One question's search, as `run` drives it."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it wants nothing more."""
+
+
+def run(searches: Sequence[Search], engine: Engine, on_done: Callable[[int], None] | None = None) -> None:
+    """Run the searches of all questions to their ends in one batch; ``on_done`` as in `Method.solve`."""
+
+    def received(search: Any, completion: Completion) -> None:
+        if on_done is not None and search.over:
+            on_done(1)
+
+    drive(searches, engine, received)

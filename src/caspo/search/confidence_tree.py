@@ -1,36 +1,44 @@
-"""CaT, Confidence-aware Thought: a tree of steps, wide where the model is unsure and pruned where it loses confidence.
+"""CaT, Confidence-aware Thought: the greedy path, and others from where the model was unsure, while they can matter.
 
-At every depth, for every live path:
+The first path is the greedy chain of thought. A step of which the model is unsure (``branch_signal``) may be branched: at
+its most uncertain token the next most probable ones are taken instead, each continued greedily, with the keys and values of
+everything before it as they are: no token is decoded twice. Branches and paths under way are gone on with step by step, most
+probable first (``rank_signal``), ``width`` at a time, until
 
-1. take the most probable continuation; if the model is sure of it (``branch_signal``), that is all;
-2. otherwise sample ``children - 1`` more and merge equal steps;
-3. a path's confidence is cumulative over its steps (``prune_signal``): a path under ``prune_below`` is pruned, unless no
-   other is left;
-4. of what remains the ``width`` best paths go on, ranked by the probability of their steps (``rank_signal``).
+- the leading answer cannot be overtaken by what may still come, or
+- nothing is open, or the limits (``paths``, ``budget``) are reached.
 
-Finished paths vote for their answers with the weight of their rank score. Three signals, because "is this step right?"
-and "which of these siblings is right?" are different questions: entropy answers the first, but siblings share the
-entropy of the position at which they part; what tells them apart is how probable the sampled tokens were.
+A path's confidence is cumulative over its steps (``prune_signal``); under ``prune_below`` it is pruned, in the middle of a
+step as soon as no continuation can save it, unless fewer than ``min_survivors`` paths are there. Finished paths vote for
+their answers with the weight of their rank score: with `logprob_sum` the votes are the probabilities of the paths, and the
+vote approaches what self-consistency estimates by sampling, from its largest terms down. The confidence in the answer is
+its share of the votes times the cumulative confidence of its best path.
 
-All questions share one batch, and each goes on to its next step as soon as its own paths are there. A question's result
-does not depend on the others.
+Three signals, because "is this step right?" and "which of these siblings is right?" are different questions: entropy
+answers the first, but siblings share the entropy of the position at which they part, and choosing among them by entropy is
+worse than not branching at all (docs/search.md).
+
+Nothing is drawn at random, and a question's result does not depend on the others in its batch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 from pydantic import Field
 
-from caspo.answers import extract_answer
-from caspo.confidence import step_score
-from caspo.engines.base import Completion, Engine, Request
+from caspo.answers import extract_answer, group_answers, same_answer
+from caspo.confidence import best_possible, step_score
+from caspo.engines.base import Completion, Engine, Request, Watch
+from caspo.engines.drive import drive
 from caspo.search.base import PathSettings
 from caspo.search.vote import vote
-from caspo.trees import TreeBuilder, seed_of
-from caspo.types import ROOT, Question, Solution, Step
+from caspo.trees import TreeBuilder, cut_trace, join_traces
+from caspo.types import ROOT, Question, Solution, TokenTrace
 
 __all__ = ["ConfidenceTree", "ConfidenceTreeSettings"]
 
@@ -39,34 +47,25 @@ class ConfidenceTreeSettings(PathSettings):
     """How CaT grows and prunes."""
 
     children: int = Field(4, ge=1)
-    """Continuations of an unsure path, the greedy one included."""
+    """Continuations of an unsure step at most, the most probable one included; 1 never branches."""
     width: int = Field(2, ge=1)
-    """Paths that live on at each depth, at most."""
-    temperature: float = Field(0.8, gt=0)
-    """Of the sampled continuations."""
+    """Paths that take their next step at once, before the answers are looked at again."""
+    paths: int = Field(2, ge=1)
+    """Paths begun, at most, the greedy one included."""
+    budget: int | None = Field(None, ge=1)
+    """Tokens generated for a question, at most."""
     branch_signal: str = "entropy_max"
     branch_below: float = Field(0.6, ge=0, le=1)
-    """A greedy step whose score is below this is branched; 0 never branches."""
+    """A step whose score is below this may be branched; 0 never branches."""
     prune_signal: str = "entropy"
     prune_below: float = Field(0.05, ge=0, le=1)
     """A path whose cumulative confidence (product of its steps' scores) falls below this is pruned."""
+    min_survivors: int = Field(1, ge=1)
+    """Paths that must have finished before any is pruned."""
     rank_signal: str = "logprob_sum"
-    max_step_tokens: int = Field(128, ge=1)
-    """Tokens of one step, at most; a longer one ends its path."""
-
-
-@dataclass
-class _Path:
-    """A live or finished path of one question."""
-
-    node: int = ROOT
-    confidence: float = 1.0
-    rank: float = 0.0
-    """Sum of log rank scores."""
-    tokens: int = 0
-    answer: str | None = None
-    cut: bool = False
-    """Its last step reached a limit before its line break."""
+    """Of the order of branches, and of the weight of a path's vote."""
+    abstain_below: float = Field(0.0, ge=0, le=1)
+    """An answer with less confidence than this is withheld."""
 
 
 class ConfidenceTree:
@@ -84,120 +83,321 @@ class ConfidenceTree:
         seed: int = 0,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Solution]:
-        """The answer that the surviving paths agree on; every decision stands in the tree's nodes."""
-        searches = [_Search(TreeBuilder(q, engine.prompt(q.text)), self.settings, seed) for q in questions]
-        asked: list[tuple[_Search, _Continuation]] = []
+        """The answer that the surviving paths agree on; every decision stands in the tree's nodes. ``seed`` is not used."""
+        searches = [_Search(TreeBuilder(q, engine.prompt(q.text)), self.settings, engine) for q in questions]
 
-        def ask(search: _Search, wanted: Sequence[_Continuation]) -> list[Request]:
-            asked.extend((search, continuation) for continuation in wanted)
-            return [search.request(continuation) for continuation in wanted]
-
-        def receive(place: int, completion: Completion) -> list[Request]:
-            search, continuation = asked[place]
-            wanted = search.receive(continuation, completion)
-            if on_done is not None and not search.live:
+        def received(search: _Search, completion: Completion) -> None:
+            if on_done is not None and search.over:
                 on_done(1)
-            return ask(search, wanted)
 
-        first = [request for search in searches for request in ask(search, search.begin())]
-        engine.generate(first, receive)
+        drive(searches, engine, received)
         return [search.solution() for search in searches]
 
 
-_Continuation = tuple[int, int]
-"""Place of a path among the live ones, and which of its samples; sample 0 is the greedy one."""
+class _State(NamedTuple):
+    """What a path has come to, up to and including one node."""
+
+    confidence: float = 1.0
+    """Product of the steps' scores by the prune signal."""
+    rank: float = 0.0
+    """Sum of the logs of the steps' scores by the rank signal."""
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A place where a path may leave the others: after ``head`` in the step that follows ``parent``."""
+
+    parent: int
+    head: tuple[int, ...] = ()
+    trace: TokenTrace | None = None
+    """Of ``head`` and of the token to come, its log p being the most it can be."""
+    rank: int = 1
+    """Of the token to come: 1 is the greedy path itself."""
+    taken: float = 0.0
+    """Probability of the better ones."""
+    probability: float = 1.0
+    """Of the token to come, at most."""
+    priority: float = 0.0
+    """Log of the rank score of a path through here; no lower than that of any such path if the rank signal is a sum."""
+
+    @property
+    def starts(self) -> bool:
+        """Whether a path begins here; otherwise one goes on with its next step."""
+        return self.rank > 1 or self.parent == ROOT
+
+
+class _Finished(NamedTuple):
+    answer: str | None
+    rank: float
+    confidence: float
 
 
 class _Search:
-    """The search for one question's answer."""
+    """The search for one question's answer. Keys are places in ``_decoding``."""
 
-    def __init__(self, builder: TreeBuilder, settings: ConfidenceTreeSettings, seed: int) -> None:
-        self.builder, self.settings, self.seed = builder, settings, seed
-        self.live = [_Path()]
-        self.done: list[_Path] = []
+    def __init__(self, builder: TreeBuilder, settings: ConfidenceTreeSettings, engine: Engine) -> None:
+        self.builder, self.settings, self.engine = builder, settings, engine
         self.tokens = 0
-        self._arrived: dict[_Continuation, Completion] = {}
-        self._missing = 0
+        self.over = False
+        self._state = {ROOT: _State()}
+        self._open: list[_Branch] = []
+        self._decoding: list[_Branch] = []
+        self._arrived: dict[int, Completion] = {}
+        self._paths = 0
+        self._finished: list[_Finished] = []
 
-    def begin(self) -> list[_Continuation]:
-        """The next step of every live path: its greedy continuation."""
-        self._arrived, self._missing = {}, len(self.live)
-        return [(place, 0) for place in range(len(self.live))]
+    def begin(self) -> list[tuple[int, Request]]:
+        """The greedy path."""
+        return self._ask([_Branch(ROOT)])
 
-    def receive(self, continuation: _Continuation, completion: Completion) -> list[_Continuation]:
-        """Take a continuation in; those to sample next."""
-        settings = self.settings
-        place, sample = continuation
-        self._arrived[continuation] = completion
+    def receive(self, key: int, completion: Completion) -> list[tuple[int, Request]]:
+        """Take a path in; once all of this turn are there, the branches to decode next."""
+        self._arrived[key] = completion
         self.tokens += len(completion.token_ids)
-        self._missing -= 1
-        if sample == 0 and step_score(completion.trace, settings.branch_signal) < settings.branch_below:
-            more = [(place, extra) for extra in range(1, settings.children)]
-            self._missing += len(more)
-            if more:
-                return more
-        if self._missing:
+        if len(self._arrived) < len(self._decoding):
             return []
-        self._select()
-        return self.begin()
-
-    def request(self, continuation: _Continuation) -> Request:
-        """What to ask the engine for."""
-        settings = self.settings
-        place, sample = continuation
-        path = self.live[place]
-        return Request(
-            prefix_ids=self.builder.prefix_ids(path.node),
-            seed=seed_of("cat", self.seed, self.builder.question.id, tuple(self.builder.texts(path.node)), sample),
-            max_new_tokens=min(settings.max_step_tokens, settings.max_tokens - path.tokens),
-            temperature=settings.temperature if sample else 0.0,
-            top_p=settings.top_p,
-            stop=("\n",),
-        )
+        for place, branch in enumerate(self._decoding):
+            self._grow(branch, self._arrived[place])
+        chosen = self._choose()
+        self.over = not chosen
+        return self._ask(chosen)
 
     def solution(self) -> Solution:
         """The vote of the finished paths."""
-        best = max((path.rank for path in self.done), default=0.0)
-        answer, share = vote([p.answer for p in self.done], [math.exp(p.rank - best) for p in self.done])
-        return Solution(self.builder.question.id, answer, share, self.builder.build(), self.tokens)
-
-    def _select(self) -> None:
-        """Turn what arrived into paths: prune, keep the best, and set finished ones aside."""
-        settings, builder = self.settings, self.builder
-        children: dict[int, _Path] = {}
-        for place, sample in sorted(self._arrived, key=lambda c: (c[1] > 0, c)):
-            child = self._child(self.live[place], self._arrived[place, sample])
-            children.setdefault(child.node, child)
-        ranked = sorted(children.values(), key=lambda c: (-c.rank, c.node))
-        kept = [c for c in ranked if c.confidence >= settings.prune_below]
-        if not kept and not self.done:
-            kept = ranked[:1]
-        for child in children.values():
-            if child not in kept:
-                builder.decide(child.node, "pruned")
-        self.live = []
-        for rank, child in enumerate(kept):
-            if builder.nodes[child.node].final or child.answer is not None:
-                builder.decide(child.node, "finished")
-                self.done.append(child)
-            elif child.cut or child.tokens >= settings.max_tokens:
-                builder.decide(child.node, "cut")
-            elif rank < settings.width:
-                builder.decide(child.node, "expanded")
-                self.live.append(child)
-            else:
-                builder.decide(child.node, "dropped")
-
-    def _child(self, path: _Path, completion: Completion) -> _Path:
-        settings = self.settings
-        step = Step(completion.text, completion.token_ids, completion.trace)
-        node = self.builder.add(path.node, step, final=completion.finish == "eos")
-        trace = self.builder.nodes[node].step.trace
-        return _Path(
-            node,
-            path.confidence * step_score(trace, settings.prune_signal),
-            path.rank + math.log(max(step_score(trace, settings.rank_signal), 1e-300)),
-            path.tokens + len(completion.token_ids),
-            extract_answer(completion.text),
-            completion.finish == "length",
+        paths = self._finished
+        best = max((path.rank for path in paths), default=0.0)
+        answer, share = vote([path.answer for path in paths], [math.exp(path.rank - best) for path in paths])
+        agreeing = [path for path in paths if same_answer(path.answer, answer)]
+        confidence = share * max(agreeing, key=lambda path: path.rank).confidence if agreeing else 0.0
+        abstained = answer is not None and confidence < self.settings.abstain_below
+        return Solution(
+            self.builder.question.id,
+            None if abstained else answer,
+            confidence,
+            self.builder.build(),
+            self.tokens,
+            abstained=abstained,
         )
+
+    def _ask(self, branches: list[_Branch]) -> list[tuple[int, Request]]:
+        settings = self.settings
+        self._decoding, self._arrived = branches, {}
+        self._paths += sum(branch.starts for branch in branches)
+        requests = []
+        for key, branch in enumerate(branches):
+            room = self._room(branch)
+            if settings.budget is not None:
+                room = min(room, (settings.budget - self.tokens) // len(branches))
+            request = Request(
+                prefix_ids=self.builder.prefix_ids(branch.parent) + branch.head,
+                seed=0,
+                max_new_tokens=room,
+                temperature=0.0,
+                stop=() if branch.parent == ROOT and branch.rank == 1 else ("\n",),
+                rank=branch.rank,
+                keep=settings.children > 1,
+                watch=self._watch(branch, room),
+            )
+            requests.append((key, request))
+        return requests
+
+    def _room(self, branch: _Branch) -> int:
+        """Tokens that a path from here may have."""
+        return self.settings.max_tokens - self._state[branch.parent].tokens - len(branch.head)
+
+    def _watch(self, branch: _Branch, room: int) -> Watch | None:
+        settings = self.settings
+        if settings.prune_below == 0 or len(self._finished) < settings.min_survivors:
+            return None
+        return _PruneWatch(branch, self._state[branch.parent].confidence, room, self.engine, settings)
+
+    def _grow(self, branch: _Branch, completion: Completion) -> None:
+        """Add a decoded path to the tree, and open the branches that it has."""
+        settings, builder = self.settings, self.builder
+        new = completion.trace
+        if branch.rank > 1:
+            self._open_next_rank(branch, new)
+        head = len(branch.head)
+        trace = join_traces([cut_trace(_known(branch), 0, head), new]) if head else new
+        ids = (*branch.head, *completion.token_ids)
+        known = len(builder.nodes)
+        nodes = builder.add_steps(branch.parent, ids, self.engine.pieces(ids), trace, final=completion.finish == "eos")
+        fixed = head + (branch.rank > 1)  # what this path shares with another one, or was told to take
+        parent = branch.parent
+        for node in nodes:
+            step = builder.nodes[node].step
+            if node >= known:
+                before = self._state[parent]
+                self._state[node] = _State(
+                    before.confidence * step_score(step.trace, settings.prune_signal),
+                    before.rank + math.log(step_score(step.trace, settings.rank_signal)),
+                    before.tokens + len(step.token_ids),
+                )
+                if settings.children > 1 and step_score(step.trace, settings.branch_signal) < settings.branch_below:
+                    self._open_step(parent, step.token_ids, step.trace, fixed)
+            parent, fixed = node, 0
+            if node != nodes[-1]:
+                builder.decide(node, "expanded")
+        if nodes and nodes[-1] >= known:
+            self._end(nodes[-1], completion)
+
+    def _end(self, leaf: int, completion: Completion) -> None:
+        settings, state = self.settings, self._state[leaf]
+        survivors = len(self._finished)
+        if completion.finish == "abandoned" or (
+            state.confidence < settings.prune_below and survivors >= settings.min_survivors
+        ):
+            self.builder.decide(leaf, "pruned")
+            return
+        if completion.finish == "stop" and state.tokens < settings.max_tokens:
+            self.builder.decide(leaf, "dropped")  # unless it is gone on with
+            self._open.append(_Branch(leaf, priority=state.rank))
+            return
+        answer = extract_answer("".join(self.builder.texts(leaf)))
+        whole = completion.finish == "eos" or answer is not None
+        self.builder.decide(leaf, "finished" if whole else "cut")
+        if whole:
+            self._finished.append(_Finished(answer, state.rank, state.confidence))
+
+    def _open_step(self, parent: int, ids: tuple[int, ...], trace: TokenTrace, fixed: int) -> None:
+        """Open a branch at the most uncertain token of a step, of those from ``fixed`` on."""
+        if fixed >= len(ids):
+            return
+        at = fixed + int(np.argmax(trace.entropy[fixed:]))
+        first = math.exp(float(trace.max_logprob[at]))
+        here = cut_trace(trace, 0, at + 1)
+        self._open_branch(_Branch(parent, ids[:at], here, 2, first), first - float(trace.margin[at]))
+
+    def _open_next_rank(self, branch: _Branch, new: TokenTrace) -> None:
+        """After the token of one rank, that of the next."""
+        took = math.exp(float(new.logprob[0]))
+        if branch.rank < self.settings.children:
+            following = replace(branch, rank=branch.rank + 1, taken=branch.taken + took)
+            self._open_branch(following, min(took, 1 - following.taken))
+
+    def _open_branch(self, branch: _Branch, probability: float) -> None:
+        """Note a branch whose token has at most this probability."""
+        if probability <= _NONE:
+            return
+        trace = _known(branch)
+        logprob = np.concatenate([trace.logprob[:-1], np.array([math.log(probability)], np.float32)])
+        trace = replace(trace, logprob=logprob)
+        score = math.log(step_score(trace, self.settings.rank_signal))
+        priority = self._state[branch.parent].rank + score
+        self._open.append(replace(branch, trace=trace, probability=probability, priority=priority))
+
+    def _choose(self) -> list[_Branch]:
+        """The branches to decode next; none if the search is over."""
+        settings = self.settings
+        more = settings.max_tokens
+        self._open = [
+            branch
+            for branch in self._open
+            if self._room(branch) > 0
+            and (
+                branch.rank == 1  # its last step was looked at when it came in
+                or len(self._finished) < settings.min_survivors
+                or self._state[branch.parent].confidence * best_possible(_known(branch), settings.prune_signal, more)
+                >= settings.prune_below
+            )
+        ]
+        self._open.sort(key=lambda branch: -branch.priority)
+        left = settings.paths - self._paths
+        if left <= 0:
+            self._open = [branch for branch in self._open if not branch.starts]
+        if not self._open or self._settled(left):
+            return []
+        number = settings.width if settings.budget is None else min(settings.width, settings.budget - self.tokens)
+        chosen: list[_Branch] = []
+        for branch in self._open:
+            if len(chosen) < number and (not branch.starts or left > 0):
+                chosen.append(branch)
+                left -= branch.starts
+        self._open = [branch for branch in self._open if branch not in chosen]
+        for branch in chosen:
+            if not branch.starts:
+                self.builder.decide(branch.parent, "expanded")
+        return chosen
+
+    def _settled(self, left: int) -> bool:
+        """Whether ``left`` more paths cannot change the leading answer."""
+        if not self._finished:
+            return False
+        best = max(path.rank for path in self._finished)
+        totals: dict[int, float] = {}
+        for group, path in zip(group_answers([p.answer for p in self._finished]), self._finished, strict=True):
+            totals[group] = totals.get(group, 0.0) + (math.exp(path.rank - best) if path.answer is not None else 0.0)
+        ranked = [*sorted(totals.values(), reverse=True), 0.0]
+        return ranked[0] - ranked[1] > self._most(left, best)
+
+    def _most(self, left: int, best: float) -> float:
+        """The weight that the paths under way and ``left`` new ones may come to together, at most."""
+        if self.settings.rank_signal != "logprob_sum":
+            # A path scores no more than the whole steps before its branch do.
+            highest = max(math.exp(self._state[branch.parent].rank - best) for branch in self._open)
+            return (left + sum(not branch.starts for branch in self._open)) * highest
+        # Probabilities: all paths through a branch share its own; the later ranks of its token share what they leave.
+        under_way, new = 0.0, []
+        for branch in self._open:
+            mass = math.exp(branch.priority - best)
+            if not branch.starts:
+                under_way += mass
+                continue
+            ranks = min(self.settings.children - branch.rank + 1, (1 - branch.taken) / branch.probability)
+            new += [mass] * int(ranks) + [mass * (ranks - int(ranks))]
+        return under_way + sum(sorted(new, reverse=True)[:left])
+
+
+class _PruneWatch:
+    """Ends a path as soon as its cumulative confidence cannot stay above the threshold, whatever follows."""
+
+    def __init__(
+        self, branch: _Branch, confidence: float, room: int, engine: Engine, settings: ConfidenceTreeSettings
+    ) -> None:
+        self._confidence, self._room, self._engine, self._settings = confidence, room, engine, settings
+        self._rows: list[Sequence[float]] = []
+        """Of the step that is being written."""
+        self._line_start = 0
+        """Where its last line begins; 0 while it has no line with text before that."""
+        self._line_written = False
+        if branch.head:
+            for token, row in zip(branch.head, _rows(_known(branch)), strict=False):
+                self._take(token, row)
+
+    def __call__(self, token: int, measured: Sequence[float]) -> bool:
+        self._take(token, measured[:5])
+        self._room -= 1
+        possible = best_possible(_trace(self._rows), self._settings.prune_signal, self._room)
+        return self._confidence * possible >= self._settings.prune_below
+
+    def _take(self, token: int, row: Sequence[float]) -> None:
+        """Steps end as in `caspo.steps.split_tokens`: where a line begins, blank lines before it are the step's."""
+        piece = self._engine.pieces([token])[0]
+        if piece.strip() and not self._line_written:
+            self._line_written = True
+            if self._line_start:
+                self._confidence *= step_score(_trace(self._rows[: self._line_start]), self._settings.prune_signal)
+                self._rows = self._rows[self._line_start :]
+                self._line_start = 0
+        self._rows.append(row)
+        if "\n" in piece and (self._line_written or self._line_start):
+            self._line_start, self._line_written = len(self._rows), False
+
+
+def _rows(trace: TokenTrace) -> list[tuple[float, ...]]:
+    columns = (trace.entropy, trace.logprob, trace.max_logprob, trace.margin, trace.varentropy)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _trace(rows: Sequence[Sequence[float]]) -> TokenTrace:
+    return TokenTrace(*np.array(rows, dtype=np.float32).T.copy())
+
+
+_NONE = 1e-6
+"""A token of a lower probability is no alternative."""
+
+
+def _known(branch: _Branch) -> TokenTrace:
+    assert branch.trace is not None
+    return branch.trace

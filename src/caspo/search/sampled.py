@@ -1,4 +1,7 @@
-"""Whole solutions: chain of thought (one) and self-consistency (several, majority vote; Wang et al. 2022)."""
+"""Whole solutions: chain of thought (one) and self-consistency (several, majority vote; Wang et al. 2022).
+
+`Samples` is one question's sampled solutions; best of n and DeepConf choose among the same ones.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,19 @@ from pydantic import Field
 
 from caspo.answers import extract_answer
 from caspo.engines.base import Completion, Engine, Request
-from caspo.search.base import PathSettings
+from caspo.search.base import PathSettings, run
 from caspo.search.vote import vote
 from caspo.trees import TreeBuilder, seed_of
 from caspo.types import Question, Solution
 
-__all__ = ["ChainOfThought", "ChainOfThoughtSettings", "SelfConsistency", "SelfConsistencySettings"]
+__all__ = [
+    "ChainOfThought",
+    "ChainOfThoughtSettings",
+    "Samples",
+    "SelfConsistency",
+    "SelfConsistencySettings",
+    "sample",
+]
 
 
 class ChainOfThoughtSettings(PathSettings):
@@ -27,7 +37,82 @@ class SelfConsistencySettings(PathSettings):
     """Several solutions per question, and the majority's answer."""
 
     samples: int = Field(10, ge=1)
+    """Solutions of one question."""
     temperature: float = Field(0.7, gt=0)
+    """Of sampling: logits are divided by it."""
+
+    @property
+    def rows(self) -> int:
+        """All samples at once."""
+        return self.samples
+
+
+class Samples:
+    """The solutions sampled for one question. A key is a sample's number, from 0.
+
+    A sample depends on the question, ``name``, the seed and its number: methods that sample under one name choose among
+    the same solutions, and the difference between them is their choice alone.
+    """
+
+    def __init__(
+        self, builder: TreeBuilder, name: str, seed: int, count: int, temperature: float, settings: PathSettings
+    ) -> None:
+        self.builder = builder
+        self._name, self._seed, self._temperature, self._settings = name, seed, temperature, settings
+        self._count = count
+        self._asked = 0
+        self._found: dict[int, Completion] = {}
+
+    def begin(self) -> list[tuple[int, Request]]:
+        """All of them."""
+        return self._ask(self._count)
+
+    def receive(self, key: int, completion: Completion) -> list[tuple[int, Request]]:
+        """Keep a solution; nothing follows it."""
+        self._found[key] = completion
+        return []
+
+    @property
+    def over(self) -> bool:
+        """Whether every sample that was asked for is there."""
+        return len(self._found) == self._asked
+
+    @property
+    def completions(self) -> list[Completion]:
+        """The samples in the order they were asked for."""
+        return [self._found[number] for number in range(self._asked)]
+
+    def answers(self) -> list[str | None]:
+        """The answer that each sample states."""
+        return [extract_answer(completion.text) for completion in self.completions]
+
+    def grow(self, engine: Engine) -> list[int]:
+        """Cut the samples into steps and merge equal ones in the tree; the last node of each sample."""
+        return [
+            self.builder.add_solution(
+                found.token_ids, engine.pieces(found.token_ids), found.trace, final=found.finish == "eos"
+            )
+            for found in self.completions
+        ]
+
+    def solution(self, answer: str | None, confidence: float) -> Solution:
+        """This answer, with the tree and the price of all samples."""
+        tokens = sum(len(completion.token_ids) for completion in self.completions)
+        return Solution(self.builder.question.id, answer, confidence, self.builder.build(), tokens)
+
+    def _ask(self, count: int) -> list[tuple[int, Request]]:
+        new = range(self._asked, self._asked + count)
+        self._asked = new.stop
+        return [(number, self._request(number)) for number in new]
+
+    def _request(self, number: int) -> Request:
+        return Request(
+            prefix_ids=self.builder.prompt_ids,
+            seed=seed_of(self._name, self._seed, self.builder.question.id, number),
+            max_new_tokens=self._settings.max_tokens,
+            temperature=self._temperature,
+            top_p=self._settings.top_p,
+        )
 
 
 class ChainOfThought:
@@ -46,7 +131,8 @@ class ChainOfThought:
         on_done: Callable[[int], None] | None = None,
     ) -> list[Solution]:
         """One solution per question; its confidence is 1 where it has an answer: one path cannot disagree."""
-        return _sample(self.name, questions, engine, seed, 1, self.settings.temperature, self.settings, on_done)
+        settings = self.settings
+        return _majority(sample(self.name, questions, engine, seed, 1, settings.temperature, settings, on_done), engine)
 
 
 class SelfConsistency:
@@ -66,52 +152,33 @@ class SelfConsistency:
     ) -> list[Solution]:
         """The majority's answer; its confidence is its share of the samples."""
         settings = self.settings
-        return _sample(self.name, questions, engine, seed, settings.samples, settings.temperature, settings, on_done)
+        found = sample(self.name, questions, engine, seed, settings.samples, settings.temperature, settings, on_done)
+        return _majority(found, engine)
 
 
-def _sample(
+def sample(
     name: str,
     questions: Sequence[Question],
     engine: Engine,
     seed: int,
-    samples: int,
+    count: int,
     temperature: float,
     settings: PathSettings,
     on_done: Callable[[int], None] | None,
-) -> list[Solution]:
-    builders = [TreeBuilder(q, engine.prompt(q.text)) for q in questions]
-    requests = [
-        Request(
-            prefix_ids=builder.prompt_ids,
-            seed=seed_of(name, seed, builder.question.id, sample),
-            max_new_tokens=settings.max_tokens,
-            temperature=temperature,
-            top_p=settings.top_p,
-        )
-        for builder in builders
-        for sample in range(samples)
+    ask: Callable[[str], str] = str,
+) -> list[Samples]:
+    """``count`` solutions of each question, all in one batch; ``ask`` makes what the model is asked of its text."""
+    found = [
+        Samples(TreeBuilder(q, engine.prompt(ask(q.text))), name, seed, count, temperature, settings) for q in questions
     ]
+    run(found, engine, on_done)
+    return found
 
-    def receive(place: int, completion: Completion) -> list[Request]:
-        assert on_done is not None
-        on_done(1)
-        return []
 
-    completions = iter(engine.generate(requests, receive if on_done is not None else None))
+def _majority(found: Sequence[Samples], engine: Engine) -> list[Solution]:
     solutions = []
-    for builder in builders:
-        answers: list[str | None] = []
-        tokens = 0
-        for _ in range(samples):
-            completion = next(completions)
-            tokens += len(completion.token_ids)
-            builder.add_solution(
-                completion.token_ids,
-                engine.pieces(completion.token_ids),
-                completion.trace,
-                final=completion.finish == "eos",
-            )
-            answers.append(extract_answer(completion.text))
-        answer, share = vote(answers, [1.0] * samples)
-        solutions.append(Solution(builder.question.id, answer, share, builder.build(), tokens))
+    for samples in found:
+        samples.grow(engine)
+        answers = samples.answers()
+        solutions.append(samples.solution(*vote(answers, [1.0] * len(answers))))
     return solutions

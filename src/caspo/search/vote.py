@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from caspo.answers import group_answers
 
-__all__ = ["vote"]
+__all__ = ["agreement", "vote"]
 
 
 def vote(answers: Sequence[str | None], weights: Sequence[float]) -> tuple[str | None, float]:
@@ -27,3 +27,9 @@ def vote(answers: Sequence[str | None], weights: Sequence[float]) -> tuple[str |
     best = max(totals, key=lambda group: totals[group])
     everything = sum(weights)
     return first[best], totals[best] / everything if everything > 0 else 0.0
+
+
+def agreement(answers: Sequence[str | None], chosen: int) -> float:
+    """The share of the paths whose answer has the value of that of path ``chosen``, itself included."""
+    groups = group_answers(answers)
+    return groups.count(groups[chosen]) / len(groups)

@@ -24,7 +24,7 @@ from caspo.train.checks import check_pairs
 from caspo.train.lora import add_adapters
 from caspo.train.simulate import Forward, simulate
 from caspo.train.step_dpo import StepDPOSettings, held_out, pair_tokens
-from caspo.train.tree_packing import separate
+from caspo.train.tree_packing import packed_size, separate
 from caspo.train.units import Micro, make_units, plan_steps
 from caspo.types import StepPair, Tree
 
@@ -109,8 +109,8 @@ class Tokens:
     trained: int
     """Unique tokens of the trees that are not held out for validation."""
     computed: int
-    """Tokens of all packed micro-batches: more than ``trained`` where a tree is cut, whose paths to the cut are computed
-    twice."""
+    """Tokens of all micro-batches: more than ``trained`` in separate rows, and where a tree is cut, whose paths to the cut
+    are computed twice."""
     steps: int
     """Optimiser steps, all epochs."""
     micro_batches: int
@@ -186,7 +186,7 @@ def count_tokens(
         DataError: no pairs, pairs without their nodes, or too few trees for the validation.
     """
     check_pairs(trees, pairs)
-    units = make_units(trees, pairs, judged=settings.confidence > 0)
+    units = make_units(trees, pairs, judged=settings.confidence > 0, packed=settings.layout == "packed")
     training, _ = held_out(units, settings.validation, seed)
     plan = plan_steps(
         training,
@@ -199,9 +199,9 @@ def count_tokens(
     return Tokens(
         trees=len(units),
         pairs=sum(len(unit.pairs) for unit in units),
-        unique=sum(unit.size for unit in units),
+        unique=sum(packed_size(unit.tree, unit.needed) for unit in units),
         separate=sum(pair_tokens(unit) for unit in units),
-        trained=sum(unit.size for unit in training),
+        trained=sum(packed_size(unit.tree, unit.needed) for unit in training),
         computed=round(sum(unit.size for micro in micros for unit in micro.units) / settings.epochs),
         steps=len(plan),
         micro_batches=len(micros),

@@ -264,7 +264,7 @@ def step_loss(
     nodes = [(unit.tree, n) for unit in micro.units for n in unit.judged]
     if nodes:
         entropies = torch.stack([scores[tree.question.id, n].entropies.mean() for tree, n in nodes])
-        right = entropies.new_tensor([_is_right(tree, n) for tree, n in nodes])
+        right = entropies.new_tensor([float(tree.nodes[n].right) for tree, n in nodes])
         believed = calibrated_confidence(entropies, *(calibration or (None, 0.0)))
         distance = confidence_loss(believed, right, settings.confidence_loss)
         _refuse_nan(distance.detach(), [tree.question.id for tree, _ in nodes])
@@ -341,14 +341,10 @@ def _refuse_nan(values: torch.Tensor, questions: Sequence[str]) -> None:
         )
 
 
-def _is_right(tree: Tree, node: int) -> float:
-    verdict = tree.nodes[node].verdict
-    return float(verdict is not None and verdict.label == "right")
-
-
 def _sampled_by(model: Any, scorer: Scorer, unit: Unit, settings: StepDPOSettings) -> bool:
     """Whether the log-probabilities that the tree was sampled with are this model's: then the reference is there already."""
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+    bf16 = settings.precision == "bf16"
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
         found = scorer.traces(model, scorer.rows(unit.tree, unit.needed))
     for (_, node), trace in found.items():
         sampled = unit.tree.nodes[node].step.trace

@@ -1,0 +1,102 @@
+"""What measuring the confidence of every token costs: the decode step with it and without it, in turns on the same logits.
+
+Without it a step still has to choose its token: the most probable one, or a draw at a temperature. So the cost is the
+difference of the two samplers' times over the time of the whole step without confidence. A step is one forward pass of the
+model over the batch, and the choice; logits are those of the pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from decode import forward
+from measure import Figure, difference, report
+
+from caspo.engines.hf import HFEngine
+from caspo.engines.models import load
+from caspo.engines.sampling import draw
+
+
+def plain(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:
+    """Tokens, and nothing measured; in the slices of a few rows that our own sampler works in, which is faster."""
+    tokens = []
+    for logits, uniform in zip(torch.split(logits_BV, 4), torch.split(uniform_B, 4), strict=True):
+        if temperature == 0:
+            tokens.append(logits.argmax(-1))
+            continue
+        scaled = logits / temperature if temperature != 1 else logits
+        cdf = (scaled - scaled.amax(-1, keepdim=True)).exp_().cumsum(-1)
+        tokens.append(torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0])
+    return torch.cat(tokens)
+
+
+@torch.inference_mode()
+def overhead(engine: HFEngine, batch: int, temperature: float, repeats: int, step_seconds: float) -> Figure:
+    """The share that confidence adds to a step of ``step_seconds`` without sampling."""
+    ids = torch.randint(5, 1000, (batch, 8), generator=torch.Generator().manual_seed(0)).to(engine.device)
+    logits_BV = engine.model(ids, logits_to_keep=1).logits[:, -1] * 1.0
+    same_B = torch.full((batch,), temperature, device=engine.device)
+    uniform_B = torch.rand(batch, generator=torch.Generator().manual_seed(0)).to(engine.device)
+    ones, ranks, none = torch.ones(batch, device=engine.device), [1] * batch, [0] * batch
+
+    def clock(run: Callable[[], object]) -> float:
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    shares, costs = [], []
+    for _ in range(repeats):
+        with_it = clock(lambda: draw(logits_BV, same_B, ones, uniform_B, ranks, none))
+        without = clock(lambda: plain(logits_BV, temperature, uniform_B))
+        costs.append((with_it, without))
+        shares.append((with_it - without) / (step_seconds + without))
+    spread = statistics.quantiles(shares, n=20)
+    measured, bare = (statistics.median(column) * 1e3 for column in zip(*costs, strict=True))
+    note = (
+        f"batch {batch}, temperature {temperature:g}, V = {logits_BV.shape[-1]:,}: sampling {measured:.2f} ms with, "
+        f"{bare:.2f} ms without, forward {step_seconds * 1e3:.1f} ms; 5% to 95% of {repeats}"
+    )
+    return difference(statistics.median(shares), spread[0], spread[-1], note, "share")
+
+
+def main() -> None:
+    """Run everything and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the small model only")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument(
+        "--models", nargs="+", default=["smollm2-135m", "gemma3-270m"], help="the first gives the figure"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--length", type=int, default=128, help="tokens before the one that is decoded")
+    parser.add_argument("--repeats", type=int, default=40)
+    args = parser.parse_args()
+    if args.quick:
+        args.models = ["stories-tiny"]
+    figures: dict[str, Figure] = {}
+    for name in args.models:
+        model, tokenizer = load(name, device=args.device, dtype=args.dtype)
+        engine = HFEngine(model, tokenizer, name=name)
+        seconds = forward(engine, args.batch, args.length, 10)
+        for temperature in (0.8, 0.0):
+            key = f"confidence_overhead_{torch.device(args.device).type.replace('cuda', 'gpu')}"
+            key += "" if name == args.models[0] else f"_{name}"
+            key += "" if temperature else "_greedy"
+            figures[key] = overhead(engine, args.batch, temperature, args.repeats, seconds)
+        del model, engine
+    report(figures, args.json, args)
+
+
+if __name__ == "__main__":
+    main()

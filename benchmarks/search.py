@@ -1,0 +1,192 @@
+"""CaT against self-consistency and every other method, on the same engine, model and questions.
+
+`cat_*_vs_sc10`: CaT as it comes against self-consistency with 10 samples, per seed another set of test questions; accuracy
+is compared question by question. Tokens are all that were decoded, those of pruned paths included. Time is that of whole
+batches, the methods in turns.
+
+`--curve` gives every method the budgets 1, 2, 4, ... 32 (samples, paths, or beams times children) and prints accuracy
+against tokens. `--ablation` gives CaT every signal for its votes, and the paper's choice: entropy for all decisions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import Figure, difference, ratio, report
+
+from caspo.confidence import SIGNALS
+from caspo.engines.hf import HFEngine
+from caspo.engines.models import load
+from caspo.engines.prompts import INSTRUCTION
+from caspo.evaluate.statistics import bootstrap_ci, paired_difference, wilson
+from caspo.search import METHODS, Method
+from caspo.tasks.base import Task
+from caspo.tasks.jsonl import JsonlTask
+from caspo.tasks.stories import StoriesTask
+from caspo.types import Question
+
+BUDGETS = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a method made of some questions."""
+
+    correct: np.ndarray[Any, Any]
+    tokens: np.ndarray[Any, Any]
+    seconds: float
+
+    def line(self) -> str:
+        """Accuracy with its interval, tokens and milliseconds a question."""
+        n = len(self.correct)
+        low, high = wilson(int(self.correct.sum()), n)
+        return (
+            f"{self.correct.mean():6.1%} [{low:.1%}, {high:.1%}]  {self.tokens.mean():7.1f} tokens"
+            f"  {1000 * self.seconds / n:7.1f} ms"
+        )
+
+
+class Bench:
+    """A model, a task and its questions."""
+
+    def __init__(self, engine: HFEngine, task: Task, limits: dict[str, Any]) -> None:
+        self.engine, self.task, self.limits = engine, task, limits
+
+    def method(self, name: str, **settings: Any) -> Method:
+        """A method with these settings and the common limit of a path."""
+        made = METHODS[name]
+        return made(type(made().settings)(**{**self.limits, **settings}))  # type: ignore[arg-type]
+
+    def run(self, method: Method, questions: Sequence[Question], seed: int) -> Measured:
+        """Solve all questions in one batch that starts with nothing kept."""
+        self.engine.forget()
+        start = time.perf_counter()
+        solutions = method.solve(questions, self.engine, seed)
+        seconds = time.perf_counter() - start
+        correct = [self.task.grade(q, s.answer) for q, s in zip(questions, solutions, strict=True)]
+        return Measured(np.array(correct, float), np.array([s.generated_tokens for s in solutions]), seconds)
+
+
+def headline(bench: Bench, sets: Sequence[Sequence[Question]]) -> dict[str, Figure]:
+    """CaT against self-consistency with 10 samples, and greedy beside them."""
+    found: dict[str, list[Measured]] = {"cat": [], "self_consistency": [], "chain_of_thought": []}
+    settings: dict[str, dict[str, Any]] = {"self_consistency": {"samples": 10}}
+    for seed, questions in enumerate(sets):
+        for name in list(found) if seed % 2 else reversed(list(found)):
+            found[name].append(bench.run(bench.method(name, **settings.get(name, {})), questions, seed))
+            print(f"seed {seed} {name:<18} {found[name][-1].line()}", flush=True)
+    cat, sc = found["cat"], found["self_consistency"]
+    a, b = (np.concatenate([m.correct for m in side]) for side in (sc, cat))
+    paired = paired_difference(a, b)
+    spent = [np.concatenate([m.tokens for m in side]) for side in (cat, sc)]
+    low, high = bootstrap_ci(np.stack(spent, axis=1), statistic=lambda rows: float(rows[:, 0].sum() / rows[:, 1].sum()))
+    by_seed = ", ".join(f"{c.correct.mean() - s.correct.mean():+.3f}" for c, s in zip(cat, sc, strict=True))
+    n = f"n = {len(a)}, {len(sets)} sets of questions"
+    return {
+        "cat_token_ratio_vs_sc10": difference(
+            float(spent[0].sum() / spent[1].sum()), low, high,
+            f"{spent[0].mean():.1f} tokens a question against {spent[1].mean():.1f}; {n}", "x",
+        ),
+        "cat_time_ratio_vs_sc10": ratio([m.seconds for m in cat], [m.seconds for m in sc], f"whole batches; {n}"),
+        "cat_accuracy_minus_sc10": difference(
+            paired.difference, paired.low, paired.high,
+            f"{b.mean():.3f} against {a.mean():.3f}, McNemar p = {paired.p_value:.3f}; by seed {by_seed}; {n}", "share",
+        ),
+        "cat_accuracy_minus_greedy": difference(
+            *_difference(np.concatenate([m.correct for m in found["chain_of_thought"]]), b),
+            f"greedy at {np.concatenate([m.tokens for m in found['chain_of_thought']]).mean():.1f} tokens", "share",
+        ),
+    }  # fmt: skip
+
+
+def _difference(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> tuple[float, float, float]:
+    found = paired_difference(a, b)
+    return found.difference, found.low, found.high
+
+
+def curve(bench: Bench, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """Every method at every budget: accuracy against tokens."""
+    ways: dict[str, tuple[str, Any]] = {
+        "self-consistency": ("self_consistency", lambda n: {"samples": n}),
+        "best of n by log p a token": ("best_of_n", lambda n: {"samples": n}),
+        "step beam": ("beam", lambda n: {"beam_width": max(1, n // 4), "children": min(n, 4)}),
+        "DeepConf offline": ("deepconf", lambda n: {"samples": n, "mode": "offline"}),
+        "DeepConf online": ("deepconf", lambda n: {"samples": n, "mode": "online", "warm_up": max(1, n // 2)}),
+        "CaT": ("cat", lambda n: {"paths": n}),
+    }
+    rows = []
+    for label, (name, settings) in ways.items():
+        for budget in BUDGETS:
+            found = bench.run(bench.method(name, **settings(budget)), questions, 0)
+            print(f"{label:<28} {budget:>3}  {found.line()}", flush=True)
+            rows.append(
+                {
+                    "method": label,
+                    "budget": budget,
+                    "accuracy": float(found.correct.mean()),
+                    "n": len(questions),
+                    "tokens_per_question": float(found.tokens.mean()),
+                    "seconds_per_question": found.seconds / len(questions),
+                }
+            )
+    return rows
+
+
+def ablation(bench: Bench, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """CaT with other signals. Thresholds of branching and pruning are set so that the same share of steps is affected."""
+    default = bench.method("cat").settings.model_dump()
+    ways: dict[str, dict[str, Any]] = {"as it comes": {}}
+    ways |= {f"answers by {s}": {"rank_signal": s} for s in SIGNALS if s != default["rank_signal"]}
+    ways["entropy for everything (the paper)"] = {
+        "branch_signal": "entropy", "prune_signal": "entropy", "rank_signal": "entropy",
+        "branch_below": 0.97, "prune_below": 0.5,
+    }  # fmt: skip
+    rows = []
+    for label, settings in ways.items():
+        found = bench.run(bench.method("cat", **settings), questions, 0)
+        print(f"{label:<40} {found.line()}", flush=True)
+        rows.append({"variant": label, "accuracy": float(found.correct.mean()), "n": len(questions),
+                     "tokens_per_question": float(found.tokens.mean())})  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Run what was asked for and print tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="200 questions, one seed")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--model", default="stories-tiny", help="a name or folder of a model")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--task", default="1,2,3", help="levels of stories, or a JSONL file of questions")
+    parser.add_argument("--instruction", default=INSTRUCTION, help="system message of the prompt")
+    parser.add_argument("--questions", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=3, help="sets of questions")
+    parser.add_argument("--max-tokens", type=int, default=160, help="of a path")
+    parser.add_argument("--curve", action="store_true")
+    parser.add_argument("--ablation", action="store_true")
+    args = parser.parse_args()
+    if args.quick:
+        args.questions, args.seeds = 200, 1
+    model, tokenizer = load(args.model, device=args.device)
+    engine = HFEngine(model, tokenizer, name=args.model, instruction=args.instruction)
+    file = args.task.endswith((".jsonl", ".json"))
+    task: Task = JsonlTask(Path(args.task)) if file else StoriesTask(tuple(int(v) for v in args.task.split(",")))
+    bench = Bench(engine, task, {"max_tokens": args.max_tokens})
+    sets = [task.questions("test", args.questions, seed) for seed in range(args.seeds)]
+    more: dict[str, Any] = {}
+    figures = headline(bench, sets)
+    if args.curve:
+        more["curve"] = curve(bench, sets[0])
+    if args.ablation:
+        more["ablation"] = ablation(bench, sets[0])
+    report(figures, args.json, args, **more)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Stage `calibrate`: the thresholds of CaT and the calibrator of the step confidence, on questions held out for that.
+
+The questions are of the training split, and none that rounds or validation use. One half chooses where to prune: CaT is
+run on it at every threshold of `PRUNE_GRID`, by one engine that remembers, so paths are decoded once. The other half is
+answered with what was chosen and shows where to abstain: what is tested there must be the search as it will be used, and
+that search, as well as the thresholds that are tried, must have been chosen without these answers.
+
+In ``out``: ``thresholds.json`` and ``calibrator.json``. In ``out/calibration`` what each question came to, in parts; killed
+and run again, the stage goes on after the last whole part.
+"""
+
+from __future__ import annotations
+
+import datetime
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from caspo.answers import extract_answer
+from caspo.confidence import DEFAULT_SIGNAL
+from caspo.config import Config, claim_folder
+from caspo.data.annotate import judge_tree
+from caspo.data.store import read_trees, write_trees
+from caspo.engines.base import Engine
+from caspo.engines.memo import MemoEngine
+from caspo.errors import ConfigError, DataError
+from caspo.evaluate.calibration import Calibrator, fit
+from caspo.evaluate.step_figures import step_rows
+from caspo.search import ConfidenceTree, ConfidenceTreeSettings
+from caspo.search.threshold import (
+    AbstentionTest,
+    PruningRisk,
+    Thresholds,
+    abstention_grid,
+    answers_needed,
+    choose_abstention,
+    choose_pruning,
+    questions_needed,
+)
+from caspo.stages import CaspoRecipe, open_judge, open_task, training_questions, validation_questions
+from caspo.storage import read_json, write_json
+from caspo.tasks.base import Task
+from caspo.types import Question, Solution, Tree
+
+__all__ = ["PRUNE_GRID", "CalibrateSettings", "Calibration", "calibrate_stage", "calibration_questions"]
+
+PRUNE_GRID = (0.0, 1e-6, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Thresholds of a path's confidence that are tried; settled before any question is looked at."""
+
+_CHUNK = 100
+"""Questions between two files."""
+
+OnDone = Callable[[str, int, int], None]
+
+
+class CalibrateSettings(Config):
+    """A recipe, and the guarantee asked for."""
+
+    recipe: CaspoRecipe
+    alpha: float = 0.1
+    """Risk: of pruning the last right path, and of a wrong answer given that there is one."""
+    delta: float = 0.1
+    """Probability that the risk of a wrong answer is higher all the same."""
+    questions: int = Field(400, ge=2)
+    """Held-out questions; fewer where the task has fewer."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the stage found, with what it was chosen from."""
+
+    thresholds: Thresholds
+    risks: tuple[PruningRisk, ...]
+    tokens: tuple[float, ...]
+    """Generated for a question, at each threshold of `PRUNE_GRID`."""
+    tests: tuple[AbstentionTest, ...]
+    calibrator: Calibrator | None
+    """None where all judged steps were right, or all wrong."""
+
+
+def calibration_questions(recipe: CaspoRecipe, number: int) -> list[Question]:
+    """Questions of the training split that neither a round nor validation uses, in random order; fewer if it has fewer."""
+    used = [question for index in range(1, recipe.rounds + 1) for question in training_questions(recipe, index)]
+    if recipe.validation.questions:
+        used += validation_questions(recipe)
+    texts = {question.text for question in used}
+    seed = recipe.seed + 500  # rounds draw with seed + 1000 k, validation with seed - 1
+    drawn = open_task(recipe.task, "train").questions("train", number + len(used), seed)
+    random.Random(seed).shuffle(drawn)  # a file that is used whole comes in its own order
+    return [question for question in drawn if question.text not in texts][:number]
+
+
+def calibrate_stage(
+    settings: CalibrateSettings, engine: Callable[[], Engine], out: Path, on_done: OnDone
+) -> Calibration:
+    """Choose the thresholds and fit the calibrator; ``out/thresholds.json`` and ``out/calibrator.json``.
+
+    ``engine`` is called when there is something to decode. ``on_done`` is told a name, how much is done, and of how much.
+
+    Raises:
+        DataError: too few questions, or answers, for this alpha and delta; it says how many are needed.
+        ConfigError: the recipe does not evaluate CaT; alpha or delta is no probability.
+        ResumeError: ``out/calibration`` was made with other settings.
+    """
+    recipe, alpha, delta = settings.recipe, settings.alpha, settings.delta
+    cat = recipe.evaluate.cat
+    if cat is None:
+        raise ConfigError(
+            "The recipe sets evaluate.cat to null, and thresholds are of that search. Give it its settings."
+        )
+    questions = calibration_questions(recipe, settings.questions)
+    needed = 2 * max(questions_needed(alpha), answers_needed(alpha, delta))
+    if len(questions) < needed:
+        left = "" if len(questions) == settings.questions else ", all that the rounds leave of the training questions"
+        raise DataError(
+            f"{len(questions)} questions{left}, are too few for alpha {alpha:g} and delta {delta:g}: at least {needed} are "
+            f"needed, and some more for each that is not answered. Ask for more (--questions), or for a higher alpha."
+        )
+    work = out / "calibration"
+    claim_folder(work, settings)
+    task = open_task(recipe.task, "train")
+    half = (len(questions) + 1) // 2
+
+    searched = _search_grid(task, questions[:half], cat, engine, work / "pruning", on_done)
+    prune_below, risks = choose_pruning(PRUNE_GRID, [[step["found"] for step in row] for row in searched], alpha)
+    at = PRUNE_GRID.index(prune_below)
+    grid = abstention_grid(*_answered([row[at] for row in searched]), alpha)
+
+    chosen = cat.model_copy(update={"prune_below": prune_below, "abstain_below": 0.0})
+    answers = _answer(task, questions[half:], chosen, engine, work / "abstention", on_done)
+    confidence, right = _answered(answers)
+    abstain_below, tests = choose_abstention(grid, confidence, right, alpha, delta)
+    passed = next((test for test in tests if test.below == abstain_below), None)
+
+    thresholds = Thresholds(
+        model=recipe.model.name,
+        settings=cat.model_dump(mode="json", exclude={"prune_below", "abstain_below"}),
+        prune_below=prune_below,
+        abstain_below=abstain_below,
+        alpha=alpha,
+        delta=delta,
+        n_pruning=len(searched),
+        n_abstention=len(right),
+        lost=risks[at].lost / len(searched),
+        kept=None if passed is None else passed.kept / len(right),
+        wrong=None if passed is None else passed.wrong / passed.kept,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+    calibrator = _calibrator(recipe, questions[:half], read_trees(work / "pruning"))
+    if calibrator is not None:
+        calibrator.save(out / "calibrator.json", date=thresholds.date, model=recipe.model.name)
+    thresholds.save(out / "thresholds.json")
+    tokens = np.mean([[step["tokens"] for step in row] for row in searched], axis=0)
+    return Calibration(thresholds, tuple(risks), tuple(tokens.tolist()), tuple(tests), calibrator)
+
+
+def _search_grid(
+    task: Task,
+    questions: Sequence[Question],
+    cat: ConfidenceTreeSettings,
+    engine: Callable[[], Engine],
+    folder: Path,
+    on_done: OnDone,
+) -> list[list[dict[str, Any]]]:
+    """What each question came to at each threshold of `PRUNE_GRID`; the trees without pruning are kept in ``folder``."""
+
+    def search(chunk: Sequence[Question], file: Path, advance: Callable[[int], None]) -> list[list[dict[str, Any]]]:
+        memo = MemoEngine(engine())
+        columns = []
+        for threshold in PRUNE_GRID:
+            settings = cat.model_copy(update={"prune_below": threshold, "abstain_below": 0.0})
+            solutions = ConfidenceTree(settings).solve(chunk, memo, on_done=advance)
+            if threshold == 0:
+                write_trees(file.with_suffix(".parquet"), [solution.tree for solution in solutions])
+            columns.append(
+                [
+                    {**_outcome(task, q, s), "found": _found(task, q, s.tree), "tokens": s.generated_tokens}
+                    for q, s in zip(chunk, solutions, strict=True)
+                ]
+            )
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    return _in_parts("search at every threshold", len(PRUNE_GRID), questions, folder, search, on_done)
+
+
+def _answer(
+    task: Task,
+    questions: Sequence[Question],
+    cat: ConfidenceTreeSettings,
+    engine: Callable[[], Engine],
+    folder: Path,
+    on_done: OnDone,
+) -> list[dict[str, Any]]:
+    """What each question came to."""
+
+    def solve(chunk: Sequence[Question], file: Path, advance: Callable[[int], None]) -> list[dict[str, Any]]:
+        solutions = ConfidenceTree(cat).solve(chunk, engine(), on_done=advance)
+        return [_outcome(task, q, s) for q, s in zip(chunk, solutions, strict=True)]
+
+    return _in_parts("answer other questions", 1, questions, folder, solve, on_done)
+
+
+def _in_parts(
+    name: str,
+    passes: int,
+    questions: Sequence[Question],
+    folder: Path,
+    solve: Callable[[Sequence[Question], Path, Callable[[int], None]], list[Any]],
+    on_done: OnDone,
+) -> list[Any]:
+    """One row a question, in files of `_CHUNK` questions; files that are there are read. Each is solved ``passes`` times."""
+    rows: list[Any] = []
+    done, total = 0, passes * len(questions)
+
+    def advance(solved: int) -> None:
+        nonlocal done
+        done += solved
+        on_done(name, done, total)
+
+    for part, start in enumerate(range(0, len(questions), _CHUNK)):
+        file = folder / f"part-{part:03d}.json"
+        chunk = questions[start : start + _CHUNK]
+        if not file.exists():
+            write_json(file, solve(chunk, file, advance))
+        rows += read_json(file)
+        done = passes * len(rows)
+        on_done(name, done, total)
+    return rows
+
+
+def _found(task: Task, question: Question, tree: Tree) -> bool:
+    """Whether a path was finished that states the right answer."""
+    ends = (node for node in tree.nodes if node.decision == "finished")
+    return any(
+        task.grade(question, extract_answer("".join(node.step.text for node in tree.path(end.id)))) for end in ends
+    )
+
+
+def _outcome(task: Task, question: Question, solution: Solution) -> dict[str, Any]:
+    answer = solution.answer
+    return {"right": task.grade(question, answer), "confidence": None if answer is None else solution.confidence}
+
+
+def _answered(outcomes: Sequence[dict[str, Any]]) -> tuple[list[float], list[bool]]:
+    """Confidence and rightness where there is an answer."""
+    given = [outcome for outcome in outcomes if outcome["confidence"] is not None]
+    return [outcome["confidence"] for outcome in given], [outcome["right"] for outcome in given]
+
+
+def _calibrator(recipe: CaspoRecipe, questions: Sequence[Question], trees: Sequence[Tree]) -> Calibrator | None:
+    """The map from step confidence to the probability of being right; None where all steps are alike."""
+    judge = open_judge(recipe.task)
+    rows = step_rows([judge_tree(tree, judge) for tree in trees], [question.id for question in questions])
+    if rows.right.all() or not rows.right.any():
+        return None
+    return fit(rows.confidence, rows.right, weights=rows.weights, signal=DEFAULT_SIGNAL)

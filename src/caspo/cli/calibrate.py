@@ -1,0 +1,106 @@
+"""`caspo calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from caspo.cli.run import Overrides
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from caspo.calibrate import Calibration
+
+__all__ = ["calibrate"]
+
+
+def calibrate(
+    recipe: Annotated[Path, typer.Argument(help="YAML file; its model, its task and its evaluate.cat are used.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for thresholds.json and calibrator.json; the model's own, if it has one.")
+    ],
+    alpha: Annotated[float, typer.Option(help="Risk of pruning the last right path, and of a wrong answer.")] = 0.1,
+    delta: Annotated[float, typer.Option(help="Probability that more answers than that are wrong all the same.")] = 0.1,
+    questions: Annotated[int, typer.Option(min=2, help="Questions held out for it, of the training split.")] = 400,
+    overrides: Overrides = None,
+) -> None:
+    """Choose CaT's thresholds for pruning and abstention with a guarantee: OUT/thresholds.json and OUT/calibrator.json.
+
+    For the model of a run: --out RUN/round-1/model model.name=RUN/round-1/model. Killed, the same command goes on.
+    """
+    from functools import cache
+
+    from caspo.calibrate import CalibrateSettings, calibrate_stage
+    from caspo.cli.show import bars, output
+    from caspo.config import load_recipe
+    from caspo.stages import CaspoRecipe, open_engine
+
+    loaded = load_recipe(CaspoRecipe, recipe, overrides or ())
+    if loaded.threads:
+        import torch
+
+        torch.set_num_threads(loaded.threads)
+    settings = CalibrateSettings(recipe=loaded, alpha=alpha, delta=delta, questions=questions)
+    engine = cache(lambda: open_engine(loaded.model))
+    with bars() as show:
+        found = calibrate_stage(settings, engine, out, show.stage)
+    output.print(_pruning_table(found), _abstention_table(found), sep="\n")
+    output.print(_told(found))
+    output.print(f"Thresholds: {out / 'thresholds.json'}")
+    if found.calibrator is not None:
+        output.print(f"Calibrator: {out / 'calibrator.json'}, from {found.calibrator.n} steps")
+    else:
+        output.print(
+            "No calibrator: the judged steps were all right or all wrong, so there is nothing to calibrate on."
+        )
+
+
+def _pruning_table(found: Calibration) -> Table:
+    chosen = found.thresholds
+    table = _table(f"Pruning, on {chosen.n_pruning} questions", "prune_below", "right path lost", "bound", "tokens")
+    for risk, tokens in zip(found.risks, found.tokens, strict=True):
+        mark = "chosen" if risk.below == chosen.prune_below else ""
+        share = risk.lost / chosen.n_pruning
+        table.add_row(f"{risk.below:g}", f"{share:.1%}", f"{risk.bound:.1%}", f"{tokens:.0f}", mark)
+    return table
+
+
+def _abstention_table(found: Calibration) -> Table:
+    chosen = found.thresholds
+    table = _table(f"Abstention, on {chosen.n_abstention} other answers", "abstain_below", "kept", "wrong of them", "p")
+    for test in found.tests:
+        mark = "chosen" if test.below == chosen.abstain_below else "not shown" if test.p > chosen.delta else ""
+        wrong = f"{test.wrong / test.kept:.1%}" if test.kept else "-"
+        table.add_row(f"{test.below:.4g}", f"{test.kept}", wrong, f"{test.p:.3g}", mark)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in (*columns, ""):
+        table.add_column(column, justify="right")
+    return table
+
+
+def _told(found: Calibration) -> str:
+    """The two guarantees in words."""
+    chosen = found.thresholds
+    pruning = (
+        f"Pruning below {chosen.prune_below:g}: a question loses its last right path with a probability of at most "
+        f"{chosen.alpha:g}."
+    )
+    if chosen.abstain_below is None:
+        return (
+            f"{pruning}\nNo threshold for abstention was shown to keep wrong answers to a share of {chosen.alpha:g}: even "
+            "the most confident ones are wrong too often, or too few to tell. Train further, ask more --questions, or "
+            "allow a higher --alpha."
+        )
+    return (
+        f"{pruning}\nAnswering from a confidence of {chosen.abstain_below:.4g}: at most a share of {chosen.alpha:g} of the "
+        f"answers is wrong, with a probability of at least {1 - chosen.delta:g}; {chosen.kept:.0%} of the answers are given."
+    )

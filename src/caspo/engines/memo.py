@@ -1,0 +1,105 @@
+"""Engine `memo`: remembers what another engine decoded, so that searches that differ in a threshold share their paths.
+
+A continuation depends on its request and on no other, so the same request is decoded once. It is decoded to its end,
+without its watch; the watch is then shown the tokens one by one, as the engine would, and the continuation is cut where it
+says so. So every watch may cut elsewhere, and none has to be run twice.
+
+What is not here: any limit of memory (some kilobytes a path), and files. Price and time are those of the first asking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from caspo.engines.base import Completion, Engine, OnDone, Request
+
+__all__ = ["MemoEngine"]
+
+_COLUMNS = ("entropy", "logprob", "max_logprob", "margin", "varentropy")
+
+
+class MemoEngine:
+    """Gives what ``engine`` gives, and asks it for nothing that it gave before."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: dict[Request, Completion] = {}
+
+    @property
+    def name(self) -> str:
+        """The model's name, for records."""
+        return self._engine.name
+
+    def prompt(self, question: str) -> tuple[int, ...]:
+        """Tokens of the prompt that asks ``question``."""
+        return self._engine.prompt(question)
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token, special tokens as empty strings."""
+        return self._engine.pieces(token_ids)
+
+    def forget(self) -> None:
+        """Drop what is remembered here and what the engine kept."""
+        self._known.clear()
+        self._engine.forget()
+
+    def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
+        """Give what is known at once and have the engine decode the rest, in one batch; as `Engine.generate`."""
+        asked: list[Request] = []
+        given: dict[int, Completion] = {}
+        decoding: list[int] = []  # place here of each request to the engine
+
+        def give(place: int, whole: Completion) -> Sequence[Request]:
+            given[place] = self._watched(asked[place], whole)
+            return on_done(place, given[place]) if on_done is not None else ()
+
+        def add(new: Sequence[Request]) -> list[Request]:
+            """What the engine is to decode of these, and of what follows on those that are known."""
+            missing = []
+            place = len(asked)
+            asked.extend(new)
+            while place < len(asked):
+                whole = self._known.get(asked[place])
+                if whole is None:
+                    decoding.append(place)
+                    missing.append(replace(asked[place], watch=None))
+                else:
+                    asked.extend(give(place, whole))
+                place += 1
+            return missing
+
+        def received(place: int, whole: Completion) -> list[Request]:
+            self._known[replace(asked[decoding[place]], watch=None)] = whole
+            return add(give(decoding[place], whole))
+
+        missing = add(requests)
+        if missing:
+            self._engine.generate(missing, received)
+        return [given[place] for place in range(len(asked))]
+
+    def _watched(self, request: Request, whole: Completion) -> Completion:
+        """The continuation as the request's watch leaves it; it is not asked about the token that ends one by itself."""
+        if request.watch is None:
+            return whole
+        trace = whole.trace
+        columns = [getattr(trace, name) for name in _COLUMNS]
+        if whole.top_k_logprob is not None:
+            columns.append(whole.top_k_logprob)
+        rows = zip(*(column[:-1].tolist() for column in columns), strict=True)
+        for length, (token, row) in enumerate(zip(whole.token_ids[:-1], rows, strict=True), start=1):
+            if not request.watch(token, row):
+                ids = whole.token_ids[:length]
+                upper, top_k = trace.entropy_upper, whole.top_k_logprob
+                return Completion(
+                    ids,
+                    "".join(self.pieces(ids)),
+                    replace(
+                        trace,
+                        **{name: getattr(trace, name)[:length] for name in _COLUMNS},
+                        entropy_upper=None if upper is None else upper[:length],
+                    ),
+                    "abandoned",
+                    None if top_k is None else top_k[:length],
+                )
+        return whole

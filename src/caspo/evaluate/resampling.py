@@ -1,0 +1,150 @@
+"""Figures of an evaluation on resampled questions, all resamples at once. Numpy only; pure functions.
+
+The steps of one question are not independent, so a resample draws *questions* with replacement, and a step counts as
+often as its question was drawn (cluster bootstrap; Davison and Hinkley 1997, section 3.8). So a resample is a row of
+multiplicities (`draw_questions`), and a figure made of weighted sums is computed for all of them without gathering rows:
+every ``resampled_*`` gives one figure a resample, (R,), NaN where it is undefined. `bootstrap_ci` takes any
+statistic instead, and gathers the rows of every resample for it.
+
+Figures of two models on the same draws are paired by question: ``percentile_interval(after - before)`` is the interval of
+the change.
+
+What goes in are columns of one table, checked where it was made: what does not fit together here is a defect, not a
+user's mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caspo.evaluate.calibration import equal_width_bin
+from caspo.evaluate.statistics import Interval
+
+__all__ = ["Draws", "draw_questions", "percentile_interval", "resampled_auroc", "resampled_ece", "resampled_ratio"]
+
+Floats64 = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Rows = NDArray[np.intp]
+
+Draws = NDArray[np.uint8]
+"""(R, Q): how often each of Q questions is in each of R resamples; every row sums to Q. That a question is drawn more than
+255 times has a chance below 1 / 255!."""
+
+_UNDEFINED = 0.05
+"""Share of resamples without a figure from which on there is no interval: it could not hold its 95%."""
+
+_PART_VALUES = 250_000
+"""Values of one temporary array, about: 2 MB, so that it stays in a processor's cache."""
+
+
+def draw_questions(questions: int, seed: int = 0, n_boot: int = 2000) -> Draws:
+    """``n_boot`` resamples of ``questions`` questions, (R, Q); the draws of `bootstrap_ci` with the same seed.
+
+    None at all, (0, Q), of fewer than two questions: one question says nothing about how questions differ.
+    """
+    rng = np.random.default_rng(seed)
+    draws = np.zeros((n_boot if questions > 1 else 0, questions), dtype=np.uint8)
+    for row in draws:
+        row[:] = np.bincount(rng.integers(0, questions, questions), minlength=questions)
+    return draws
+
+
+def percentile_interval(figures: Floats64) -> Interval | None:
+    """The middle 95% of the figures of R resamples (percentile bootstrap), in their unit.
+
+    None without resamples, or where more than 5% of them leave the figure undefined: then too few questions hold what it
+    is about. A figure that no resample moves (an AUROC of 1) has an interval of no width, which says too much.
+    """
+    defined = figures[~np.isnan(figures)]
+    if defined.size == 0 or defined.size < (1.0 - _UNDEFINED) * figures.size:
+        return None
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
+def resampled_ratio(above: Floats64, below: Floats64, question: Rows, draws: Draws) -> Floats64:
+    """``sum(above) / sum(below)`` over the n rows of each resample, (R,); a weighted mean where ``above = w x, below = w``.
+
+    Args:
+        above: (n,).
+        below: (n,) non-negative; where a resample's sum is 0 the ratio is undefined.
+        question: (n,) which question a row belongs to, in [0, Q).
+        draws: (R, Q).
+    """
+    top, bottom = _sums(np.column_stack([above, below]), question, draws).T
+    return _divide(top, bottom)
+
+
+def resampled_ece(
+    prob: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws, bins: int = 10
+) -> Floats64:
+    """`ece` over bins of equal width of each resample, (R,): ``sum_b |sum_(i in b) w_i (p_i - y_i)| / sum_i w_i``.
+
+    `ece` is biased upwards, and more so on a resample: its interval lies somewhat high, that of a change hardly.
+
+    Args:
+        prob: (n,) in [0, 1].
+        right: (n,).
+        weights: (n,) non-negative.
+        question: (n,) which question a row belongs to, in [0, Q).
+        draws: (R, Q).
+        bins: number of bins.
+    """
+    gaps = np.zeros((len(prob), bins))
+    gaps[np.arange(len(prob)), equal_width_bin(prob, bins)] = weights * (prob - right)
+    sums = _sums(np.column_stack([gaps, weights]), question, draws)
+    return _divide(np.abs(sums[:, :-1]).sum(axis=1), sums[:, -1])
+
+
+def resampled_auroc(scores: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws) -> Floats64:
+    """`auroc` of each resample, (R,): the rows are sorted once, a resample only changes their weights. Time R n.
+
+    With C(s) the weight of the wrong rows below score s in a resample, and C'(s) of those at or below it, it is
+    ``sum_(i right) w_i (C(s_i) + C'(s_i)) / 2`` over the product of the weights of right and of wrong rows.
+
+    Args:
+        scores: (n,), higher means right; only their order matters.
+        right: (n,).
+        weights: (n,) non-negative.
+        question: (n,) which question a row belongs to, in [0, Q).
+        draws: (R, Q).
+    """
+    assert scores.shape == right.shape == weights.shape == question.shape
+    assert not np.isnan(scores).any()
+    order = np.argsort(scores, kind="stable")
+    up, down = order[right[order]], order[~right[order]]
+    first, last = (np.searchsorted(scores[down], scores[up], side) for side in ("left", "right"))
+    figures = []
+    for part in _parts(draws, len(scores)):
+        mass_up = np.take(part, question[up], axis=1) * weights[up]
+        below = np.zeros((len(part), len(down) + 1))
+        np.cumsum(np.take(part, question[down], axis=1) * weights[down], axis=1, out=below[:, 1:])
+        mean_below = np.take(below, first, axis=1)
+        mean_below += np.take(below, last, axis=1)
+        won = 0.5 * np.einsum("ri,ri->r", mass_up, mean_below)
+        figures.append(_divide(won, mass_up.sum(axis=1) * below[:, -1]))
+    return np.concatenate([np.empty(0), *figures])
+
+
+def _sums(columns: Floats64, question: Rows, draws: Draws) -> Floats64:
+    """The sum of each of the columns, (n, c), in every resample, (R, c)."""
+    assert len(columns) == len(question)
+    questions = draws.shape[1]
+    per_question = np.column_stack([np.bincount(question, column, questions) for column in columns.T])
+    sums = [part.astype(np.float64) @ per_question for part in _parts(draws, questions)]
+    return np.concatenate([np.empty((0, columns.shape[1])), *sums])
+
+
+def _parts(draws: Draws, width: int) -> Iterator[Draws]:
+    """The resamples in parts, so that an array of ``width`` values for each resample of a part stays small."""
+    size = max(1, _PART_VALUES // max(1, width))
+    return (draws[start : start + size] for start in range(0, len(draws), size))
+
+
+def _divide(above: Floats64, below: Floats64) -> Floats64:
+    shares = np.full(len(above), np.nan)
+    np.divide(above, below, out=shares, where=below > 0.0)
+    return shares

@@ -1,0 +1,77 @@
+"""DiPT, Diversified Perspective-Taking (Just et al. 2024, arXiv 2409.06241): look at a problem from several sides first.
+
+At inference DiPT is a prompt: the model weighs every option of a multiple-choice question, or more than one way to solve
+an open one, before it commits itself to an answer. The paper adds such a prompt to chain of thought. The wording here is
+ours: a paraphrase of what it asks for, not its text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pydantic import Field
+
+from caspo.answers import extract_answer
+from caspo.engines.base import Engine
+from caspo.search.base import PathSettings
+from caspo.search.sampled import sample
+from caspo.types import Question, Solution
+
+__all__ = ["PERSPECTIVES", "DiPT", "DiPTSettings", "last_answer"]
+
+PERSPECTIVES = (
+    "Look at this from more than one side before you answer. If options are given, go through every option and say what "
+    "speaks for and against it. Otherwise solve the problem in at least two different ways and compare their results. "
+    "Then decide. The last line is: The answer is X."
+)
+"""What is asked for after the question."""
+
+
+class DiPTSettings(PathSettings):
+    """One greedy solution that considers several perspectives."""
+
+    instruction: str = Field(PERSPECTIVES, min_length=1)
+    """Stands after the question, as a paragraph of its own."""
+
+
+class DiPT:
+    """Chain of thought that looks at the problem from several sides."""
+
+    name = "dipt"
+
+    def __init__(self, settings: DiPTSettings | None = None) -> None:
+        self.settings = settings or DiPTSettings()
+
+    def solve(
+        self,
+        questions: Sequence[Question],
+        engine: Engine,
+        seed: int = 0,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Solution]:
+        """The answer it states last; its confidence is 1 where it has one: one path cannot disagree.
+
+        The tree holds the question as it was, and the prompt with the instruction.
+        """
+        settings = self.settings
+        solutions = []
+        for samples in sample(self.name, questions, engine, seed, 1, 0.0, settings, on_done, self._ask):
+            samples.grow(engine)
+            answer = last_answer(samples.completions[0].text)
+            solutions.append(samples.solution(answer, 0.0 if answer is None else 1.0))
+        return solutions
+
+    def _ask(self, text: str) -> str:
+        # An empty question stays empty, so that the engine refuses it.
+        return f"{text.strip()}\n\n{self.settings.instruction}" if text.strip() else text
+
+
+def last_answer(text: str) -> str | None:
+    r"""The answer that stands last, whatever its form; `extract_answer` prefers a boxed one to any other.
+
+    >>> last_answer("One way: \\boxed{4}.\nAnother way gives 5.\nThe answer is 5.")
+    '5'
+    """
+    lines = text.splitlines()
+    ends = ("\n".join(lines[start:]) for start in reversed(range(len(lines))))
+    return next((answer for end in ends if (answer := extract_answer(end)) is not None), None)

@@ -1,0 +1,255 @@
+"""The stage `calibrate` on a scripted model whose every loss and every wrong answer can be counted, and its command."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caspo import calibrate
+from caspo.calibrate import PRUNE_GRID, CalibrateSettings, Calibration, calibrate_stage, calibration_questions
+from caspo.cli.main import main
+from caspo.engines.scripted import Scripted, ScriptedEngine
+from caspo.errors import ConfigError, DataError, EngineError, ResumeError
+from caspo.evaluate.calibration import Calibrator
+from caspo.search import ConfidenceTree, ConfidenceTreeSettings
+from caspo.search.threshold import Thresholds
+from caspo.stages import CaspoRecipe, training_questions, validation_questions
+from caspo.storage import read_json
+from stories_run import RECIPE, write_recipe
+from tiny import Counting
+
+N = 60
+
+
+def script(text: str) -> list[Scripted]:
+    """Sums of i and 1. One in ten (i = 5, 15, ...) is solved by the second path only, the first being wrong and all of
+    entropy 1; one in ten (7, 17, ...) is answered wrong and with certainty; the others are right and certain."""
+    question, _, done = text.partition("\n")
+    i = int(re.findall(r"\d+", question)[0])
+    if done:
+        return [Scripted(f"The answer is {done.split()[-1]}.", entropy=0.0, eos=True)]
+    right, wrong = f"{i} + 1 = {i + 1}\n", f"{i} + 1 = {i + 2}\n"
+    if i % 10 == 5:
+        return [Scripted(wrong, 0.4, 1.0), Scripted(right, 0.35, 1.0), Scripted(f"{right[:-1]} = {i + 1}\n", 0.25, 1.0)]
+    return [Scripted(wrong if i % 10 == 7 else right, entropy=0.0)]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> CaspoRecipe:
+    """A file of sums, of which no round and no validation takes any."""
+    return recipe_of(tmp_path, N)
+
+
+def recipe_of(folder: Path, n: int, **changes: Any) -> CaspoRecipe:
+    rows = [{"id": f"q{i}", "question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(n)]
+    (folder / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = {"name": "jsonl", "train": str(folder / "q.jsonl"), "test": str(folder / "none.jsonl")}
+    return CaspoRecipe.model_validate({**RECIPE, "task": task, "rounds": 0, "evaluate": {"cat": {}}, **changes})
+
+
+def stage(recipe: CaspoRecipe, out: Path, make: Any = ScriptedEngine, **more: Any) -> Calibration:
+    settings = CalibrateSettings(recipe=recipe, **{"alpha": 0.25, "delta": 0.2, "questions": N, **more})
+    return calibrate_stage(settings, lambda: make(script), out, lambda name, done, total: None)
+
+
+def test_thresholds_of_a_counted_model(recipe: CaspoRecipe, tmp_path: Path) -> None:
+    """Losses, wrong answers, tokens and the file: all as counted from the script."""
+    out = tmp_path / "model"
+    found = stage(recipe, out)
+    halves = [calibration_questions(recipe, N)[part] for part in (slice(0, N // 2), slice(N // 2, N))]
+    fives, sevens = ([sum(int(q.id[1:]) % 10 == digit for q in half) for half in halves] for digit in (5, 7))
+    assert 0 < fives[0] < 6
+    for risk in found.risks:  # the answer after "7 + 1 = " has entropy 0; its step has entropy 1, so exp(-1)
+        assert risk.lost == (fives[0] if risk.below > 0.37 else 0)
+    thresholds = found.thresholds
+    assert thresholds.prune_below == (1.0 if (fives[0] + 1) / 31 <= 0.25 else 0.3)
+    assert thresholds.lost == found.risks[PRUNE_GRID.index(thresholds.prune_below)].lost / 30
+    lenient = found.tests[-1]
+    assert (lenient.below, lenient.kept) == (0, 30)
+    wrong = sevens[1] + (fives[1] if thresholds.prune_below == 1.0 else 0)
+    assert lenient.wrong == wrong
+    assert thresholds.abstain_below in (None, *(test.below for test in found.tests))
+    assert (thresholds.n_pruning, thresholds.n_abstention) == (30, 30)
+    assert found.tokens[0] > found.tokens[-1]
+    assert Thresholds.load(out / "thresholds.json") == thresholds
+    calibrator = Calibrator.load(out / "calibrator.json")
+    assert calibrator == found.calibrator
+    assert calibrator.predict([1.0])[0] == pytest.approx(1 - sevens[0] / (2 * 30 - sevens[0]), abs=0.1)
+    unsure = calibrator.predict([0.3])[0]
+    assert unsure < 0.8, "of the unsure steps about two in three are right"
+    assert thresholds.settings == ConfidenceTreeSettings().model_dump(exclude={"prune_below", "abstain_below"})
+
+
+def test_the_thresholds_are_those_of_the_search(recipe: CaspoRecipe, tmp_path: Path) -> None:
+    """On the first half, CaT at the chosen threshold costs what the table says; on the second it answers as was tested."""
+    found = stage(recipe, tmp_path / "out")
+    questions = calibration_questions(recipe, N)
+    for below in (0.0, 0.3, found.thresholds.prune_below):
+        method = ConfidenceTree(ConfidenceTreeSettings(prune_below=below))
+        solutions = method.solve(questions[: N // 2], ScriptedEngine(script))
+        mean = sum(s.generated_tokens for s in solutions) / len(solutions)
+        assert found.tokens[PRUNE_GRID.index(below)] == pytest.approx(mean)
+    settings = ConfidenceTreeSettings(
+        prune_below=found.thresholds.prune_below, abstain_below=found.thresholds.abstain_below or 0.0
+    )
+    solutions = ConfidenceTree(settings).solve(questions[N // 2 :], ScriptedEngine(script))
+    given = [(q, s) for q, s in zip(questions[N // 2 :], solutions, strict=True) if s.answer is not None]
+    assert len(given) / (N // 2) == found.thresholds.kept
+    assert sum(s.answer != q.answer for q, s in given) / len(given) == found.thresholds.wrong
+
+
+def test_killed_at_any_moment_it_goes_on(recipe: CaspoRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that are whole are not searched again, and the outcome is that of a run that was left alone."""
+    whole = stage(recipe, tmp_path / "whole")
+    monkeypatch.setattr(calibrate, "_CHUNK", 7)
+    out, calls, starts = tmp_path / "out", 0, 0
+    decoded: list[str] = []
+
+    class Mortal(Counting):
+        def generate(self, requests: Any, on_done: Any = None) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls % 4 == 0:
+                raise EngineError("killed")
+            decoded.extend("".join(map(chr, r.prefix_ids)) for r in requests if r.watch is None)
+            return super().generate(requests, on_done)
+
+    while not (out / "thresholds.json").exists():
+        starts += 1
+        assert starts < 30
+        try:
+            found = stage(recipe, out, Mortal)
+        except EngineError:
+            calls = 0
+    assert starts > 2
+    assert found == whole
+    assert len(list((out / "calibration").glob("*/part-*.json"))) == 10
+
+    def refuse(script: Any) -> Any:
+        raise AssertionError("a finished stage needs no model")
+
+    assert stage(recipe, out, refuse) == whole
+
+
+def test_refuses_a_folder_of_other_settings(recipe: CaspoRecipe, tmp_path: Path) -> None:
+    """The keys that differ are named; what is there stays."""
+    stage(recipe, tmp_path / "out")
+    before = (tmp_path / "out" / "thresholds.json").read_bytes()
+    with pytest.raises(ResumeError, match=r"alpha: 0\.25 there, 0\.3 now"):
+        stage(recipe, tmp_path / "out", alpha=0.3)
+    other = recipe_of(tmp_path, N, evaluate={"cat": {"children": 2}})
+    with pytest.raises(ResumeError, match=r"recipe\.evaluate\.cat\.children: 4 there, 2 now"):
+        stage(other, tmp_path / "out")
+    assert (tmp_path / "out" / "thresholds.json").read_bytes() == before
+
+
+def test_too_few_questions_say_how_many(recipe: CaspoRecipe, tmp_path: Path) -> None:
+    """Before anything is decoded or written; also where the rounds leave too few, and where too few are answered."""
+    with pytest.raises(DataError, match=r"60 questions are too few for alpha 0\.01 .* at least 460 are needed"):
+        stage(recipe, tmp_path / "out", alpha=0.01, delta=0.1)
+    greedy = recipe_of(tmp_path, N, rounds=1, annotate={"questions": 50})
+    with pytest.raises(DataError, match=r"10 questions, all that the rounds leave .* at least 12 are needed"):
+        stage(greedy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+    def silent(text: str) -> list[Scripted]:
+        return [Scripted("I do not know.", eos=True)]
+
+    with pytest.raises(DataError, match=r"0 answers are too few .* At least 6 are needed"):
+        stage(recipe, tmp_path / "out", lambda script: ScriptedEngine(silent))
+
+
+def test_what_makes_no_sense(recipe: CaspoRecipe, tmp_path: Path) -> None:
+    """A recipe without CaT, a risk that is no probability."""
+    with pytest.raises(ConfigError, match=r"evaluate\.cat"):
+        stage(recipe_of(tmp_path, N, evaluate={"cat": None}), tmp_path / "out")
+    for name in ("alpha", "delta"):
+        with pytest.raises(ConfigError, match=f"{name} is a probability"):
+            stage(recipe, tmp_path / "out", **{name: 1.0})
+
+
+def test_steps_that_are_all_right_leave_no_calibrator(recipe: CaspoRecipe, tmp_path: Path) -> None:
+    """But thresholds: nothing is lost and nothing is wrong."""
+
+    def perfect(text: str) -> list[Scripted]:
+        return [next((o for o in script(text) if not text.endswith("?\n") or _true(o.text)), script(text)[0])]
+
+    def _true(step: str) -> bool:
+        left, _, value = step.partition(" = ")
+        return sum(map(int, left.split(" + "))) == int(value.split()[-1])
+
+    def always(text: str) -> list[Scripted]:
+        i = int(re.findall(r"\d+", text)[0])
+        return [Scripted(f"{i} + 1 = {i + 1}\n")] if text.count("\n") == 1 else perfect(text)
+
+    found = stage(recipe, tmp_path, lambda script: ScriptedEngine(always))
+    assert found.calibrator is None
+    assert not (tmp_path / "calibrator.json").exists()
+    assert (found.thresholds.prune_below, found.thresholds.abstain_below, found.thresholds.kept) == (1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["stories", "jsonl"])
+def test_questions_are_held_out(tmp_path: Path, kind: str) -> None:
+    """None that a round or validation uses, none of the test split, the same at every call."""
+    changes: dict[str, Any] = {"rounds": 2, "annotate": {"questions": 20}, "validation": {"questions": 10}}
+    asked = recipe_of(tmp_path, 300, **changes)
+    if kind == "stories":
+        asked = CaspoRecipe.model_validate({**RECIPE, **changes})
+    held = calibration_questions(asked, 100)
+    assert len({q.text for q in held}) == 100
+    used = [*validation_questions(asked), *training_questions(asked, 1), *training_questions(asked, 2)]
+    assert {q.text for q in held}.isdisjoint(q.text for q in used)
+    assert [q.id for q in held] == [q.id for q in calibration_questions(asked, 100)]
+    assert all(q.id.startswith("train-") for q in held) or kind == "jsonl"
+    if kind == "jsonl":
+        rest = calibration_questions(asked, 1000)
+        assert len(rest) == 300 - len({q.id for q in used})
+        assert [q.id for q in rest] != sorted((q.id for q in rest), key=lambda i: int(i[1:])), "in random order"
+
+
+@pytest.fixture
+def caspo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``caspo`` with arguments in this process: exit code, stdout, stderr."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["caspo", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_the_command(caspo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """On a real model: both tables, both files, the same line again, and one message where it cannot be done."""
+    file, out = write_recipe(tmp_path / "recipe.yaml"), tmp_path / "model"
+    line = ("calibrate", file, "--out", out, "--alpha", 0.4, "--delta", 0.4, "--questions", 24)
+    code, told, _ = caspo(*line)
+    assert code == 0
+    assert "Pruning, on 12 questions" in told
+    assert "Abstention, on" in told
+    assert told.count("chosen") in (1, 2)
+    assert "loses its last right path with a probability of at most 0.4" in " ".join(told.split())
+    found = Thresholds.load(out / "thresholds.json")
+    assert found.model == "stories-tiny"
+    assert (found.alpha, found.delta, found.n_pruning) == (0.4, 0.4, 12)
+    assert read_json(out / "calibrator.json")["date"] == found.date
+    assert caspo(*line)[1] == told
+    code, told, err = caspo(*line, "evaluate.cat.children=3")
+    assert (code, told) == (1, "")
+    assert "recipe.evaluate.cat.children: 2 there, 3 now" in err
+    code, _, err = caspo("calibrate", file, "--out", tmp_path / "new", "--alpha", 0.01)
+    assert code == 1
+    assert "at least 460 are needed" in err
+    assert not (tmp_path / "new").exists()
+    assert caspo("calibrate", file, "--out", out, "--alpha", 2)[2].startswith("Error: alpha is a probability")
