@@ -231,6 +231,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m", help="a name or folder of a model")
     parser.add_argument("--demo-trees", type=int, default=16)
     parser.add_argument("--deep-trees", type=int, default=3)
+    parser.add_argument("--sets", nargs="+", default=["deep", "demo"], choices=["deep", "demo"])
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="batch sizes of TRL to try")
     parser.add_argument("--demo-micro-tokens", type=int, default=1024, help="our tokens of a pass, on the demo's trees")
@@ -245,7 +246,8 @@ def main() -> None:
         "demo": (demo_like(args.demo_trees), args.demo_micro_tokens),
     }
     in_fresh_process(check_worker, args.model, pair_rows(*sets["demo"][0])[:4], beta=0.1, compact_head=True)
-    for name, (data, micro_tokens) in sets.items():
+    for name in args.sets:
+        data, micro_tokens = sets[name]
         comparison = Comparison(name, args.model, data, micro_tokens, args.turns, args.sizes)
         for what in ("reference", "epoch"):
             comparison.run(what)

@@ -191,7 +191,7 @@ def test_one_certain_path(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-@pytest.mark.parametrize("limit", [1, 9, 45])
+@pytest.mark.parametrize("limit", [1, 9, 40, 45])
 def test_paths_keep_to_their_budget(name: str, limit: int) -> None:
     """No path is longer than `max_tokens`."""
     method = METHODS[name]
@@ -387,6 +387,7 @@ def test_group_and_trace_confidence_by_hand() -> None:
         "lowest": 3.0, "bottom": 3.0, "tail": 4.5, "mean": 4.2,
     }  # fmt: skip
     assert MEASURES["bottom"]([float(i) for i in range(20, 0, -1)], 1) == 1.5, "of 20 groups the lowest two"
+    assert MEASURES["bottom"]([float(i) for i in range(19, 0, -1)], 1) == 1.0, "of fewer, the lowest one"
     assert group_confidences(confidences, 5) == group_confidences(confidences, 6) == [4.2], "shorter: one group"
     assert {measure(confidences, 9) for measure in MEASURES.values()} == {4.2}
 
@@ -445,11 +446,15 @@ def test_deepconf_offline_filters_and_weighs() -> None:
 
 def test_deepconf_offline_counts_traces_with_an_answer() -> None:
     """The most confident share is one of those that have something to say; top_k is asked for."""
-    engine = Recording(doubt(after=ends(("I rest my case.", 1))))
-    shape = DeepConfOfflineSettings(measure="lowest", window=1, eta=10, samples=12)
-    (solution,) = DeepConfOffline(shape).solve([Q], engine)
-    assert (solution.answer, solution.confidence) == ("6", 1.0)
-    assert {request.top_k for request in engine.requests} == {20}
+    shape = DeepConfOfflineSettings(measure="lowest", window=1, eta=10, samples=12, temperature=1.0)
+    silent = 0
+    for seed in range(6):
+        engine = Recording(doubt(after=ends(("I rest my case.", 1))))
+        (solution,) = DeepConfOffline(shape).solve([Q], engine, seed)
+        assert (solution.answer, solution.confidence) == ("6", 1.0)
+        assert {request.top_k for request in engine.requests} == {20}
+        silent = max(silent, counts(solution)[SURE])
+    assert silent > 2, "more than the most confident share of all"
 
 
 def online(**more: Any) -> DeepConfOnline:
@@ -478,6 +483,22 @@ def test_deepconf_online_stops_what_loses_confidence() -> None:
         assert solution.answer in ("5", "7")
         assert decisions(solution)[said + "T"] == "pruned"
     assert stopped > 5
+
+
+def test_a_stopped_trace_has_no_vote() -> None:
+    """Whatever is measured of it afterwards, and though it has stated its answer."""
+
+    class Doubting(Recording):
+        def _play(self, request: Request) -> Completion:
+            watch = request.watch
+            if watch is not None:
+                request = replace(request, watch=lambda token, m: token != ord(".") and watch(token, m))
+            return super()._play(request)
+
+    engine = Doubting({"Q\n": ends((FIVE, 1), (SIX, 1))})
+    (solution,) = online(samples=12, warm_up=4, consensus=1.0).solve([Q], engine, 1)
+    assert [c.finish for c in engine.completions] == ["eos"] * 4 + ["abandoned"] * 8
+    assert solution.confidence in (0.5, 0.75), "a share of the warm-up"
 
 
 def test_deepconf_online_agrees_early() -> None:

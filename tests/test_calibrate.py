@@ -25,6 +25,7 @@ from stories_run import RECIPE, write_recipe
 from tiny import Counting
 
 N = 60
+CAT: dict[str, Any] = {"children": 3, "paths": 3, "width": 2, "branch_below": 0.6}
 
 
 def script(text: str) -> list[Scripted]:
@@ -50,7 +51,7 @@ def recipe_of(folder: Path, n: int, **changes: Any) -> CaspoRecipe:
     rows = [{"id": f"q{i}", "question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(n)]
     (folder / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task = {"name": "jsonl", "train": str(folder / "q.jsonl"), "test": str(folder / "none.jsonl")}
-    return CaspoRecipe.model_validate({**RECIPE, "task": task, "rounds": 0, "evaluate": {"cat": {}}, **changes})
+    return CaspoRecipe.model_validate({**RECIPE, "task": task, "rounds": 0, "evaluate": {"cat": CAT}, **changes})
 
 
 def stage(recipe: CaspoRecipe, out: Path, make: Any = ScriptedEngine, **more: Any) -> Calibration:
@@ -65,7 +66,8 @@ def test_thresholds_of_a_counted_model(recipe: CaspoRecipe, tmp_path: Path) -> N
     halves = [calibration_questions(recipe, N)[part] for part in (slice(0, N // 2), slice(N // 2, N))]
     fives, sevens = ([sum(int(q.id[1:]) % 10 == digit for q in half) for half in halves] for digit in (5, 7))
     assert 0 < fives[0] < 6
-    for risk in found.risks:  # the answer after "7 + 1 = " has entropy 0; its step has entropy 1, so exp(-1)
+    assert found.solved == 30 - sevens[0]
+    for risk in found.risks:  # the right path's first step has exp(-1), its answer 1
         assert risk.lost == (fives[0] if risk.below > 0.37 else 0)
     thresholds = found.thresholds
     assert thresholds.prune_below == (1.0 if (fives[0] + 1) / 31 <= 0.25 else 0.3)
@@ -83,7 +85,7 @@ def test_thresholds_of_a_counted_model(recipe: CaspoRecipe, tmp_path: Path) -> N
     assert calibrator.predict([1.0])[0] == pytest.approx(1 - sevens[0] / (2 * 30 - sevens[0]), abs=0.1)
     unsure = calibrator.predict([0.3])[0]
     assert unsure < 0.8, "of the unsure steps about two in three are right"
-    assert thresholds.settings == ConfidenceTreeSettings().model_dump(exclude={"prune_below", "abstain_below"})
+    assert thresholds.settings == ConfidenceTreeSettings(**CAT).model_dump(exclude={"prune_below", "abstain_below"})
 
 
 def test_the_thresholds_are_those_of_the_search(recipe: CaspoRecipe, tmp_path: Path) -> None:
@@ -91,13 +93,12 @@ def test_the_thresholds_are_those_of_the_search(recipe: CaspoRecipe, tmp_path: P
     found = stage(recipe, tmp_path / "out")
     questions = calibration_questions(recipe, N)
     for below in (0.0, 0.3, found.thresholds.prune_below):
-        method = ConfidenceTree(ConfidenceTreeSettings(prune_below=below))
+        method = ConfidenceTree(ConfidenceTreeSettings(**CAT, prune_below=below))
         solutions = method.solve(questions[: N // 2], ScriptedEngine(script))
         mean = sum(s.generated_tokens for s in solutions) / len(solutions)
         assert found.tokens[PRUNE_GRID.index(below)] == pytest.approx(mean)
-    settings = ConfidenceTreeSettings(
-        prune_below=found.thresholds.prune_below, abstain_below=found.thresholds.abstain_below or 0.0
-    )
+    chosen = {"prune_below": found.thresholds.prune_below, "abstain_below": found.thresholds.abstain_below or 0.0}
+    settings = ConfidenceTreeSettings(**CAT, **chosen)
     solutions = ConfidenceTree(settings).solve(questions[N // 2 :], ScriptedEngine(script))
     given = [(q, s) for q, s in zip(questions[N // 2 :], solutions, strict=True) if s.answer is not None]
     assert len(given) / (N // 2) == found.thresholds.kept
@@ -143,8 +144,8 @@ def test_refuses_a_folder_of_other_settings(recipe: CaspoRecipe, tmp_path: Path)
     before = (tmp_path / "out" / "thresholds.json").read_bytes()
     with pytest.raises(ResumeError, match=r"alpha: 0\.25 there, 0\.3 now"):
         stage(recipe, tmp_path / "out", alpha=0.3)
-    other = recipe_of(tmp_path, N, evaluate={"cat": {"children": 2}})
-    with pytest.raises(ResumeError, match=r"recipe\.evaluate\.cat\.children: 4 there, 2 now"):
+    other = recipe_of(tmp_path, N, evaluate={"cat": {**CAT, "children": 2}})
+    with pytest.raises(ResumeError, match=r"recipe\.evaluate\.cat\.children: 3 there, 2 now"):
         stage(other, tmp_path / "out")
     assert (tmp_path / "out" / "thresholds.json").read_bytes() == before
 
@@ -154,7 +155,7 @@ def test_too_few_questions_say_how_many(recipe: CaspoRecipe, tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"60 questions are too few for alpha 0\.01 .* at least 460 are needed"):
         stage(recipe, tmp_path / "out", alpha=0.01, delta=0.1)
     greedy = recipe_of(tmp_path, N, rounds=1, annotate={"questions": 50})
-    with pytest.raises(DataError, match=r"10 questions, all that the rounds leave .* at least 12 are needed"):
+    with pytest.raises(DataError, match=r"10 questions .all that the rounds leave .* at least 12 are needed"):
         stage(greedy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -178,17 +179,11 @@ def test_steps_that_are_all_right_leave_no_calibrator(recipe: CaspoRecipe, tmp_p
     """But thresholds: nothing is lost and nothing is wrong."""
 
     def perfect(text: str) -> list[Scripted]:
-        return [next((o for o in script(text) if not text.endswith("?\n") or _true(o.text)), script(text)[0])]
-
-    def _true(step: str) -> bool:
-        left, _, value = step.partition(" = ")
-        return sum(map(int, left.split(" + "))) == int(value.split()[-1])
-
-    def always(text: str) -> list[Scripted]:
         i = int(re.findall(r"\d+", text)[0])
-        return [Scripted(f"{i} + 1 = {i + 1}\n")] if text.count("\n") == 1 else perfect(text)
+        solved = text.count("\n") > 1
+        return [Scripted(f"The answer is {i + 1}." if solved else f"{i} + 1 = {i + 1}\n", eos=solved)]
 
-    found = stage(recipe, tmp_path, lambda script: ScriptedEngine(always))
+    found = stage(recipe, tmp_path, lambda script: ScriptedEngine(perfect))
     assert found.calibrator is None
     assert not (tmp_path / "calibrator.json").exists()
     assert (found.thresholds.prune_below, found.thresholds.abstain_below, found.thresholds.kept) == (1.0, 0.0, 1.0)
@@ -233,16 +228,16 @@ def caspo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def test_the_command(caspo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     """On a real model: both tables, both files, the same line again, and one message where it cannot be done."""
     file, out = write_recipe(tmp_path / "recipe.yaml"), tmp_path / "model"
-    line = ("calibrate", file, "--out", out, "--alpha", 0.4, "--delta", 0.4, "--questions", 24)
+    line = ("calibrate", file, "--out", out, "--alpha", 0.4, "--delta", 0.4, "--questions", 16)
     code, told, _ = caspo(*line)
     assert code == 0
-    assert "Pruning, on 12 questions" in told
+    assert "Pruning, on 8 questions" in told
     assert "Abstention, on" in told
     assert told.count("chosen") in (1, 2)
     assert "loses its last right path with a probability of at most 0.4" in " ".join(told.split())
     found = Thresholds.load(out / "thresholds.json")
     assert found.model == "stories-tiny"
-    assert (found.alpha, found.delta, found.n_pruning) == (0.4, 0.4, 12)
+    assert (found.alpha, found.delta, found.n_pruning) == (0.4, 0.4, 8)
     assert read_json(out / "calibrator.json")["date"] == found.date
     assert caspo(*line)[1] == told
     code, told, err = caspo(*line, "evaluate.cat.children=3")

@@ -75,6 +75,8 @@ class Calibration:
     """What the stage found, with what it was chosen from."""
 
     thresholds: Thresholds
+    solved: int
+    """Of the questions that chose where to prune, those with a right path when nothing is pruned: that have one to lose."""
     risks: tuple[PruningRisk, ...]
     tokens: tuple[float, ...]
     """Generated for a question, at each threshold of `PRUNE_GRID`."""
@@ -116,10 +118,10 @@ def calibrate_stage(
     questions = calibration_questions(recipe, settings.questions)
     needed = 2 * max(questions_needed(alpha), answers_needed(alpha, delta))
     if len(questions) < needed:
-        left = "" if len(questions) == settings.questions else ", all that the rounds leave of the training questions"
+        left = "" if len(questions) == settings.questions else " (all that the rounds leave of the training questions)"
         raise DataError(
-            f"{len(questions)} questions{left}, are too few for alpha {alpha:g} and delta {delta:g}: at least {needed} are "
-            f"needed, and some more for each that is not answered. Ask for more (--questions), or for a higher alpha."
+            f"{len(questions)} questions{left} are too few for alpha {alpha:g} and delta {delta:g}: at least {needed} are "
+            "needed, and some more for those that get no answer. Ask for more (--questions), or for a higher alpha."
         )
     work = out / "calibration"
     claim_folder(work, settings)
@@ -156,7 +158,8 @@ def calibrate_stage(
         calibrator.save(out / "calibrator.json", date=thresholds.date, model=recipe.model.name)
     thresholds.save(out / "thresholds.json")
     tokens = np.mean([[step["tokens"] for step in row] for row in searched], axis=0)
-    return Calibration(thresholds, tuple(risks), tuple(tokens.tolist()), tuple(tests), calibrator)
+    solved = sum(row[0]["found"] for row in searched)
+    return Calibration(thresholds, solved, tuple(risks), tuple(tokens.tolist()), tuple(tests), calibrator)
 
 
 def _search_grid(

@@ -60,7 +60,8 @@ def calibrate(
 
 def _pruning_table(found: Calibration) -> Table:
     chosen = found.thresholds
-    table = _table(f"Pruning, on {chosen.n_pruning} questions", "prune_below", "right path lost", "bound", "tokens")
+    title = f"Pruning, on {chosen.n_pruning} questions, {found.solved} with a right path to lose"
+    table = _table(title, "prune_below", "right path lost", "bound", "tokens")
     for risk, tokens in zip(found.risks, found.tokens, strict=True):
         mark = "chosen" if risk.below == chosen.prune_below else ""
         share = risk.lost / chosen.n_pruning
