@@ -116,8 +116,8 @@ def curve(bench: Bench, questions: Sequence[Question]) -> list[dict[str, Any]]:
         "self-consistency": ("self_consistency", lambda n: {"samples": n}),
         "best of n by log p a token": ("best_of_n", lambda n: {"samples": n}),
         "step beam": ("beam", lambda n: {"beam_width": max(1, n // 4), "children": min(n, 4)}),
-        "DeepConf offline": ("deepconf", lambda n: {"samples": n, "mode": "offline"}),
-        "DeepConf online": ("deepconf", lambda n: {"samples": n, "mode": "online", "warm_up": max(1, n // 2)}),
+        "DeepConf offline": ("deepconf_offline", lambda n: {"samples": n}),
+        "DeepConf online": ("deepconf_online", lambda n: {"samples": n, "warm_up": min(4, n)}),
         "CaT": ("cat", lambda n: {"paths": n}),
     }
     rows = []

@@ -34,8 +34,7 @@ from pydantic import Field
 from caspo.answers import extract_answer, group_answers, same_answer
 from caspo.confidence import best_possible, step_score
 from caspo.engines.base import Completion, Engine, Request, Watch
-from caspo.engines.drive import drive
-from caspo.search.base import PathSettings
+from caspo.search.base import PathSettings, SignalName, run
 from caspo.search.vote import vote
 from caspo.trees import TreeBuilder, cut_trace, join_traces
 from caspo.types import ROOT, Question, Solution, TokenTrace
@@ -54,15 +53,15 @@ class ConfidenceTreeSettings(PathSettings):
     """Paths begun, at most, the greedy one included."""
     budget: int | None = Field(None, ge=1)
     """Tokens generated for a question, at most."""
-    branch_signal: str = "entropy_max"
+    branch_signal: SignalName = "entropy_max"
     branch_below: float = Field(0.6, ge=0, le=1)
     """A step whose score is below this may be branched; 0 never branches."""
-    prune_signal: str = "entropy"
+    prune_signal: SignalName = "entropy"
     prune_below: float = Field(0.05, ge=0, le=1)
     """A path whose cumulative confidence (product of its steps' scores) falls below this is pruned."""
     min_survivors: int = Field(1, ge=1)
     """Paths that must have finished before any is pruned."""
-    rank_signal: str = "logprob_sum"
+    rank_signal: SignalName = "logprob_sum"
     """Of the order of branches, and of the weight of a path's vote."""
     abstain_below: float = Field(0.0, ge=0, le=1)
     """An answer with less confidence than this is withheld."""
@@ -86,11 +85,7 @@ class ConfidenceTree:
         """The answer that the surviving paths agree on; every decision stands in the tree's nodes. ``seed`` is not used."""
         searches = [_Search(TreeBuilder(q, engine.prompt(q.text)), self.settings, engine) for q in questions]
 
-        def received(search: _Search, completion: Completion) -> None:
-            if on_done is not None and search.over:
-                on_done(1)
-
-        drive(searches, engine, received)
+        run(searches, engine, on_done)
         return [search.solution() for search in searches]
 
 
