@@ -13,6 +13,8 @@ import pytest
 
 from caspo import __version__
 from caspo.cli.main import main
+from caspo.search import ConfidenceTreeSettings
+from caspo.search.threshold import Thresholds
 from caspo.storage import read_json
 from stories_run import pair_rows, timeless, write_recipe
 
@@ -51,7 +53,7 @@ def test_help_and_version(caspo: Command) -> None:
     assert caspo("--version") == (0, f"caspo {__version__}\n", "")
     code, out, _ = caspo("--help")
     assert code == 0
-    for command in ("run", "solve", "annotate", "pairs", "train", "evaluate", "report", "plan"):
+    for command in ("run", "solve", "annotate", "pairs", "train", "evaluate", "calibrate", "report", "plan"):
         assert command in out
         assert caspo(command, "--help")[0] == 0
 
@@ -89,6 +91,24 @@ def test_solve_a_question(caspo: Command) -> None:
     assert code == 0
     assert "Tom has 5 apples" in out
     assert "\n  = " in out
+
+
+def test_solve_with_calibrated_thresholds(caspo: Command, tmp_path: Path) -> None:
+    """The settings of the file are taken, a withheld answer is said to be one; with another model they hold for nothing."""
+    file = tmp_path / "thresholds.json"
+    settings = ConfidenceTreeSettings(max_tokens=48).model_dump(exclude={"prune_below", "abstain_below"})
+    found = Thresholds(
+        model="stories-tiny", settings=settings, prune_below=0.0, abstain_below=1.0, alpha=0.1, delta=0.1,
+        n_pruning=9, n_abstention=9, lost=0.0, kept=1.0, wrong=0.0, date="2026-11-24",
+    )  # fmt: skip
+    found.save(file)
+    out = tmp_path / "out.jsonl"
+    line = ("solve", "stories", "--limit", 3, "--thresholds", file, "--out", out)
+    assert caspo(*line, "--model", "stories-tiny")[0] == 0
+    rows = [json.loads(text) for text in out.read_text().splitlines()]
+    assert [row["answer"] for row in rows] == [None] * 3, "no answer is certain"
+    assert "holds for method cat" in failed(caspo(*line, "--model", "smollm2-135m"))
+    assert "holds for method cat" in failed(caspo(*line, "--model", "stories-tiny", "children=2"))
 
 
 def test_solve_a_file(caspo: Command, tmp_path: Path) -> None:

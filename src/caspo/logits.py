@@ -34,7 +34,7 @@ class Distribution(NamedTuple):
         Raises:
             EngineError: a row has NaN or +inf logits, or -inf everywhere.
         """
-        best_B1 = logits_BV.argmax(-1, keepdim=True)
+        best_B1 = _best(logits_BV)
         highest_B1 = logits_BV.gather(-1, best_B1).float()
         shifted_BV = (logits_BV - highest_B1).clamp_(min=-1e4)
         weight_BV = shifted_BV.exp()
@@ -61,7 +61,16 @@ class Distribution(NamedTuple):
         varentropy_B = (square_B - mean_B1[:, 0].square()).clamp_min(0)
         entropy_B = (log_total_B - mean_B1[:, 0]).clamp_min(0)
         taken_B = self.shifted_BV.gather(-1, tokens_B[:, None])[:, 0] - log_total_B
-        # The second highest is the highest without the best one.
-        torch.mul(self.weight_BV, 1, out=product_BV).scatter_(-1, self.best_B1, 0.0)
-        margin_B = (1 - product_BV.amax(-1)) / self.total_B1[:, 0]
+        # The second highest weight is the highest without the best one, which is 1: taken out and put back, not copied.
+        self.weight_BV.scatter_(-1, self.best_B1, 0.0)
+        margin_B = (1 - self.weight_BV.amax(-1)) / self.total_B1[:, 0]
+        self.weight_BV.scatter_(-1, self.best_B1, 1.0)
         return torch.stack([entropy_B, taken_B, -log_total_B, margin_B, varentropy_B], dim=-1)
+
+
+def _best(logits_BV: torch.Tensor) -> torch.Tensor:
+    """(B, 1) argmax. On a CPU numpy's is vectorised and torch's is not: 4 against 42 microseconds for 49,152 tokens."""
+    plain = type(logits_BV) is torch.Tensor  # not a stand-in without numbers, as `caspo plan` uses
+    if plain and logits_BV.device.type == "cpu" and logits_BV.dtype == torch.float32:
+        return torch.from_numpy(logits_BV.detach().numpy().argmax(-1))[:, None]
+    return logits_BV.argmax(-1, keepdim=True)

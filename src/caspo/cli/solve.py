@@ -10,6 +10,7 @@ import typer
 from caspo.search import METHODS
 
 if TYPE_CHECKING:
+    from caspo.search import ConfidenceTree
     from caspo.types import Node, Question, Solution
 
 __all__ = ["solve"]
@@ -26,6 +27,9 @@ def solve(
     seed: Annotated[int, typer.Option(help="Of sampling and of the choice of questions.")] = 0,
     instruction: Annotated[str | None, typer.Option(help="System message of the prompt.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    thresholds: Annotated[
+        Path | None, typer.Option(help="File of `caspo calibrate`: CaT with its settings and guarantees.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON Lines file for the solutions.")] = None,
 ) -> None:
     """Solve questions with CaT (or another method) and show each step with the model's confidence in it."""
@@ -41,7 +45,10 @@ def solve(
     if method not in METHODS:
         raise ConfigError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")
     chosen = METHODS[method]
-    configured = chosen(settings_from(type(chosen().settings), settings or ()))  # type: ignore[arg-type]
+    if thresholds is None:
+        configured = chosen(settings_from(type(chosen().settings), settings or ()))  # type: ignore[arg-type]
+    else:
+        configured = _calibrated(thresholds, method, model, settings)
     questions = _questions(question, limit, seed)
     named = {"name": model, "device": device} | ({} if instruction is None else {"instruction": instruction})
     engine = open_engine(ModelSettings.model_validate(named))
@@ -79,6 +86,22 @@ def solve(
     if out is not None:
         write_text(out, "\n".join(lines) + "\n")
         output.print(f"Solutions: {out}")
+
+
+def _calibrated(file: Path, method: str, model: str, settings: list[str] | None) -> ConfidenceTree:
+    """CaT as it was calibrated."""
+    from caspo.errors import ConfigError
+    from caspo.search import ConfidenceTree, ConfidenceTreeSettings
+    from caspo.search.threshold import Thresholds
+
+    found = Thresholds.load(file)
+    if method != ConfidenceTree.name or settings or found.model != model:
+        raise ConfigError(
+            f"{file} holds for method cat with the settings in it and the model {found.model}; with others nothing is "
+            f"guaranteed. Give --model {found.model}, no other method and no KEY=VALUE; or leave out --thresholds."
+        )
+    limits = {"prune_below": found.prune_below, "abstain_below": found.abstain_below or 0.0}
+    return ConfidenceTree(ConfidenceTreeSettings.model_validate({**found.settings, **limits}))
 
 
 def _questions(question: str, limit: int, seed: int) -> list[Question]:

@@ -14,6 +14,7 @@ from caspo.logits import Distribution
 __all__ = ["Draw", "draw", "uniforms"]
 
 _CPU_ROWS = 4
+_BLOCK = 256
 
 
 class Draw(NamedTuple):
@@ -59,7 +60,8 @@ def draw(
     if len(rows_R):
         weights_RV, temperature_R = of.weight_BV, temperature_B[rows_R]
         if bool((temperature_R != 1).any()):
-            weights_RV = (of.shifted_BV[rows_R] / temperature_R[:, None]).exp_()
+            shifted_RV = of.shifted_BV if len(rows_R) == len(tokens_B) else of.shifted_BV[rows_R]
+            weights_RV = (shifted_RV / temperature_R[:, None]).exp_()
         elif len(rows_R) < len(tokens_B):
             weights_RV = weights_RV[rows_R]
         tokens_B[rows_R] = _invert(weights_RV, top_p_B[rows_R], uniform_B[rows_R])
@@ -89,10 +91,22 @@ def _invert(weights_RV: torch.Tensor, top_p_R: torch.Tensor, uniform_R: torch.Te
 
 
 def _search(weights_RV: torch.Tensor, uniform_R: torch.Tensor) -> torch.Tensor:
-    cdf_RV = weights_RV.cumsum(-1)
-    target_R1 = (uniform_R * cdf_RV[:, -1])[:, None]
-    index_R = torch.searchsorted(cdf_RV, target_R1, right=True)[:, 0]
-    index_R = index_R.clamp_max(weights_RV.shape[-1] - 1)
+    """Where the running sum passes its share: first the block, by the blocks' sums, then the place in it.
+
+    A running sum over the whole vocabulary is one addition after the other; sums of blocks are not.
+    """
+    size = weights_RV.shape[-1]
+    whole = size // _BLOCK * _BLOCK
+    sums_RN = weights_RV[:, :whole].reshape(len(weights_RV), -1, _BLOCK).sum(-1)
+    cdf_RN = torch.cat([sums_RN, weights_RV[:, whole:].sum(-1, keepdim=True)], dim=-1).cumsum(-1)
+    target_R1 = (uniform_R * cdf_RN[:, -1])[:, None]
+    block_R1 = torch.searchsorted(cdf_RN, target_R1, right=True).clamp_max(cdf_RN.shape[-1] - 1)
+    before_R1 = torch.where(block_R1 > 0, cdf_RN.gather(-1, (block_R1 - 1).clamp_min(0)), 0.0)
+    places_RK = block_R1 * _BLOCK + torch.arange(_BLOCK, device=block_R1.device)
+    inside_RK = torch.where(places_RK < size, weights_RV.gather(-1, places_RK.clamp_max(size - 1)), 0.0)
+    cdf_RK = inside_RK.cumsum(-1)
+    place_R1 = torch.searchsorted(cdf_RK, target_R1 - before_R1, right=True)
+    index_R = (block_R1 * _BLOCK + place_R1.clamp_max(_BLOCK - 1)).clamp_max(size - 1)[:, 0]
     # Rounding can put the target on an edge, beside a token of probability zero: take the most probable one then.
     impossible_R = weights_RV.gather(-1, index_R[:, None])[:, 0] == 0
     if bool(impossible_R.any()):
