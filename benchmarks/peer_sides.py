@@ -213,7 +213,8 @@ def optillm_entropy(job: Job) -> Answered:
 def deepconf_recipe(job: Job) -> Answered:
     """The DeepConf recipe for `generate`, online as its model card says: warm-up, threshold, early stopping.
 
-    It leaves the vote to its user: here every trace with an answer has one vote, as in self-consistency.
+    It leaves the vote to its user: here every trace with an answer has one vote, as in self-consistency. Written from the
+    model card; the recipe itself could not be had where this was written.
     """
     import torch
     from transformers import GenerationConfig
@@ -225,16 +226,17 @@ def deepconf_recipe(job: Job) -> Answered:
     model, tokenizer = load(job.folder)
     torch.manual_seed(job.seed)
     warm_up = max(2, job.samples // 8)
-    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ends = {tokenizer.eos_token_id, pad}
     common = {
         "do_sample": True, "temperature": job.temperature, "top_k": 0, "top_p": 1.0, "max_new_tokens": job.max_tokens,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad,
         "return_dict_in_generate": True, "enable_conf": True, "output_confidences": True, "window_size": job.window,
     }  # fmt: skip
 
     def generate(ids: Any, n: int, **settings: Any) -> tuple[Any, Any]:
         made = model.generate(
-            ids.expand(n, -1),
+            input_ids=ids.expand(n, -1),
             attention_mask=torch.ones_like(ids).expand(n, -1),
             generation_config=GenerationConfig(**common, **settings),
             custom_generate=job.recipe,
@@ -277,7 +279,7 @@ def its_hub(job: Job, *, together: bool = False) -> Answered:
 
     async def ask_all(url: str) -> Answered:
         language_model = OpenAICompatibleLanguageModel(
-            url, "none", job.folder, temperature=job.temperature, max_completion_tokens=job.max_tokens
+            url, "none", served, temperature=job.temperature, max_completion_tokens=job.max_tokens
         )
         # Else it sends vLLM's `extra_body`, which other servers refuse.
         language_model.endpoint_type = "openai"
@@ -295,6 +297,7 @@ def its_hub(job: Job, *, together: bool = False) -> Answered:
         answers = [extract_answer(result.the_one["content"]) for result in results]
         return Answered(answers, [result.usage.completion_tokens for result in results], seconds, note)
 
+    served = job.folder if job.server is None else job.model
     note = f"{job.samples} samples, {'transformers serve' if job.server is None else 'the server that was given'}"
     with nullcontext(job.server) if job.server is not None else _served(job) as url:
         return asyncio.run(ask_all(url))

@@ -148,9 +148,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--deepconf-recipe", help="name on the hub or folder of the DeepConf generate recipe")
-    parser.add_argument(
-        "--server", help="URL of an OpenAI-compatible server (.../v1) that serves this model, for its_hub"
-    )
+    parser.add_argument("--server", help="URL (.../v1) of an OpenAI-compatible server that has --model under that name")
     args = parser.parse_args()
     if args.quick:
         args.questions = 10

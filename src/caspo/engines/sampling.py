@@ -44,6 +44,8 @@ def draw(
         EngineError: a row has NaN or +inf logits, or -inf everywhere.
     """
     if logits_BV.device.type == "cpu" and len(logits_BV) > _CPU_ROWS:
+        if any(top_ks):
+            top_ks = [max(k, 1) for k in top_ks]  # every slice has the column then, or none has
         # In slices that stay in the processor's cache: the whole batch at once would go through memory at every pass.
         parts = [
             draw(logits, temperature, top_p, uniform, ranks[at : at + _CPU_ROWS], top_ks[at : at + _CPU_ROWS])
@@ -97,7 +99,7 @@ def _search(weights_RV: torch.Tensor, uniform_R: torch.Tensor) -> torch.Tensor:
     """
     size = weights_RV.shape[-1]
     whole = size // _BLOCK * _BLOCK
-    sums_RN = weights_RV[:, :whole].reshape(len(weights_RV), -1, _BLOCK).sum(-1)
+    sums_RN = weights_RV[:, :whole].reshape(len(weights_RV), size // _BLOCK, _BLOCK).sum(-1)
     cdf_RN = torch.cat([sums_RN, weights_RV[:, whole:].sum(-1, keepdim=True)], dim=-1).cumsum(-1)
     target_R1 = (uniform_R * cdf_RN[:, -1])[:, None]
     block_R1 = torch.searchsorted(cdf_RN, target_R1, right=True).clamp_max(cdf_RN.shape[-1] - 1)
