@@ -84,7 +84,6 @@ class ConfidenceTree:
     ) -> list[Solution]:
         """The answer that the surviving paths agree on; every decision stands in the tree's nodes. ``seed`` is not used."""
         searches = [_Search(TreeBuilder(q, engine.prompt(q.text)), self.settings, engine) for q in questions]
-
         run(searches, engine, on_done)
         return [search.solution() for search in searches]
 
@@ -285,7 +284,6 @@ class _Search:
     def _choose(self) -> list[_Branch]:
         """The branches to decode next; none if the search is over."""
         settings = self.settings
-        more = settings.max_tokens
         self._open = [
             branch
             for branch in self._open
@@ -293,7 +291,8 @@ class _Search:
             and (
                 branch.rank == 1  # its last step was looked at when it came in
                 or len(self._finished) < settings.min_survivors
-                or self._state[branch.parent].confidence * best_possible(_known(branch), settings.prune_signal, more)
+                or self._state[branch.parent].confidence
+                * best_possible(_known(branch), settings.prune_signal, settings.max_tokens)
                 >= settings.prune_below
             )
         ]
