@@ -95,7 +95,7 @@ def ours(job: Job, name: str, *, together: bool = False) -> Answered:
     sampled = name == "self_consistency"
     settings = {"samples": job.samples, "temperature": job.temperature} if sampled else {}
     made = METHODS[name]
-    method = made(type(made().settings)(max_tokens=job.max_tokens, **settings))  # type: ignore[arg-type]
+    method = made(made.settings_type(max_tokens=job.max_tokens, **settings))
     method.solve(job.questions[:1], engine, job.seed)
     solutions, seconds = [], []
     for batch in [job.questions] if together else [[q] for q in job.questions]:

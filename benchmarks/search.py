@@ -58,12 +58,12 @@ class Bench:
     def __init__(self, engine: HFEngine, task: Task, limits: dict[str, Any]) -> None:
         self.engine, self.task, self.limits = engine, task, limits
 
-    def method(self, name: str, **settings: Any) -> Method:
+    def method(self, name: str, **settings: Any) -> Method[Any]:
         """A method with these settings and the common limit of a path."""
         made = METHODS[name]
-        return made(type(made().settings)(**{**self.limits, **settings}))  # type: ignore[arg-type]
+        return made(made.settings_type(**{**self.limits, **settings}))
 
-    def run(self, method: Method, questions: Sequence[Question], seed: int) -> Measured:
+    def run(self, method: Method[Any], questions: Sequence[Question], seed: int) -> Measured:
         """Solve all questions in one batch that starts with nothing kept."""
         self.engine.forget()
         start = time.perf_counter()

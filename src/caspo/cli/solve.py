@@ -46,7 +46,7 @@ def solve(
         raise ConfigError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")
     chosen = METHODS[method]
     if thresholds is None:
-        configured = chosen(settings_from(type(chosen().settings), settings or ()))  # type: ignore[arg-type]
+        configured = chosen(settings_from(chosen.settings_type, settings or ()))
     else:
         configured = _calibrated(thresholds, method, model, settings)
     questions = _questions(question, limit, seed)

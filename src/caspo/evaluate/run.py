@@ -58,7 +58,7 @@ class EvaluateSettings(Config):
     deepconf_online: DeepConfOnlineSettings | None = None
     dipt: DiPTSettings | None = None
 
-    def methods(self) -> list[Method]:
+    def methods(self) -> list[Method[Any]]:
         """The methods asked for."""
         chosen = ((name, getattr(self, name)) for name in METHODS)
         return [METHODS[name](settings) for name, settings in chosen if settings is not None]
@@ -113,7 +113,7 @@ def read_outcomes(folder: Path, method: str) -> tuple[list[Outcome], list[Tree]]
 
 
 def _solve_chunk(
-    task: Task, engine: Engine, method: Method, questions: Sequence[Question], seed: int, file: Path
+    task: Task, engine: Engine, method: Method[Any], questions: Sequence[Question], seed: int, file: Path
 ) -> None:
     engine.forget()  # every method pays for its own prompts
     started = time.perf_counter()

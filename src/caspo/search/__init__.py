@@ -1,5 +1,7 @@
 """Ways to solve questions with an engine; `METHODS` names them."""
 
+from typing import Any
+
 from caspo.search.base import Method, PathSettings
 from caspo.search.beam import Beam, BeamSettings
 from caspo.search.best_of_n import BestOfN, BestOfNSettings
@@ -30,7 +32,7 @@ __all__ = [
     "SelfConsistencySettings",
 ]
 
-METHODS = {
+METHODS: dict[str, type[Method[Any]]] = {
     method.name: method
     for method in (
         ChainOfThought,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import AfterValidator, Field
 
@@ -13,7 +14,7 @@ from caspo.engines.base import Completion, Engine
 from caspo.engines.drive import Asking, drive
 from caspo.types import Question, Solution
 
-__all__ = ["Method", "PathSettings", "Search", "SignalName", "run"]
+__all__ = ["Method", "PathSettings", "Search", "SignalName"]
 
 
 def _known_signal(name: str) -> str:
@@ -40,14 +41,34 @@ class PathSettings(Config):
         return 2
 
 
-class Method(Protocol):
-    """A way to solve questions with an engine."""
-
-    name: str
+class Search(Asking[Any], Protocol):
+    """One question's search, as `Method.solve` drives it."""
 
     @property
-    def settings(self) -> PathSettings:
-        """How it was asked to work."""
+    def over(self) -> bool:
+        """Whether it wants nothing more."""
+
+    def solution(self) -> Solution:
+        """What it came to; asked once, when it is over."""
+        ...
+
+
+S = TypeVar("S", bound=PathSettings)
+
+
+class Method(ABC, Generic[S]):
+    """A way to solve questions with an engine. Its docstring says what the confidence of its answers is."""
+
+    name: ClassVar[str]
+    """In recipes and in `metrics.json`."""
+    settings_type: type[S]
+
+    def __init__(self, settings: S | None = None) -> None:
+        self.settings: S = settings or self.settings_type()
+
+    @abstractmethod
+    def search(self, question: Question, engine: Engine, seed: int) -> Search:
+        """The search for one question's answer."""
 
     def solve(
         self,
@@ -56,26 +77,16 @@ class Method(Protocol):
         seed: int = 0,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Solution]:
-        """One solution per question, in order. A question's solution does not depend on the others.
+        """One solution per question, in order, all searches in one batch.
 
-        ``on_done`` is called with the number of questions that were solved since the last call.
+        A question's solution does not depend on the others. ``on_done`` is called with the number of questions that
+        were solved since the last call.
         """
-        ...
+        searches = [self.search(question, engine, seed) for question in questions]
 
+        def received(search: Any, completion: Completion) -> None:
+            if on_done is not None and search.over:
+                on_done(1)
 
-class Search(Asking[Any], Protocol):
-    """One question's search, as `run` drives it."""
-
-    @property
-    def over(self) -> bool:
-        """Whether it wants nothing more."""
-
-
-def run(searches: Sequence[Search], engine: Engine, on_done: Callable[[int], None] | None = None) -> None:
-    """Run the searches of all questions to their ends in one batch; ``on_done`` as in `Method.solve`."""
-
-    def received(search: Any, completion: Completion) -> None:
-        if on_done is not None and search.over:
-            on_done(1)
-
-    drive(searches, engine, received)
+        drive(searches, engine, received)
+        return [search.solution() for search in searches]

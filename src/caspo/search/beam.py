@@ -13,7 +13,6 @@ best finished one can never win.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +21,7 @@ from pydantic import Field
 from caspo.answers import extract_answer
 from caspo.confidence import step_score
 from caspo.engines.base import Completion, Engine, Request
-from caspo.search.base import PathSettings, SignalName, run
+from caspo.search.base import Method, PathSettings, SignalName
 from caspo.search.vote import agreement
 from caspo.trees import TreeBuilder, seed_of
 from caspo.types import ROOT, Question, Solution, Step
@@ -52,25 +51,18 @@ class BeamSettings(PathSettings):
         return self.beam_width * self.children
 
 
-class Beam:
-    """Step beam search by confidence."""
+class Beam(Method[BeamSettings]):
+    """Step beam search by confidence: the best finished path's answer.
+
+    Its confidence is the share of the finished paths that agree with it.
+    """
 
     name = "beam"
+    settings_type = BeamSettings
 
-    def __init__(self, settings: BeamSettings | None = None) -> None:
-        self.settings = settings or BeamSettings()
-
-    def solve(
-        self,
-        questions: Sequence[Question],
-        engine: Engine,
-        seed: int = 0,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Solution]:
-        """The best finished path's answer; its confidence is the share of the finished paths that agree with it."""
-        searches = [_Search(TreeBuilder(q, engine.prompt(q.text)), self.settings, seed) for q in questions]
-        run(searches, engine, on_done)
-        return [search.solution() for search in searches]
+    def search(self, question: Question, engine: Engine, seed: int) -> _Search:
+        """A beam of one empty path."""
+        return _Search(TreeBuilder(question, engine.prompt(question.text)), self.settings, seed)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ solutions are those of self-consistency with the same settings and seed: what di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from caspo.confidence import SIGNALS
 from caspo.engines.base import Engine
-from caspo.search.base import SignalName
-from caspo.search.sampled import Samples, SelfConsistency, SelfConsistencySettings, sample
+from caspo.search.base import Method, SignalName
+from caspo.search.sampled import SelfConsistencySettings, SeveralSamples
 from caspo.search.vote import agreement
 from caspo.types import Question, Solution
 
@@ -26,43 +24,38 @@ class BestOfNSettings(SelfConsistencySettings):
     """Measured over the whole solution, higher is better; `perplexity` is the mean log p of its tokens, nats."""
 
 
-class BestOfN:
-    """The most confident of several sampled solutions."""
+class BestOfN(Method[BestOfNSettings]):
+    """The most confident of several sampled solutions. The confidence is the share of the samples that agree with it.
+
+    A solution without an answer cannot win; of equally confident ones the first does.
+    """
 
     name = "best_of_n"
+    settings_type = BestOfNSettings
 
-    def __init__(self, settings: BestOfNSettings | None = None) -> None:
-        self.settings = settings or BestOfNSettings()
-
-    def solve(
-        self,
-        questions: Sequence[Question],
-        engine: Engine,
-        seed: int = 0,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Solution]:
-        """The best solution's answer; its confidence is the share of the samples that agree with it.
-
-        A solution without an answer cannot win; of equally confident ones the first does.
-        """
-        settings = self.settings
-        found = sample(
-            SelfConsistency.name, questions, engine, seed, settings.samples, settings.temperature, settings, on_done
-        )
-        return [_best(samples, settings.signal, engine) for samples in found]
+    def search(self, question: Question, engine: Engine, seed: int) -> _Best:
+        """All samples."""
+        return _Best(question, engine, seed, self.settings)
 
 
-def _best(samples: Samples, signal: str, engine: Engine) -> Solution:
-    ends = samples.grow(engine)
-    answers = samples.answers()
-    scores = {
-        number: SIGNALS[signal](completion.trace)
-        for number, completion in enumerate(samples.completions)
-        if answers[number] is not None
-    }
-    if not scores:
-        return samples.solution(None, 0.0)
-    best = max(scores, key=lambda number: scores[number])
-    for end in ends:
-        samples.builder.decide(end, "finished" if end == ends[best] else "dropped")
-    return samples.solution(answers[best], agreement(answers, best))
+class _Best(SeveralSamples):
+    """The most confident one answers."""
+
+    def __init__(self, question: Question, engine: Engine, seed: int, settings: BestOfNSettings) -> None:
+        super().__init__(question, engine, seed, settings)
+        self._signal = SIGNALS[settings.signal]
+
+    def solution(self) -> Solution:
+        ends = self._grow()
+        answers = self.answers()
+        scores = {
+            number: self._signal(completion.trace)
+            for number, completion in enumerate(self.completions)
+            if answers[number] is not None
+        }
+        if not scores:
+            return self._answered(None, 0.0)
+        best = max(scores, key=lambda number: scores[number])
+        for end in ends:
+            self.builder.decide(end, "finished" if end == ends[best] else "dropped")
+        return self._answered(answers[best], agreement(answers, best))

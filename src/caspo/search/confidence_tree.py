@@ -24,7 +24,7 @@ Nothing is drawn at random, and a question's result does not depend on the other
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ from pydantic import Field
 from caspo.answers import extract_answer, group_answers, same_answer
 from caspo.confidence import best_possible, step_score
 from caspo.engines.base import Completion, Engine, Request, Watch
-from caspo.search.base import PathSettings, SignalName, run
+from caspo.search.base import Method, PathSettings, SignalName
 from caspo.search.vote import vote
 from caspo.trees import TreeBuilder, cut_trace, join_traces
 from caspo.types import ROOT, Question, Solution, TokenTrace
@@ -67,25 +67,15 @@ class ConfidenceTreeSettings(PathSettings):
     """An answer with less confidence than this is withheld."""
 
 
-class ConfidenceTree:
-    """Confidence-aware Thought."""
+class ConfidenceTree(Method[ConfidenceTreeSettings]):
+    """Confidence-aware Thought: the answer that the surviving paths agree on; every decision stands in the tree's nodes."""
 
     name = "cat"
+    settings_type = ConfidenceTreeSettings
 
-    def __init__(self, settings: ConfidenceTreeSettings | None = None) -> None:
-        self.settings = settings or ConfidenceTreeSettings()
-
-    def solve(
-        self,
-        questions: Sequence[Question],
-        engine: Engine,
-        seed: int = 0,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Solution]:
-        """The answer that the surviving paths agree on; every decision stands in the tree's nodes. ``seed`` is not used."""
-        searches = [_Search(TreeBuilder(q, engine.prompt(q.text)), self.settings, engine) for q in questions]
-        run(searches, engine, on_done)
-        return [search.solution() for search in searches]
+    def search(self, question: Question, engine: Engine, seed: int) -> _Search:
+        """The greedy path to begin with; nothing is drawn, so the seed is not used."""
+        return _Search(TreeBuilder(question, engine.prompt(question.text)), self.settings, engine)
 
 
 class _State(NamedTuple):

@@ -30,10 +30,9 @@ from pydantic import Field, model_validator
 
 from caspo.engines.base import Completion, Engine, Request, Watch
 from caspo.errors import EngineError
-from caspo.search.base import run
-from caspo.search.sampled import Samples, SelfConsistency, SelfConsistencySettings
+from caspo.search.base import Method
+from caspo.search.sampled import SelfConsistencySettings, SeveralSamples
 from caspo.search.vote import vote
-from caspo.trees import TreeBuilder
 from caspo.types import Question, Solution
 
 __all__ = [
@@ -114,58 +113,33 @@ class DeepConfOnlineSettings(_Settings):
         return self
 
 
-class DeepConfOffline:
-    """The most confident traces vote."""
+class DeepConfOffline(Method[DeepConfOfflineSettings]):
+    """The most confident traces vote: the answer with the most confidence behind it, and its share of the votes cast."""
 
     name = "deepconf_offline"
+    settings_type = DeepConfOfflineSettings
 
-    def __init__(self, settings: DeepConfOfflineSettings | None = None) -> None:
-        self.settings = settings or DeepConfOfflineSettings()
-
-    def solve(
-        self,
-        questions: Sequence[Question],
-        engine: Engine,
-        seed: int = 0,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Solution]:
-        """The answer with the most confidence behind it; its confidence is its share of the votes that were cast."""
-        traces = [_Traces(TreeBuilder(q, engine.prompt(q.text)), seed, self.settings) for q in questions]
-        run(traces, engine, on_done)
-        return [self._solution(found, engine) for found in traces]
-
-    def _solution(self, traces: _Traces, engine: Engine) -> Solution:
-        confidences = traces.measure(self.settings.measure)
-        answered = [c for c, answer in zip(confidences, traces.answers(), strict=True) if answer is not None]
-        return traces.voted(confidences, _threshold(answered, self.settings.eta) if answered else 0.0, engine)
+    def search(self, question: Question, engine: Engine, seed: int) -> _Offline:
+        """All traces."""
+        return _Offline(question, engine, seed, self.settings)
 
 
-class DeepConfOnline:
-    """Traces that lose confidence are stopped; sampling ends with consensus."""
+class DeepConfOnline(Method[DeepConfOnlineSettings]):
+    """Traces that lose confidence are stopped; sampling ends with consensus. Answer and confidence as offline."""
 
     name = "deepconf_online"
+    settings_type = DeepConfOnlineSettings
 
-    def __init__(self, settings: DeepConfOnlineSettings | None = None) -> None:
-        self.settings = settings or DeepConfOnlineSettings()
-
-    def solve(
-        self,
-        questions: Sequence[Question],
-        engine: Engine,
-        seed: int = 0,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Solution]:
-        """The answer with the most confidence behind it; its confidence is its share of the votes that were cast."""
-        traces = [_Online(TreeBuilder(q, engine.prompt(q.text)), seed, self.settings) for q in questions]
-        run(traces, engine, on_done)
-        return [found.voted(found.measure("lowest"), found.threshold, engine) for found in traces]
+    def search(self, question: Question, engine: Engine, seed: int) -> _Online:
+        """The warm-up, then waves."""
+        return _Online(question, engine, seed, self.settings)
 
 
-class _Traces(Samples):
+class _Traces(SeveralSamples):
     """The solutions of self-consistency, with token confidences."""
 
-    def __init__(self, builder: TreeBuilder, seed: int, settings: _Settings) -> None:
-        super().__init__(builder, SelfConsistency.name, seed, settings.samples, settings.temperature, settings)
+    def __init__(self, question: Question, engine: Engine, seed: int, settings: _Settings) -> None:
+        super().__init__(question, engine, seed, settings)
         self._deepconf = settings
 
     def measure(self, name: str) -> list[float]:
@@ -180,24 +154,37 @@ class _Traces(Samples):
             if answer is not None and trace.finish != "abandoned" and confidences[number] >= threshold
         }
 
-    def voted(self, confidences: Sequence[float], threshold: float, engine: Engine) -> Solution:
+    def voted(self, confidences: Sequence[float], threshold: float) -> Solution:
         """The vote's outcome. Traces that had none are `pruned` in the tree."""
         votes = self.votes(confidences, threshold)
-        ends = self.grow(engine)
+        ends = self._grow()
         voting = {ends[number] for number in votes}
         for end in ends:
             self.builder.decide(end, "finished" if end in voting else "pruned")
-        return self.solution(*vote(list(votes.values()), [confidences[number] for number in votes]))
+        return self._answered(*vote(list(votes.values()), [confidences[number] for number in votes]))
 
     def _request(self, number: int) -> Request:
         return replace(super()._request(number), top_k=self._deepconf.top_k)
 
 
+class _Offline(_Traces):
+    """The most confident percent of the traces with an answer vote."""
+
+    def __init__(self, question: Question, engine: Engine, seed: int, settings: DeepConfOfflineSettings) -> None:
+        super().__init__(question, engine, seed, settings)
+        self._measure = settings.measure
+
+    def solution(self) -> Solution:
+        confidences = self.measure(self._measure)
+        answered = [c for c, answer in zip(confidences, self.answers(), strict=True) if answer is not None]
+        return self.voted(confidences, _threshold(answered, self._deepconf.eta) if answered else 0.0)
+
+
 class _Online(_Traces):
     """Warm-up, then waves."""
 
-    def __init__(self, builder: TreeBuilder, seed: int, settings: DeepConfOnlineSettings) -> None:
-        super().__init__(builder, seed, settings)
+    def __init__(self, question: Question, engine: Engine, seed: int, settings: DeepConfOnlineSettings) -> None:
+        super().__init__(question, engine, seed, settings)
         self._online = settings
         self.threshold = float("-inf")
         """What a group must not fall below, nats; none during the warm-up."""
@@ -219,6 +206,9 @@ class _Online(_Traces):
         if share >= self._online.consensus:
             return []
         return self._ask(min(self._online.wave, self._online.samples - self._asked))
+
+    def solution(self) -> Solution:
+        return self.voted(self.measure("lowest"), self.threshold)
 
     def _request(self, number: int) -> Request:
         watch = None if number < self._online.warm_up else _stop_below(self.threshold, self._online.window)

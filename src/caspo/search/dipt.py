@@ -7,15 +7,13 @@ ours: a paraphrase of what it asks for, not its text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from pydantic import Field
 
 from caspo.answers import extract_answer
 from caspo.engines.base import Engine
-from caspo.search.base import PathSettings
-from caspo.search.sampled import sample
-from caspo.types import Question, Solution
+from caspo.search.base import Method, PathSettings
+from caspo.search.sampled import Samples
+from caspo.types import Question
 
 __all__ = ["PERSPECTIVES", "DiPT", "DiPTSettings", "last_answer"]
 
@@ -34,36 +32,29 @@ class DiPTSettings(PathSettings):
     """Stands after the question, as a paragraph of its own."""
 
 
-class DiPT:
-    """Chain of thought that looks at the problem from several sides."""
+class DiPT(Method[DiPTSettings]):
+    """Chain of thought that looks at the problem from several sides.
+
+    Its confidence is 1 where it has an answer: one path cannot disagree. The tree holds the question as it was, and the
+    prompt with the instruction.
+    """
 
     name = "dipt"
+    settings_type = DiPTSettings
 
-    def __init__(self, settings: DiPTSettings | None = None) -> None:
-        self.settings = settings or DiPTSettings()
-
-    def solve(
-        self,
-        questions: Sequence[Question],
-        engine: Engine,
-        seed: int = 0,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Solution]:
-        """The answer it states last; its confidence is 1 where it has one: one path cannot disagree.
-
-        The tree holds the question as it was, and the prompt with the instruction.
-        """
-        settings = self.settings
-        solutions = []
-        for samples in sample(self.name, questions, engine, seed, 1, 0.0, settings, on_done, self._ask):
-            samples.grow(engine)
-            answer = last_answer(samples.completions[0].text)
-            solutions.append(samples.solution(answer, 0.0 if answer is None else 1.0))
-        return solutions
-
-    def _ask(self, text: str) -> str:
+    def search(self, question: Question, engine: Engine, seed: int) -> _Perspectives:
+        """One greedy solution."""
         # An empty question stays empty, so that the engine refuses it.
-        return f"{text.strip()}\n\n{self.settings.instruction}" if text.strip() else text
+        text = question.text.strip()
+        asked = text and f"{text}\n\n{self.settings.instruction}"
+        return _Perspectives(question, engine, seed, self.settings, name=self.name, asked=asked)
+
+
+class _Perspectives(Samples):
+    """The answer that is stated last counts."""
+
+    def answers(self) -> list[str | None]:
+        return [last_answer(completion.text) for completion in self.completions]
 
 
 def last_answer(text: str) -> str | None:

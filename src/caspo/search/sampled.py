@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from pydantic import Field
 
 from caspo.answers import extract_answer
 from caspo.engines.base import Completion, Engine, Request
-from caspo.search.base import PathSettings, run
+from caspo.search.base import Method, PathSettings
 from caspo.search.vote import vote
 from caspo.trees import TreeBuilder, seed_of
 from caspo.types import Question, Solution
@@ -22,7 +20,7 @@ __all__ = [
     "Samples",
     "SelfConsistency",
     "SelfConsistencySettings",
-    "sample",
+    "SeveralSamples",
 ]
 
 
@@ -48,18 +46,28 @@ class SelfConsistencySettings(PathSettings):
 
 
 class Samples:
-    """The solutions sampled for one question. A key is a sample's number, from 0.
+    """The solutions sampled for one question, whose majority answers. A key is a sample's number, from 0.
 
     A sample depends on the question, ``name``, the seed and its number: methods that sample under one name choose among
-    the same solutions, and the difference between them is their choice alone.
+    the same solutions, and the difference between them is their choice alone. ``asked`` is what the model is asked, if
+    not the question's own text.
     """
 
     def __init__(
-        self, builder: TreeBuilder, name: str, seed: int, count: int, temperature: float, settings: PathSettings
+        self,
+        question: Question,
+        engine: Engine,
+        seed: int,
+        settings: PathSettings,
+        *,
+        name: str,
+        count: int = 1,
+        temperature: float = 0.0,
+        asked: str | None = None,
     ) -> None:
-        self.builder = builder
-        self._name, self._seed, self._temperature, self._settings = name, seed, temperature, settings
-        self._count = count
+        self.builder = TreeBuilder(question, engine.prompt(question.text if asked is None else asked))
+        self._engine, self._seed, self._settings = engine, seed, settings
+        self._name, self._count, self._temperature = name, count, temperature
         self._asked = 0
         self._found: dict[int, Completion] = {}
 
@@ -86,16 +94,22 @@ class Samples:
         """The answer that each sample states."""
         return [extract_answer(completion.text) for completion in self.completions]
 
-    def grow(self, engine: Engine) -> list[int]:
+    def solution(self) -> Solution:
+        """The majority's answer, equal values counted together; its confidence is its share of the samples."""
+        self._grow()
+        answers = self.answers()
+        return self._answered(*vote(answers, [1.0] * len(answers)))
+
+    def _grow(self) -> list[int]:
         """Cut the samples into steps and merge equal ones in the tree; the last node of each sample."""
         return [
             self.builder.add_solution(
-                found.token_ids, engine.pieces(found.token_ids), found.trace, final=found.finish == "eos"
+                found.token_ids, self._engine.pieces(found.token_ids), found.trace, final=found.finish == "eos"
             )
             for found in self.completions
         ]
 
-    def solution(self, answer: str | None, confidence: float) -> Solution:
+    def _answered(self, answer: str | None, confidence: float) -> Solution:
         """This answer, with the tree and the price of all samples."""
         tokens = sum(len(completion.token_ids) for completion in self.completions)
         return Solution(self.builder.question.id, answer, confidence, self.builder.build(), tokens)
@@ -115,70 +129,34 @@ class Samples:
         )
 
 
-class ChainOfThought:
-    """One solution, greedy unless a temperature is set."""
+class ChainOfThought(Method[ChainOfThoughtSettings]):
+    """One solution, greedy unless a temperature is set. Its confidence is 1: one path cannot disagree."""
 
     name = "chain_of_thought"
+    settings_type = ChainOfThoughtSettings
 
-    def __init__(self, settings: ChainOfThoughtSettings | None = None) -> None:
-        self.settings = settings or ChainOfThoughtSettings()
-
-    def solve(
-        self,
-        questions: Sequence[Question],
-        engine: Engine,
-        seed: int = 0,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Solution]:
-        """One solution per question; its confidence is 1 where it has an answer: one path cannot disagree."""
-        settings = self.settings
-        return _majority(sample(self.name, questions, engine, seed, 1, settings.temperature, settings, on_done), engine)
+    def search(self, question: Question, engine: Engine, seed: int) -> Samples:
+        """One sample."""
+        temperature = self.settings.temperature
+        return Samples(question, engine, seed, self.settings, name=self.name, temperature=temperature)
 
 
-class SelfConsistency:
-    """Several sampled solutions; answers of equal value vote together."""
+class SelfConsistency(Method[SelfConsistencySettings]):
+    """Several sampled solutions; answers of equal value vote together. The confidence is the share of the samples."""
 
     name = "self_consistency"
+    settings_type = SelfConsistencySettings
 
-    def __init__(self, settings: SelfConsistencySettings | None = None) -> None:
-        self.settings = settings or SelfConsistencySettings()
-
-    def solve(
-        self,
-        questions: Sequence[Question],
-        engine: Engine,
-        seed: int = 0,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Solution]:
-        """The majority's answer; its confidence is its share of the samples."""
-        settings = self.settings
-        found = sample(self.name, questions, engine, seed, settings.samples, settings.temperature, settings, on_done)
-        return _majority(found, engine)
+    def search(self, question: Question, engine: Engine, seed: int) -> SeveralSamples:
+        """All samples."""
+        return SeveralSamples(question, engine, seed, self.settings)
 
 
-def sample(
-    name: str,
-    questions: Sequence[Question],
-    engine: Engine,
-    seed: int,
-    count: int,
-    temperature: float,
-    settings: PathSettings,
-    on_done: Callable[[int], None] | None,
-    ask: Callable[[str], str] = str,
-) -> list[Samples]:
-    """``count`` solutions of each question, all in one batch; ``ask`` makes what the model is asked of its text."""
-    found = [
-        Samples(TreeBuilder(q, engine.prompt(ask(q.text))), name, seed, count, temperature, settings) for q in questions
-    ]
-    run(found, engine, on_done)
-    return found
+class SeveralSamples(Samples):
+    """The samples of self-consistency."""
 
-
-def _majority(found: Sequence[Samples], engine: Engine) -> list[Solution]:
-    solutions = []
-    for samples in found:
-        samples.grow(engine)
-        answers = samples.answers()
-        solutions.append(samples.solution(*vote(answers, [1.0] * len(answers))))
-    return solutions
+    def __init__(self, question: Question, engine: Engine, seed: int, settings: SelfConsistencySettings) -> None:
+        number, temperature = settings.samples, settings.temperature
+        super().__init__(
+            question, engine, seed, settings, name=SelfConsistency.name, count=number, temperature=temperature
+        )
