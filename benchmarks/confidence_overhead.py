@@ -19,19 +19,30 @@ from measure import Figure, difference, report
 
 from caspo.engines.hf import HFEngine
 from caspo.engines.models import load
-from caspo.engines.sampling import _search, draw
+from caspo.engines.sampling import _drawn, draw
+from caspo.logits import _CPU_FLOATS, Distribution, _best, _block_sums
 
 
 def plain(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:
-    """Tokens, and nothing measured; in the slices of a few rows and by the search that our own sampler uses, both faster."""
-    tokens = []
-    for logits, uniform in zip(torch.split(logits_BV, 4), torch.split(uniform_B, 4), strict=True):
+    """Tokens, and nothing measured; a few rows at a time and by the search of our own sampler, both faster than without."""
+    size = logits_BV.shape[-1]
+    step = max(1, _CPU_FLOATS // size) if logits_BV.is_cpu else len(logits_BV)
+    room = torch.empty(min(step, len(logits_BV)), size, device=logits_BV.device)
+    best, highest, blocks = [], [], []
+    for logits_RV in torch.split(logits_BV, step):
+        best.append(_best(logits_RV))
         if temperature == 0:
-            tokens.append(torch.from_numpy(logits.numpy().argmax(-1)) if logits.is_cpu else logits.argmax(-1))
             continue
-        scaled = logits / temperature if temperature != 1 else logits
-        tokens.append(_search((scaled - scaled.amax(-1, keepdim=True)).exp_(), uniform))
-    return torch.cat(tokens)
+        highest.append(logits_RV.gather(-1, best[-1]).float())
+        shifted_RV = torch.sub(logits_RV, highest[-1], out=room[: len(logits_RV)])
+        blocks.append(_block_sums((shifted_RV.div_(temperature) if temperature != 1 else shifted_RV).exp_()))
+    best_B = torch.cat(best)[:, 0]
+    if temperature == 0:
+        return best_B
+    nothing_B, highest_B = torch.empty(0), torch.cat(highest)[:, 0]
+    of = Distribution(best_B, highest_B, nothing_B, nothing_B, nothing_B, nothing_B, torch.cat(blocks))
+    rows_B = torch.arange(len(logits_BV), device=logits_BV.device)
+    return _drawn(of, logits_BV, rows_B, torch.full_like(uniform_B, temperature), uniform_B)
 
 
 @torch.inference_mode()

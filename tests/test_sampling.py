@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from caspo import logits as logits_module
 from caspo.engines import sampling
 from caspo.engines.sampling import Draw, uniforms
 from caspo.errors import EngineError
@@ -68,7 +69,7 @@ def test_statistics(logits: np.ndarray, uniform: float, temperature: float, top_
 def test_frequencies(temperature: float, top_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """40,000 draws follow softmax(logits / temperature) cut to its nucleus (chi-square below its 99.9% quantile)."""
     n = 40_000
-    monkeypatch.setattr(sampling, "_CPU_ROWS", n)
+    monkeypatch.setattr(logits_module, "_CPU_FLOATS", 6 * n)
     logits = torch.tensor([1.0, 0.0, -float("inf"), 2.0, -1.0, 0.5])
     uniform = uniforms(np.arange(n, dtype=np.uint64), np.zeros(n, dtype=np.uint64))
     got = draw(
@@ -94,7 +95,7 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     top_p = torch.tensor([1.0, 0.9] * 10)[:19]
     results = []
     for rows in (1, 4, 100):
-        monkeypatch.setattr(sampling, "_CPU_ROWS", rows)
+        monkeypatch.setattr(logits_module, "_CPU_FLOATS", 50 * rows)
         results.append(draw(logits, temperature, top_p, uniform))
     for other in results[1:]:
         assert torch.equal(results[0].tokens, other.tokens)

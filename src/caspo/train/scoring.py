@@ -80,7 +80,7 @@ class Scorer:
         logits_UV, (places, tokens), keys, sizes = self._logits(model, rows)
         step = _step(logits_UV)
         found = [
-            Distribution.of(logits_UV[p]).statistics(t)
+            Distribution.of(logits_PV := logits_UV[p]).statistics(logits_PV, t)
             for p, t in zip(torch.split(places, step), torch.split(tokens, step), strict=True)
         ]
         return dict(zip(keys, torch.split(torch.cat(found).cpu(), sizes), strict=True))
