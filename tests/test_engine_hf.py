@@ -352,6 +352,33 @@ def test_a_branch_in_the_middle_costs_no_prefill(kind: str, monkeypatch: pytest.
             assert a.trace.logprob[0] < a.trace.max_logprob[0]
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_prompts_share_is_computed_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A common beginning is prefilled once, for later calls too, and the tokens are those of separate prompts."""
+    ours = engine(kind)
+    ours.streams = 1
+    shared = prefixes(1, seed=5, low=40, high=41)[0]
+    asked = [Request((*shared, *rest), seed=0, max_new_tokens=6, temperature=0.0) for rest in prefixes(5, seed=6)]
+    apart = []
+    for request in asked:
+        ours.forget()
+        apart += ours.generate([request])
+    computed = 0
+    forward = ours.model.forward
+
+    def counted(*args: Any, **more: Any) -> Any:
+        nonlocal computed
+        computed += more["input_ids"].numel() if more["input_ids"].shape[1] > 1 else 0
+        return forward(*args, **more)
+
+    monkeypatch.setattr(ours.model, "forward", counted)
+    ours.forget()
+    for a, b in zip(apart, [*ours.generate(asked[:4]), *ours.generate(asked[4:])], strict=True):
+        same(a, b)
+    rest = max(len(request.prefix_ids) for request in asked) - len(shared)
+    assert computed <= len(shared) + len(asked) * rest
+
+
 def test_watched_rows_end_where_they_are_told() -> None:
     """A watch sees every token with its own numbers; what it refuses is the last. Its neighbours do not notice."""
     ours = engine()

@@ -11,7 +11,7 @@ Not covered: encoder-decoder models and models with layers that are not attentio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from threading import Lock
@@ -22,7 +22,7 @@ import torch
 from transformers import DynamicCache
 
 from caspo.engines.base import Completion, OnDone, Request
-from caspo.engines.kv import PrefixStore, RowPool, owned
+from caspo.engines.kv import Prefix, PrefixStore, RowPool, owned
 from caspo.engines.prompts import INSTRUCTION, prompt_ids
 from caspo.engines.queue import Row, WorkQueue
 from caspo.engines.sampling import draw, uniforms
@@ -33,6 +33,9 @@ __all__ = ["HFEngine"]
 
 _PREFILL_TOKENS = 4096
 """Tokens of one prefill pass, padding included: bounds its memory."""
+
+_SHARED = 16
+"""Tokens that sequences must share at their beginning to have it computed once; of fewer, copying costs as much."""
 
 
 class HFEngine:
@@ -220,14 +223,20 @@ class HFEngine:
         needed = list(dict.fromkeys(row.request.prefix_ids[:-1] for row in new))
         with self._lock:
             found = {ids: self._store.get(ids) for ids in needed}
-        missing = sorted((ids for ids in needed if found[ids] is None), key=len)
+        missing = [ids for ids in needed if found[ids] is None]
+        shared = _common_prefix(missing)
+        if len(missing) > 1 and len(shared) >= _SHARED and _length(self._beginning(shared)) < len(shared) - 1:
+            self._prefill({shared: None})  # what all prompts begin with, once
+        begun = {ids: self._beginning(ids) for ids in missing}
+        missing.sort(key=lambda ids: len(ids) - _length(begun[ids]))
         while missing:
-            width = 1
-            count = 0
-            while count < len(missing) and (count == 0 or (count + 1) * len(missing[count]) <= _PREFILL_TOKENS):
-                width, count = len(missing[count]), count + 1
-            found.update(self._prefill(missing[:count], width))
-            missing = missing[count:]
+            batch: dict[tuple[int, ...], Prefix | None] = {}
+            for ids in missing:
+                if batch and (len(batch) + 1) * (len(ids) - _length(begun[ids])) > _PREFILL_TOKENS:
+                    break
+                batch[ids] = begun[ids]
+            found.update(self._prefill(batch))
+            missing = missing[len(batch) :]
         prefixes = []
         for row in new:
             prefix = found[row.request.prefix_ids[:-1]]
@@ -235,19 +244,32 @@ class HFEngine:
             prefixes.append(prefix)
         pool.admit(prefixes)
 
-    def _prefill(
-        self, batch: list[tuple[int, ...]], width: int
-    ) -> dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]]:
-        ids_BT = torch.zeros(len(batch), width, dtype=torch.long, device=self.device)
+    def _beginning(self, ids: tuple[int, ...]) -> Prefix | None:
+        """Keys and values that are there of the beginning of ``ids``, if worth it; at least one token is left to compute."""
+        with self._lock:
+            kept = min(self._store.longest(ids), len(ids) - 1)
+            return self._store.get(ids[:kept]) if kept >= _SHARED else None
+
+    def _prefill(self, batch: Mapping[tuple[int, ...], Prefix | None]) -> dict[tuple[int, ...], Prefix]:
+        """Keys and values of every sequence of ``batch``, of whose beginning some are there.
+
+        Every row computes as many tokens at its end as the row with the most to compute.
+        """
+        width, rest = max(map(len, batch)), max(len(ids) - _length(begun) for ids, begun in batch.items())
+        past = width - rest
+        ids_BT = torch.zeros(len(batch), rest, dtype=torch.long, device=self.device)
         mask_BT = torch.zeros(len(batch), width, dtype=torch.long, device=self.device)
         for i, ids in enumerate(batch):
-            ids_BT[i, width - len(ids) :] = torch.tensor(ids, device=self.device)
+            new = ids[-rest:]
+            ids_BT[i, rest - len(new) :] = torch.tensor(new, device=self.device)
             mask_BT[i, width - len(ids) :] = 1
         cache = DynamicCache()
+        if past:
+            _fill(cache, [(begun, max(0, len(ids) - rest)) for ids, begun in batch.items()], past)
         self.model(
             input_ids=ids_BT,
             attention_mask=mask_BT,
-            position_ids=(mask_BT.cumsum(-1) - 1).clamp_min(0),
+            position_ids=(mask_BT.cumsum(-1) - 1).clamp_min(0)[:, past:],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -291,6 +313,32 @@ class HFEngine:
                 f"A prompt of {len(request.prefix_ids)} tokens leaves no room in the context of {self.name} "
                 f"({self.context_length} tokens). Shorten the question, or use a model with a longer context."
             )
+
+
+def _common_prefix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The longest beginning that all share: that of the first and the last in sorted order."""
+    if not sequences:
+        return ()
+    first, last = min(sequences), max(sequences)
+    return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
+
+
+def _length(prefix: Prefix | None) -> int:
+    return 0 if prefix is None else prefix[0][0].shape[1]
+
+
+def _fill(cache: DynamicCache, rows: Sequence[tuple[Prefix | None, int]], width: int) -> None:
+    """Put so many of every row's keys and values into the cache, ending at column ``width``; what is before is masked."""
+    like = next(prefix for prefix, _ in rows if prefix is not None)
+    for layer, pair in enumerate(like):
+        both = []
+        for side, (heads, _, size) in enumerate(tensor.shape for tensor in pair):
+            joined = pair[side].new_zeros(len(rows), heads, width, size)
+            for row, (prefix, count) in enumerate(rows):
+                if prefix is not None and count:
+                    joined[row, :, width - count :] = prefix[layer][side][:, :count]
+            both.append(joined)
+        cache.update(both[0], both[1], layer)
 
 
 class _Pieces(dict[int, str]):

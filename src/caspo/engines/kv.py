@@ -18,7 +18,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["PrefixStore", "RowPool", "owned"]
+__all__ = ["Prefix", "PrefixStore", "RowPool", "owned"]
+
+Prefix = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of a token sequence of length n: per layer two tensors (H, n, D)."""
 
 
 class _PoolLayer(CacheLayerMixin):
@@ -111,7 +114,7 @@ class RowPool:
         taken, self._arena = self._arena[:size].view(shape), self._arena[size:]
         return taken
 
-    def admit(self, prefixes: list[list[tuple[torch.Tensor, torch.Tensor]]]) -> None:
+    def admit(self, prefixes: list[Prefix]) -> None:
         """Add rows with the keys and values of their prefixes: per row and layer, two tensors (H, n, D)."""
         lengths = [prefix[0][0].shape[1] for prefix in prefixes]
         longest = max([self.end - self.low, *lengths])
@@ -147,7 +150,7 @@ class RowPool:
             self.starts[row] = self.starts[last]
         self.starts.pop()
 
-    def take(self, row: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def take(self, row: int) -> Prefix:
         """A copy of a row's keys and values, to continue from later."""
         used = slice(self.starts[row], self.end)
         views = []
@@ -180,7 +183,7 @@ class RowPool:
         self.end = end
 
 
-def owned(prefix: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def owned(prefix: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Prefix:
     """A copy of a prefix in one piece of memory: two small pieces per layer would leave the heap full of holes."""
     tensors = [tensor for pair in prefix for tensor in pair]
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -193,11 +196,11 @@ class PrefixStore:
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
-        self._kept: OrderedDict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         self._sorted: list[tuple[int, ...]] = []
         self._bytes = 0
 
-    def get(self, ids: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+    def get(self, ids: tuple[int, ...]) -> Prefix | None:
         """Views of the keys and values of ``ids``, from a stored sequence that is it or begins with it; or None."""
         at = bisect_left(self._sorted, ids)  # in sorted order, what begins with ids comes right after it
         if at == len(self._sorted) or self._sorted[at][: len(ids)] != ids:
@@ -205,7 +208,12 @@ class PrefixStore:
         self._kept.move_to_end(self._sorted[at])
         return [(keys[:, : len(ids)], values[:, : len(ids)]) for keys, values in self._kept[self._sorted[at]]]
 
-    def put(self, ids: tuple[int, ...], prefix: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def longest(self, ids: tuple[int, ...]) -> int:
+        """How many tokens at the beginning of ``ids`` stand at the beginning of a stored sequence."""
+        at = bisect_left(self._sorted, ids)  # what shares most with ids stands next to where it would
+        return max((_shared(ids, other) for other in self._sorted[max(0, at - 1) : at + 1]), default=0)
+
+    def put(self, ids: tuple[int, ...], prefix: Prefix) -> None:
         """Keep a sequence, dropping the oldest ones over the budget."""
         if ids in self._kept:
             return
@@ -224,5 +232,9 @@ class PrefixStore:
         self._bytes = 0
 
 
-def _size(prefix: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
+def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _size(prefix: Prefix) -> int:
     return sum(keys.nbytes + values.nbytes for keys, values in prefix)
