@@ -75,8 +75,6 @@ class Calibration:
     """What the stage found, with what it was chosen from."""
 
     thresholds: Thresholds
-    solved: int
-    """Of the questions that chose where to prune, those with a right path when nothing is pruned: that have one to lose."""
     risks: tuple[PruningRisk, ...]
     tokens: tuple[float, ...]
     """Generated for a question, at each threshold of `PRUNE_GRID`."""
@@ -129,7 +127,14 @@ def calibrate_stage(
     half = (len(questions) + 1) // 2
 
     searched = _search_grid(task, questions[:half], cat, engine, work / "pruning", on_done)
-    prune_below, risks = choose_pruning(PRUNE_GRID, [[step["found"] for step in row] for row in searched], alpha)
+    found = [[step["found"] for step in row] for row in searched]
+    to_lose = [row for row in found if row[0]]  # the others would only make the risk look smaller
+    if len(to_lose) < questions_needed(alpha):
+        raise DataError(
+            f"Of the {len(searched)} questions for pruning {len(to_lose)} have a right path that could be lost; alpha "
+            f"{alpha:g} needs {questions_needed(alpha)} of these. Ask for more (--questions), or for a higher alpha."
+        )
+    prune_below, risks = choose_pruning(PRUNE_GRID, to_lose, alpha)
     at = PRUNE_GRID.index(prune_below)
     grid = abstention_grid(*_answered([row[at] for row in searched]), alpha)
 
@@ -146,9 +151,9 @@ def calibrate_stage(
         abstain_below=abstain_below,
         alpha=alpha,
         delta=delta,
-        n_pruning=len(searched),
+        n_pruning=len(to_lose),
         n_abstention=len(right),
-        lost=risks[at].lost / len(searched),
+        lost=risks[at].lost / len(to_lose),
         kept=None if passed is None else passed.kept / len(right),
         wrong=None if passed is None else passed.wrong / passed.kept,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -158,8 +163,7 @@ def calibrate_stage(
         calibrator.save(out / "calibrator.json", date=thresholds.date, model=recipe.model.name)
     thresholds.save(out / "thresholds.json")
     tokens = np.mean([[step["tokens"] for step in row] for row in searched], axis=0)
-    solved = sum(row[0]["found"] for row in searched)
-    return Calibration(thresholds, solved, tuple(risks), tuple(tokens.tolist()), tuple(tests), calibrator)
+    return Calibration(thresholds, tuple(risks), tuple(tokens.tolist()), tuple(tests), calibrator)
 
 
 def _search_grid(

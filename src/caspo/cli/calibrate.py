@@ -60,7 +60,7 @@ def calibrate(
 
 def _pruning_table(found: Calibration) -> Table:
     chosen = found.thresholds
-    title = f"Pruning, on {chosen.n_pruning} questions, {found.solved} with a right path to lose"
+    title = f"Pruning, on {chosen.n_pruning} questions with a right path to lose"
     table = _table(title, "prune_below", "right path lost", "bound", "tokens")
     for risk, tokens in zip(found.risks, found.tokens, strict=True):
         mark = "chosen" if risk.below == chosen.prune_below else ""

@@ -2,8 +2,9 @@
 
 Both guarantees need no model of the confidence; they need questions that are drawn as those to come are.
 
-- `choose_pruning`: a new question loses its last right path to pruning with a probability of at most alpha, on average
-  over the questions it was chosen on (conformal risk control, Angelopoulos et al. 2022, arXiv 2208.02814).
+- `choose_pruning`: a new question that has a right path loses its last one to pruning with a probability of at most alpha,
+  on average over the questions it was chosen on, all of which have one (conformal risk control, Angelopoulos et al. 2022,
+  arXiv 2208.02814).
 - `choose_abstention`: with a probability of at least 1 - delta over the answers it was chosen on, at most a share alpha
   of the answers that are given is wrong (fixed-sequence testing of Learn then Test, Angelopoulos et al. 2021,
   arXiv 2110.01052). Its grid must come from other questions than those answers: `abstention_grid`.
@@ -188,7 +189,7 @@ class Thresholds:
     delta: float
     """The probability that the risk of a wrong answer is higher all the same."""
     n_pruning: int
-    """Questions that chose ``prune_below``."""
+    """Questions that chose ``prune_below``: those with a right path when nothing is pruned."""
     n_abstention: int
     """Other questions, answered with that, that chose ``abstain_below``; those without an answer are not counted."""
     lost: float
