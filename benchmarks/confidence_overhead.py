@@ -47,13 +47,7 @@ def plain(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) 
 
 @torch.inference_mode()
 def overhead(engine: HFEngine, batch: int, temperature: float, repeats: int, step_seconds: float) -> Figure:
-    """The share that confidence adds to a step of ``step_seconds`` without sampling.
-
-    The engine decodes in streams: each has its share of the rows and of the threads, and they choose tokens side by side.
-    """
-    threads = torch.get_num_threads()
-    batch = -(-batch // engine.streams)
-    torch.set_num_threads(max(1, threads // engine.streams))
+    """The share that confidence adds to a step of ``step_seconds`` without sampling."""
     ids = torch.randint(5, 1000, (batch, 8), generator=torch.Generator().manual_seed(0)).to(engine.device)
     logits_BV = engine.model(ids, logits_to_keep=1).logits[:, -1] * 1.0
     same_B = torch.full((batch,), temperature, device=engine.device)
@@ -75,11 +69,10 @@ def overhead(engine: HFEngine, batch: int, temperature: float, repeats: int, ste
         without = clock(lambda: plain(logits_BV, temperature, uniform_B))
         costs.append((with_it, without))
         shares.append((with_it - without) / (step_seconds + without))
-    torch.set_num_threads(threads)
     spread = statistics.quantiles(shares, n=20)
     measured, bare = (statistics.median(column) * 1e3 for column in zip(*costs, strict=True))
     note = (
-        f"{engine.streams} streams of {batch} rows, temperature {temperature:g}, V = {logits_BV.shape[-1]:,}: sampling "
+        f"{batch} rows, temperature {temperature:g}, V = {logits_BV.shape[-1]:,}: sampling "
         f"{measured:.2f} ms with, {bare:.2f} ms without, forward {step_seconds * 1e3:.1f} ms; 5% to 95% of {repeats}"
     )
     return difference(statistics.median(shares), spread[0], spread[-1], note, "share")

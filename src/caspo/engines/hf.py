@@ -12,9 +12,7 @@ Not covered: encoder-decoder models and models with layers that are not attentio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -73,12 +71,7 @@ class HFEngine:
         self.context_length = int(getattr(config, "max_position_embeddings", 1 << 30))
         self._layers = int(config.num_hidden_layers)
         self._store = PrefixStore(store_bytes)
-        self._pools: dict[int, RowPool] = {}
-        self._lock = Lock()
-        self._threads = torch.get_num_threads()
-        # On a CPU two streams of half the threads each: while one is in Python, or waits for its threads to meet at the
-        # end of an operation, the other computes.
-        self.streams = min(2, self._threads) if self.device.type == "cpu" else 1
+        self._pool: RowPool | None = None
         generation = getattr(model.generation_config, "eos_token_id", None)
         listed = generation if isinstance(generation, list) else [generation]
         self.eos_ids = frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)
@@ -104,6 +97,7 @@ class HFEngine:
         """Drop the keys and values of all prefixes."""
         self._store.clear()
 
+    @torch.inference_mode()
     def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
         """Sample every request, and those that ``on_done`` adds; results in the order of their places.
 
@@ -112,34 +106,17 @@ class HFEngine:
         """
         if not requests:
             return []
-        streams = min(self.streams, len(requests))
         columns = self._columns(requests)
         capacity = self._capacity(columns)
         if on_done is None:
-            capacity = min(capacity, -(-len(requests) // streams))
-        queue = WorkQueue(requests, on_done, streams, self._check)
-
-        def stream(place: int) -> None:
-            if streams > 1:
-                torch.set_num_threads(max(1, self._threads // streams))  # of this Python thread only
-            with queue.closing_on_error():
-                self._stream(self._pool_for(place, columns, capacity), queue, place)
-
-        if streams == 1:
-            stream(0)
-        else:
-            with ThreadPoolExecutor(streams) as executor:
-                list(executor.map(stream, range(streams)))
-        return queue.finished()
-
-    @torch.inference_mode()
-    def _stream(self, pool: RowPool, queue: WorkQueue, stream: int) -> None:
-        """Decode what waits, together with other streams that take from the same queue, until nothing is left."""
+            capacity = min(capacity, len(requests))
+        queue = WorkQueue(requests, on_done, self._check)
+        pool = self._pool_for(columns, capacity)
         rows: list[Row] = []
         while True:
             free = pool.capacity - len(rows)
             if not rows or free >= max(1, pool.capacity // 8):
-                new = queue.take(stream, len(rows), free)
+                new = queue.take(free)
                 if new:
                     columns = self._columns([row.request for row in new])
                     if columns > pool.columns:
@@ -147,13 +124,12 @@ class HFEngine:
                     self._admit(pool, new)
                     rows += new
                 elif not rows:
-                    return
+                    return queue.finished()
             for at in reversed(self._step(pool, rows)):
                 row = rows[at]
                 completion = self._complete(row)
                 if row.request.keep:
-                    with self._lock:
-                        self._store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(at))
+                    self._store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(at))
                 pool.remove(at)
                 rows[at] = rows[-1]
                 rows.pop()
@@ -221,8 +197,7 @@ class HFEngine:
     def _admit(self, pool: RowPool, new: list[Row]) -> None:
         """Give every new row the keys and values of its prefix (all but its last token, which the next step feeds)."""
         needed = list(dict.fromkeys(row.request.prefix_ids[:-1] for row in new))
-        with self._lock:
-            found = {ids: self._store.get(ids) for ids in needed}
+        found = {ids: self._store.get(ids) for ids in needed}
         missing = [ids for ids in needed if found[ids] is None]
         shared = _common_prefix(missing)
         if len(missing) > 1 and len(shared) >= _SHARED and _length(self._beginning(shared)) < len(shared) - 1:
@@ -246,9 +221,8 @@ class HFEngine:
 
     def _beginning(self, ids: tuple[int, ...]) -> Prefix | None:
         """Keys and values that are there of the beginning of ``ids``, if worth it; at least one token is left to compute."""
-        with self._lock:
-            kept = min(self._store.longest(ids), len(ids) - 1)
-            return self._store.get(ids[:kept]) if kept >= _SHARED else None
+        kept = min(self._store.longest(ids), len(ids) - 1)
+        return self._store.get(ids[:kept]) if kept >= _SHARED else None
 
     def _prefill(self, batch: Mapping[tuple[int, ...], Prefix | None]) -> dict[tuple[int, ...], Prefix]:
         """Keys and values of every sequence of ``batch``, of whose beginning some are there.
@@ -278,18 +252,18 @@ class HFEngine:
         for i, ids in enumerate(batch):
             own = slice(width - len(ids), width)
             prefix = owned([(layer.keys[i, :, own], layer.values[i, :, own]) for layer in cache.layers])
-            with self._lock:
-                self._store.put(ids, prefix)
+            self._store.put(ids, prefix)
             result[ids] = prefix
         return result
 
-    def _pool_for(self, stream: int, columns: int, capacity: int) -> RowPool:
-        """The stream's pool of the last call if it is large enough: fresh memory costs seconds on some machines."""
-        pool = self._pools.pop(stream, None)
+    def _pool_for(self, columns: int, capacity: int) -> RowPool:
+        """The pool of the last call if it is large enough: fresh memory costs seconds on some machines."""
+        pool, self._pool = self._pool, None  # the old one is freed before a larger one is made
         if pool is None or pool.columns < columns or pool.capacity < capacity:
+            del pool
             pool = RowPool(self._layers, capacity, columns, self.device)
         pool.clear()
-        self._pools[stream] = pool
+        self._pool = pool
         return pool
 
     def _columns(self, requests: Sequence[Request]) -> int:
@@ -298,12 +272,12 @@ class HFEngine:
         return -(-(longest + 64) // 128) * 128
 
     def _capacity(self, columns: int) -> int:
-        """Rows of a stream that fit into its share of the memory."""
+        """Rows that fit into the memory."""
         config = self.model.config.get_text_config(decoder=True)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         row_bytes: int = 2 * self._layers * heads * width * columns * self.model.dtype.itemsize
-        return max(1, min(self.max_rows, self.pool_bytes // row_bytes) // self.streams)
+        return max(1, min(self.max_rows, self.pool_bytes // row_bytes))
 
     def _check(self, request: Request) -> None:
         if len(request.prefix_ids) < 2:
