@@ -98,7 +98,8 @@ def main() -> None:
     engine = HFEngine(model, tokenizer, name=args.model)
     questions = StoriesTask((1, 2, 3)).questions("test", args.batch, 0)
     prompts = [engine.prompt(question.text) for question in questions]
-    ours(engine, prompts[:4], 4)
+    ours(engine, prompts, args.new_tokens)  # the first time, memory is new
+    theirs(engine, prompts, 4)
     speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for turn in range(args.turns):
         for side in ("ours", "theirs") if turn % 2 == 0 else ("theirs", "ours"):
