@@ -14,7 +14,8 @@ from caspo.answers.values import TEXT, parse_number, without_unit
 
 __all__ = ["group_answers", "normalised", "same_answer", "several"]
 
-MAX_PARTS = 50
+MAX_PARTS = 20
+"""Answers in one answer; more are compared as one formula. Each may cost a comparison with each."""
 
 _NAMED = re.compile(r"\s*([a-zA-Z](?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?)\s*=(?!=)\s*([^=]+)")
 _SEVERAL_IN_ONE = re.compile(r"\\pm|\\mp|±|[(\[{]")
@@ -39,23 +40,35 @@ def same_answer(a: str | None, b: str | None) -> bool:
         return x == y
     if normalised(a) == normalised(b):
         return True
-    bare_a, bare_b = without_unit(a), without_unit(b)
-    if (bare_a is None) != (bare_b is None):
-        return same_answer(bare_a or a, bare_b or b)
-    named_a, named_b = _NAMED.fullmatch(a), _NAMED.fullmatch(b)
-    if (named_a is None) != (named_b is None) or (named_a and named_b and named_a[1] == named_b[1]):
-        return same_answer(named_a[2] if named_a else a, named_b[2] if named_b else b)
+    forms = _same_form(a, b)
+    return same_answer(*forms) if forms else _same_formula(a, b)
+
+
+def _same_formula(a: str, b: str) -> bool:
     based_a, based_b = _BASED.fullmatch(_tight(a)), _BASED.fullmatch(_tight(b))
-    if based_a and based_b:  # the same digits in another base are another number
-        return based_a.groups() == based_b.groups()
-    if based_a or based_b:
-        return (based_a[1] if based_a else _tight(a)) == (based_b[1] if based_b else _tight(b))
+    if based_a or based_b:  # the same digits in another base are another number
+        return _digits(a, based_a, based_b) == _digits(b, based_b, based_a)
     parts_a, parts_b = several(a), several(b)
     if 1 < len(parts_a) == len(parts_b) <= MAX_PARTS:
         return _same_parts(parts_a, parts_b)
-    if len(parts_a) != len(parts_b) and not _SEVERAL_IN_ONE.search(a if len(parts_a) < len(parts_b) else b):
-        return False
-    return same_mathematics(a, b)
+    fewer = a if len(parts_a) < len(parts_b) else b
+    return (len(parts_a) == len(parts_b) or bool(_SEVERAL_IN_ONE.search(fewer))) and same_mathematics(a, b)
+
+
+def _same_form(a: str, b: str) -> tuple[str, str] | None:
+    """Both without the unit, or the "x =", that only one of them has, or with one name both; None where nothing changes."""
+    bare_a, bare_b = without_unit(a), without_unit(b)
+    if (bare_a is None) != (bare_b is None):
+        return bare_a or a, bare_b or b
+    named_a, named_b = _NAMED.fullmatch(a), _NAMED.fullmatch(b)
+    if (named_a is None) != (named_b is None) or (named_a and named_b and named_a[1] == named_b[1]):
+        return named_a[2] if named_a else a, named_b[2] if named_b else b
+    return None
+
+
+def _digits(text: str, mine: re.Match[str] | None, other: re.Match[str] | None) -> tuple[str, ...]:
+    """Digits, and the base where both sides name one."""
+    return (mine.groups() if other else (mine[1],)) if mine else (_tight(text),)
 
 
 def several(answer: str) -> list[str]:

@@ -67,7 +67,11 @@ def last_said(text: str, sentence_end: re.Pattern[str] | None = None) -> str | N
     """
     for match in reversed(list(_ANSWER_IS.finditer(text))):
         line = text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
-        said = sentence_end.split(line, maxsplit=1)[0] if sentence_end else _result(_SENTENCE_END.split(line, maxsplit=1)[0])
+        said = (
+            sentence_end.split(line, maxsplit=1)[0]
+            if sentence_end
+            else _result(_SENTENCE_END.split(line, maxsplit=1)[0])
+        )
         if clean(said):
             return said
     return None
@@ -79,7 +83,7 @@ def _result(said: str) -> str:
     if not equals or left.endswith((":", "<", ">", "!")):
         return said
     letters = re.findall(r"\\[a-zA-Z]+|[^\W\d_]+", TEXT.sub("", left))
-    unknown = any(len(x) < 3 and x not in SHORT_UNITS or x.startswith("\\") for x in letters)
+    unknown = any((len(x) < 3 and x not in SHORT_UNITS) or x.startswith("\\") for x in letters)
     chain = left.count("=") > left.count(",")
     return right if chain or not letters or (not unknown and parse_number(clean(right)) is not None) else said
 

@@ -29,8 +29,9 @@ _TEXT_END = re.compile(r"(?<!\b[^\W\d_])[.!?](?=\s*$|\s+[A-Z])")
 _LINE_END = re.compile(r"(?!)")
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 _CODE_START = re.compile(r"^(?:def|class|import|from|async def|@\w+)\b", re.MULTILINE)
-_LETTER = re.compile(r"(?:option|choice|answer)?\s*(?:\(\s*([A-Z])\s*\)|\[\s*([A-Z])\s*\]|([A-Z])(?=\s*(?:[.:),]|$)))\s*", re.I)
-_LETTER_LINE = re.compile(r"^\s*\(?([A-Z])[).:]?\s*$", re.MULTILINE)
+_LETTER = re.compile(
+    r"(?:option|choice|answer)?\s*(?:\(\s*([A-Z])\s*\)|\[\s*([A-Z])\s*\]|([A-Z])(?=\s*(?:[.:),]|$)))\s*", re.IGNORECASE
+)
 
 
 def stated_answer(question: Question, text: str) -> str | None:
@@ -74,29 +75,39 @@ def _choice(question: Question, text: str) -> str | None:
 
 
 def _option(said: str, known: dict[str, str], aliases: dict[str, str], *, whole: bool = False) -> str | None:
-    """The option that is meant: the words of one, its letter, or an answer that begins with either."""
+    """The option that is meant: its letter, its words, or an answer that begins with either (not if ``whole``)."""
     said = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", said).strip()
+    words = {normalised(key): key for key in reversed(aliases)}
+    words |= {normalised(known[key]): key for key in reversed(known)}
     lettered = any(key != option for key, option in known.items())
-    if lettered and (match := re.fullmatch(r"\(?([A-Z])\)?[.:]?", said)) and match[1] in known:
-        return match[1]
-    words = {normalised(key): key for key in reversed(aliases)} | {normalised(known[key]): key for key in reversed(known)}
-    if found := words.get(normalised(undecorated(said))):
-        return aliases.get(found, found)
-    if (match := _LETTER.match(said)) and (not whole or not said[match.end() :].strip(" .:)")):
-        letter = (match[1] or match[2] or match[3]).upper()
-        if letter in known and known[letter] != letter:
-            return letter
-    if (match := re.match(r"([A-Z])\s+(.+)", said)) and match[1] in known:  # "B a dog"
-        if normalised(match[2]) == normalised(known[match[1]]):
-            return match[1]
-    if whole:
-        return None
-    if lettered:  # a value that is spelt differently, "1/2" for "0.5", if it is that of one option only
-        same = [key for key, option in known.items() if same_answer(clean(said), option)]
-        return same[0] if len(same) == 1 else None
-    first = re.match(r"[^\W\d_]+", said)  # "yes, because ..."
-    found = words.get(normalised(first.group())) if first else None
+    plain = re.fullmatch(r"\(?([A-Z])\)?[.:]?", said)
+    found = plain[1] if lettered and plain and plain[1] in known else words.get(normalised(undecorated(said)))
+    if not found:
+        found = _letter(said, known, whole) if lettered else None
+    if not found and not whole:
+        found = _by_value(said, known) if lettered else _first_word(said, words)
     return aliases.get(found, found) if found else None
+
+
+def _letter(said: str, known: dict[str, str], whole: bool) -> str | None:
+    if (match := _LETTER.match(said)) and (not whole or not said[match.end() :].strip(" .:)")):
+        letter = str(match[1] or match[2] or match[3]).upper()
+        return letter if letter in known else None
+    match = re.match(r"([A-Z])\s+(.+)", said)  # "B a dog", but not "A dog" for the first option
+    named = match and match[1] in known and normalised(match[2]) == normalised(known[match[1]])
+    return match[1] if match and named else None
+
+
+def _by_value(said: str, known: dict[str, str]) -> str | None:
+    """A value that is spelt differently, "1/2" for "0.5", if it is that of one option only."""
+    same = [key for key, option in known.items() if same_answer(clean(said), option)]
+    return same[0] if len(same) == 1 else None
+
+
+def _first_word(said: str, words: dict[str, str]) -> str | None:
+    """The option of "yes, because ..."."""
+    first = re.match(r"[^\W\d_]+", said)
+    return words.get(normalised(first.group())) if first else None
 
 
 def _text(text: str) -> str | None:
@@ -112,13 +123,12 @@ def _literal(text: str) -> str | None:
     boxed = text.rpartition("\\boxed{")[2] if "\\boxed{" in text else ""
     candidates += [boxed[: boxed.rfind("}")]] if "}" in boxed else []
     candidates += [said for said in (last_marked(text), _said_line(text)) if said]
-    candidates += [block for block in _FENCED.findall(text)[-1:]]
+    candidates += _FENCED.findall(text)[-1:]
     for candidate in candidates:
         for form in (candidate, candidate.rpartition("==")[2]):
             for spelt in (form, form.strip().rstrip("."), form.strip().strip("`").rstrip("."), undecorated(form)):
-                spelt = spelt.strip().strip("`").strip()
-                if literal_of(spelt) is not None:
-                    return spelt
+                if literal_of(value := spelt.strip().strip("`").strip()) is not None:
+                    return value
     return next((answer for candidate in candidates if (answer := undecorated(candidate))), None)
 
 

@@ -12,6 +12,8 @@ __all__ = ["CURRENCY", "SHORT_UNITS", "TEXT", "number_of", "parse_number", "with
 
 MAX_NUMBER_LENGTH = 200
 MAX_EXPONENT = 300
+MAX_UNIT_LENGTH = 300
+"""Characters of an answer whose end is looked at for a unit."""
 
 CURRENCY = r"(?:\\?\$|[€£¥₹])"
 _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
@@ -30,12 +32,14 @@ TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|textrm)\s*\{([^{}
 # A unit: LaTeX text, degrees, or words after a space or hyphen. Letters alone may be variables ("2 n") and are no unit,
 # but for those that everybody writes after numbers.
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)")
-_LATEX_UNIT = re.compile(r"(?:[\s~/·]|\\(?:[,;!~ ]|cdot)|\\(?:text|mathrm|mbox|textrm)\s*\{[^{}]*\}|\^\s*\{?\s*-?[0-9]\s*\}?)+$")
-_WORDS = re.compile(r"(?:\s+|-(?=[^\W\d_]{2}))([^\W\d_][^0-9=+*^\\{}()\[\]<>]*(?:\^[23])?)$")
-SHORT_UNITS = frozenset(
-    "m s g h L mm cm km kg mg ml mL cl ft in lb oz yd mi hr am pm Hz eV kJ kW MB GB TB m/s km/h m^2 m^3 cm^2 cm^3".split()
+_LATEX_UNIT = re.compile(
+    r"(?:[\s~/·]|\\(?:[,;!~ ]|cdot)|\\(?:text|mathrm|mbox|textrm)\s*\{[^{}]*\}|\^\s*\{?\s*-?[0-9]\s*\}?)+$"
 )
-_MATHS_WORDS = frozenset("sqrt sin cos tan cot sec csc log exp frac arcsin arccos arctan mod and".split())
+_WORDS = re.compile(r"(?:\s+|-(?=[^\W\d_]{2}))([^\W\d_][^0-9=+*^\\{}()\[\]<>]*(?:\^[23])?)$")
+_SHORT = "m s g h L mm cm km kg mg ml mL cl ft in lb oz yd mi hr am pm Hz eV kJ kW MB GB TB m/s km/h m^2 m^3 cm^2 cm^3"
+SHORT_UNITS = frozenset(_SHORT.split())
+_MATHS = "sqrt sin cos tan cot sec csc log exp frac arcsin arccos arctan mod and"
+_MATHS_WORDS = frozenset(_MATHS.split())
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -91,6 +95,8 @@ def without_unit(answer: str) -> str | None:
     >>> without_unit("18 apples"), without_unit(r"\frac{270}7\text{ degrees}"), without_unit("2 n"), without_unit("18")
     ('18', '\\frac{270}7', None, None)
     """
+    if len(answer) > MAX_UNIT_LENGTH:
+        return None
     bare = _DEGREES.sub("", answer)
     if match := _LATEX_UNIT.search(bare):
         tail = bare[match.start() :]

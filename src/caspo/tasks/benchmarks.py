@@ -185,7 +185,12 @@ class BenchmarkTask(QuestionSet):
     """An opened benchmark."""
 
     def __init__(
-        self, name: str, split: str, rows: Sequence[Question], source: str, grader: Callable[[Question, str | None], bool]
+        self,
+        name: str,
+        split: str,
+        rows: Sequence[Question],
+        source: str,
+        grader: Callable[[Question, str | None], bool],
     ) -> None:
         super().__init__(name, split, rows, source)
         self._grader = grader
@@ -195,7 +200,9 @@ class BenchmarkTask(QuestionSet):
         return self._grader(question, answer)
 
 
-def open_benchmark(name: str, *, data: Path | None = None, split: str = "test", run_code: bool = False) -> BenchmarkTask:
+def open_benchmark(
+    name: str, *, data: Path | None = None, split: str = "test", run_code: bool = False
+) -> BenchmarkTask:
     """A benchmark by its name, from the folder ``data`` or, without one, from the hub.
 
     ``run_code`` allows to run what models write, in the sandbox; without it, benchmarks of code can be read and not graded.
@@ -247,7 +254,9 @@ def _prepared(benchmark: Benchmark, question: Question, source: str) -> Question
     meta = {**question.meta, **benchmark.meta, "answer_type": benchmark.answer_type}
     lacking = [key for key in benchmark.needs if key not in meta]
     if lacking:
-        raise DataError(f"{where} lacks {', '.join(f'meta.{key}' for key in lacking)}. Is this the file of another benchmark?")
+        raise DataError(
+            f"{where} lacks {', '.join(f'meta.{key}' for key in lacking)}. Is this the file of another benchmark?"
+        )
     text, answer = question.text.rstrip(), question.answer
     if benchmark.answer_type == "choice":
         text += _listed(replace(question, meta=meta), where)
@@ -265,7 +274,8 @@ def _listed(question: Question, where: str) -> str:
         raise DataError(f"{where} has no choices. A question of choice needs them: add 'choices', a list.")
     if question.answer not in known:
         raise DataError(
-            f"{where}: the answer {question.answer!r} is none of {', '.join(map(repr, known))}. Correct the answer or the choices."
+            f"{where}: the answer {question.answer!r} is none of {', '.join(map(repr, known))}. "
+            "Correct the answer or the choices."
         )
     lettered = [f"({key}) {option.strip()}" for key, option in known.items() if key != option]
     return "\n\n" + "\n".join(lettered) if lettered else ""

@@ -1,8 +1,8 @@
 """The benchmarks as they lie on the Hugging Face hub: where, which revision, and how a row of theirs becomes one of ours.
 
-Each function takes a row of the public schema and gives ``{id?, question, answer, solution?, choices?, meta?}``, or None for
-a row that is no part of the benchmark. What is not covered: finding out that a data set has changed its schema; revisions are
-pinned where we know one, and a row that lacks a field is an error that names it.
+Each function takes a row of the public schema and gives ``{id?, question, answer, solution?, choices?, meta?}``, or None
+for a row that is no part of the benchmark. Revisions are pinned where we know one, and a row that lacks a field is an error
+that names it. What is not covered: fields that keep their name and change their meaning.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def hub_rows(hub: Hub, split: str) -> Iterator[Row]:
         except (KeyError, TypeError, ValueError, IndexError, zlib.error, pickle.UnpicklingError) as error:
             raise DataError(
                 f"{named}, row {number}: unknown schema ({type(error).__name__}: {error}); it has "
-                f"{', '.join(map(repr, row))}. Use the revision that this version of caspo was written for, or a folder of JSONL."
+                f"{', '.join(map(repr, row))}. Give a folder of JSONL (--data), or update caspo."
             ) from error
         if ours is not None:
             yield ours
@@ -74,7 +74,8 @@ def problem(row: Mapping[str, Any]) -> Row:
     meta = {key: row[key] for key in ("subject", "level", "url", "year") if key in row}
     identity = row.get("unique_id", row.get("id"))
     return {
-        "id": identity, "question": row["problem"], "answer": str(row["answer"]), "solution": row.get("solution"), "meta": meta
+        "id": identity, "question": row["problem"], "answer": str(row["answer"]),
+        "solution": row.get("solution"), "meta": meta,
     }  # fmt: skip
 
 
@@ -179,7 +180,12 @@ def livecodebench(row: Mapping[str, Any]) -> Row:
         text += f"\n\nComplete this Python code:\n\n```python\n{row['starter_code']}\n```"
     else:
         text += "\n\nWrite a Python program that reads from standard input and prints the answer."
-    meta = {"tests": tests, "func_name": name, "difficulty": row["difficulty"], "contest_date": str(row["contest_date"])}
+    meta = {
+        "tests": tests,
+        "func_name": name,
+        "difficulty": row["difficulty"],
+        "contest_date": str(row["contest_date"]),
+    }
     return {"id": row["question_id"], "question": text, "answer": "(its tests)", "meta": meta}
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caspo.errors import ConfigError, DataError
+from caspo.errors import DataError
 from caspo.tasks.base import QuestionSet
 from caspo.types import Question
 

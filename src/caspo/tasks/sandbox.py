@@ -87,7 +87,14 @@ def run_python(source: str, stdin: str = "", limits: Limits | None = None) -> Ra
         result, result_end = os.pipe()
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-B", str(Path(__file__).with_name("sandbox_child.py")), str(file), str(result_end)],
+                [
+                    sys.executable,
+                    "-I",
+                    "-B",
+                    str(Path(__file__).with_name("sandbox_child.py")),
+                    str(file),
+                    str(result_end),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

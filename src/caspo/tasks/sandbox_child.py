@@ -71,13 +71,13 @@ def _rules() -> "list[tuple[int, int, int, int]]":
         (_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _ENOSYS),
     ]  # fmt: skip
     for numbers in _ALLOWED.values():
-        if numbers[column] is not None:
-            rules += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ALLOW)]
+        if (number := numbers[column]) is not None:
+            rules += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     for _, numbers, argument, mask, value in _CONDITIONAL:
-        if numbers[column] is not None:
+        if (number := numbers[column]) is not None:
             low = 16 + 8 * argument  # the lower half of the argument on these (little-endian) machines
             rules += [
-                (_EQUAL, 0, 5, numbers[column]),
+                (_EQUAL, 0, 5, number),
                 (_LOAD, 0, 0, low), (_AND, 0, 0, mask), (_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ALLOW),
                 (_LOAD, 0, 0, 0),
             ]  # fmt: skip
