@@ -40,28 +40,33 @@ def same_answer(a: str | None, b: str | None) -> bool:
         return x == y
     if normalised(a) == normalised(b):
         return True
-    forms = _same_form(a, b)
-    return same_answer(*forms) if forms else _same_formula(a, b)
-
-
-def _same_formula(a: str, b: str) -> bool:
-    based_a, based_b = _BASED.fullmatch(_tight(a)), _BASED.fullmatch(_tight(b))
-    if based_a or based_b:  # the same digits in another base are another number
-        return _digits(a, based_a, based_b) == _digits(b, based_b, based_a)
     parts_a, parts_b = several(a), several(b)
     if 1 < len(parts_a) == len(parts_b) <= MAX_PARTS:
         return _same_parts(parts_a, parts_b)
-    fewer = a if len(parts_a) < len(parts_b) else b
-    return (len(parts_a) == len(parts_b) or bool(_SEVERAL_IN_ONE.search(fewer))) and same_mathematics(a, b)
+    forms = _same_form(a, b)
+    return same_answer(*forms) if forms else _same_formula(a, b, len(parts_a) - len(parts_b))
+
+
+def _same_formula(a: str, b: str, more: int) -> bool:
+    """``more`` is the number of parts of a beyond those of b."""
+    if without_unit(a) is not None and without_unit(b) is not None:
+        return False  # 5 km is not 5 m
+    based_a, based_b = _BASED.fullmatch(_tight(a)), _BASED.fullmatch(_tight(b))
+    if based_a or based_b:  # the same digits in another base are another number
+        return _digits(a, based_a, based_b) == _digits(b, based_b, based_a)
+    return (not more or bool(_SEVERAL_IN_ONE.search(b if more > 0 else a))) and same_mathematics(a, b)
 
 
 def _same_form(a: str, b: str) -> tuple[str, str] | None:
-    """Both without the unit, or the "x =", that only one of them has, or with one name both; None where nothing changes."""
+    """Both without a unit or "x =" that they share or that only one of them has; None where nothing changes."""
     bare_a, bare_b = without_unit(a), without_unit(b)
-    if (bare_a is None) != (bare_b is None):
+    if bare_a is not None and bare_b is not None:
+        same = normalised(a).removeprefix(normalised(bare_a)) == normalised(b).removeprefix(normalised(bare_b))
+        return (bare_a, bare_b) if same else None
+    if bare_a is not None or bare_b is not None:
         return bare_a or a, bare_b or b
     named_a, named_b = _NAMED.fullmatch(a), _NAMED.fullmatch(b)
-    if (named_a is None) != (named_b is None) or (named_a and named_b and named_a[1] == named_b[1]):
+    if (named_a and named_b and named_a[1] == named_b[1]) or (named_a and "=" not in b) or (named_b and "=" not in a):
         return named_a[2] if named_a else a, named_b[2] if named_b else b
     return None
 

@@ -123,7 +123,8 @@ def _same_plainly(a: str, b: str) -> bool:
     left, right = literal_of(a), literal_of(b)
     if left is not None and right is not None:
         return left == right
-    return re.sub(r"\W", "", a).casefold() == re.sub(r"\W", "", b).casefold()
+    a, b = (re.sub(r"[\s.$]|\\(?:left|right|text|[,;!])", "", text).casefold() for text in (a, b))
+    return a == b
 
 
 def _changed(gold: str, *, formula: bool) -> Iterator[str]:

@@ -22,6 +22,7 @@ from caspo.types import Question
 __all__ = ["GRADERS", "grade_choice", "grade_literal", "grade_maths", "grade_text"]
 
 _TOLERANT = ("CorrelationAnalysis", "TrendForecasting", "StatisticalAnalysis")
+_GROUPED = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
@@ -76,8 +77,12 @@ def grade_text(question: Question, answer: str | None) -> bool:
             return abs(x - gold) <= abs(gold) / 10
     if _plain(answer) == _plain(question.answer):
         return True
-    mine, gold_parts = several(answer), several(question.answer)
-    return len(mine) == len(gold_parts) and all(_same_text(a, b) for a, b in zip(mine, gold_parts, strict=True))
+    return _same_row(answer, question.answer) or _same_row(*(_GROUPED.sub("", x) for x in (answer, question.answer)))
+
+
+def _same_row(answer: str, gold: str) -> bool:
+    mine, wanted = several(answer), several(gold)
+    return len(mine) == len(wanted) and all(_same_text(a, b) for a, b in zip(mine, wanted, strict=True))
 
 
 def _same_text(a: str, b: str) -> bool:
