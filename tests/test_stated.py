@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from caspo.answers import options, stated_answer
 from caspo.types import Question
@@ -148,3 +150,12 @@ def test_maths_is_the_default() -> None:
 def test_hostile_text_ends(kind: str, piece: str) -> None:
     """Whatever a model repeats is read in the time of a test that no one notices."""
     stated_answer(ask(kind, choices=OPTIONS), piece * 5000)
+
+
+@given(st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=12, unique=True), st.data())
+def test_any_options_any_letter(choices: list[str], data: st.DataObject) -> None:
+    """Whatever the options hold (letters, brackets, line breaks), a letter that is named is the letter found."""
+    letter = "ABCDEFGHIJKL"[data.draw(st.integers(0, len(choices) - 1))]
+    question = ask("choice", letter, choices=[f"{choice} " for choice in choices])
+    for text in (f"The answer is ({letter}).", f"Well.\nAnswer: {letter}", f"\\boxed{{{letter}}}"):
+        assert stated_answer(question, text) == letter

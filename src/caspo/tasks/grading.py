@@ -3,7 +3,8 @@
 A grader takes the question and the answer that `stated_answer` found, never a whole solution. Tolerance exists only where
 the benchmark's own grader has it:
 
-- Minerva-Math: 1% of a number, the threshold of the authors' grader for OCWCourses.
+- Minerva-Math: 1% of a number, the threshold of the public grader after arXiv 2206.14858 (there for numbers near zero; here
+  for all, as the reference answers are rounded).
 - OlympiadBench: the absolute error that a row names (one row does).
 - TableBench: 10% in its three numeric kinds of data analysis; its other kinds are exact.
 """
