@@ -132,9 +132,35 @@ def test_solve_a_file(caspo: Command, tmp_path: Path) -> None:
         assert row["steps"]
 
 
+def test_solve_a_benchmark(caspo: Command, tmp_path: Path) -> None:
+    """From a folder, graded as its field does: the letter of the option, not the words of the answer."""
+    row = {"id": "a", "question": "Tom has 5 apples and buys 3. How many?", "answer": "B", "choices": ["7", "8"]}
+    (tmp_path / "race.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    out = tmp_path / "out.jsonl"
+    line = (
+        "solve",
+        "race",
+        "--model",
+        "stories-tiny",
+        "--data",
+        tmp_path,
+        "--method",
+        "chain_of_thought",
+        "max_tokens=32",
+    )
+    code, told, _ = caspo(*line, "--out", out)
+    assert code == 0
+    assert "(A) 7\n(B) 8" in told
+    assert " of 1 right" in told
+    assert json.loads(out.read_text())["gold"] == "B"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (("humaneval", "--model", "stories-tiny"), "graded by running what the model writes. Allow it: --run-code."),
+        (("race", "--data", "nowhere"), "nowhere does not hold race_test.jsonl or race.jsonl"),
+        (("1 + 1?", "--data", "nowhere"), "'1 + 1?' is none. They are math500"),
         (("  ", "--model", "stories-tiny"), "The question is empty"),
         (("1 + 1?", "--method", "magic"), "no method 'magic'. Choose one of chain_of_thought, self_consistency, cat"),
         (("1 + 1?", "childern=3"), "did you mean 'children'?"),

@@ -1,0 +1,161 @@
+"""The answer of a solution is found by the kind of its question: choices, literals, text, code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caspo.answers import options, stated_answer
+from caspo.types import Question
+
+OPTIONS = ["a cat", "0.5", "$x = 3$ cm", "the A train", "a dog", "1", "2", "3", "4", "none of these", "Elm St. north"]
+
+
+def ask(kind: str, answer: str = "B", **meta: Any) -> Question:
+    """A question of a kind."""
+    return Question("q", "Which?", answer, meta={"answer_type": kind, **meta})
+
+
+CHOSEN = {
+    "So.\nThe answer is (B).": "B",
+    "The answer is B.": "B",
+    "The answer is b": "B",
+    "The answer is: (B) 0.5": "B",
+    "Answer: B. 0.5": "B",
+    "The correct answer is B) 0.5": "B",
+    r"Thus \boxed{B}.": "B",
+    r"\boxed{\text{(B)}}": "B",
+    r"\boxed{0.5}": "B",
+    "The answer is 1/2.": "B",
+    "#### B": "B",
+    "Both fit, I think.\nB": "B",
+    "Hm.\n(B).": "B",
+    "**Answer:** option (B)": "B",
+    "The answer is a dog.": "E",
+    "The answer is A dog": "E",
+    "The answer is A.": "A",
+    "The answer is the A train": "D",
+    "The answer is C. $x = 3$ cm": "C",
+    "The answer is $x = 3$ cm.": "C",
+    "The answer is J.": "J",
+    "The answer is (K).": "K",
+    "The answer is Elm St. north.": "K",
+    "The answer is A. No, the answer is B.": "B",
+    "The answer is 2": "G",
+    "The answer is (Z).": None,
+    "The answer is a horse.": None,
+    "A cat would do": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("text", CHOSEN)
+def test_a_choice_is_its_letter(text: str) -> None:
+    """However it is named; of eleven options; a letter that is none is no answer, nor is an article."""
+    assert stated_answer(ask("choice", choices=OPTIONS), text) == CHOSEN[text]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("The answer is yes.", "proved"), ("The answer is disproved.", "disproved"),
+        ('so the answer is "no".', "disproved"),
+        ("The answer is Unknown", "unknown"), ("The answer is no, because of Rule2.", "disproved"), ("proved", "proved"),
+        (r"\boxed{\text{proved}}", "proved"), ("The answer is maybe.", None), ("I know nothing", None),
+    ],
+)  # fmt: skip
+def test_words_to_choose_from(text: str, found: str | None) -> None:
+    """BoardgameQA: the words themselves, and yes and no for proved and disproved."""
+    aliases = {"yes": "proved", "no": "disproved"}
+    question = ask("choice", "unknown", choices=["proved", "disproved", "unknown"], aliases=aliases)
+    assert stated_answer(question, text) == found
+
+
+def test_options_are_lettered_where_the_answer_is_a_letter() -> None:
+    """And stand for themselves where it is one of them, even if that is a single letter."""
+    assert options(ask("choice", "B", choices=["x", "y"])) == {"A": "x", "B": "y"}
+    assert options(ask("choice", "B", choices=["A", "B"])) == {"A": "A", "B": "B"}
+    assert options(ask("choice", "Yes", choices=["Yes", "No"])) == {"Yes": "Yes", "No": "No"}
+    assert options(ask("math")) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("The answer is [1, 2].", "[1, 2]"),
+        ("The answer is 'a.b. c'.", "'a.b. c'"),
+        ("The answer is 'x=1'.", "'x=1'"),
+        ("The answer is {'answer': 'is 3'}.", "{'answer': 'is 3'}"),
+        ("The answer is `True`.", "True"),
+        ("[ANSWER]f([1]) == [2][/ANSWER]", "[2]"),
+        ("[ANSWER]\n'b'\n[/ANSWER]", "'b'"),
+        (r"\boxed{{'a': 1}}", "{'a': 1}"),
+        (r"\boxed{'{'}", "'{'"),
+        ("So:\n```python\n(1, 'x')\n```", "(1, 'x')"),
+        ("**Final answer:** ''", "''"),
+        ("The answer is abc.", "abc"),
+        ("It returns a list", None),
+    ],
+)
+def test_a_literal_is_kept_as_it_is_written(text: str, found: str | None) -> None:
+    """Quotes, dots, braces and equals signs belong to it."""
+    assert stated_answer(ask("literal"), text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("The answer is James A. Garfield High School.", "James A. Garfield High School"),
+        ("The answer is zurich, st. gallen", "zurich, st. gallen"),
+        ("The answer is Paris. I hope it helps.", "Paris"),
+        ("The answer is 800 m", "800 m"),
+        ("The answer is -12.45%.", "-12.45%"),
+        ("**Final Answer:** 41, 68.33%", "41, 68.33%"),
+        ("nothing", None),
+    ],
+)
+def test_text_keeps_its_words_and_units(text: str, found: str | None) -> None:
+    """Initials and abbreviations end no sentence."""
+    assert stated_answer(ask("text"), text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("First:\n```python\nx = 1\n```\nBetter:\n```python\nx = 2\n```\n", "x = 2"),
+        ("```\nimport os\n```", "import os"),
+        ("```python\ndef f():\n    return 1", "def f():\n    return 1"),
+        ("Sure.\ndef f():\n    return 1\n", "def f():\n    return 1"),
+        ("    return 1", "    return 1"),
+        ("I cannot.", None),
+        ("```python\n\n```", None),
+    ],
+)
+def test_code_is_the_last_block(text: str, found: str | None) -> None:
+    """Or the function without a fence, or a body that continues the prompt."""
+    assert stated_answer(ask("code"), text) == found
+
+
+def test_maths_is_the_default() -> None:
+    """Also for kinds that other data sets name in their own ``answer_type``."""
+    assert stated_answer(Question("q", "?", "5"), r"\boxed{5}") == "5"
+    assert stated_answer(ask("Numerical", "5"), "The answer is 5 cm.") == "5"
+
+
+@pytest.mark.parametrize("kind", ["choice", "text", "literal", "code", "math"])
+@pytest.mark.parametrize("piece", [r"\boxed{", "answer is ", "```\n", "[ANSWER]", "(A) ", "=", " ", "A. "])
+def test_hostile_text_ends(kind: str, piece: str) -> None:
+    """Whatever a model repeats is read in the time of a test that no one notices."""
+    stated_answer(ask(kind, choices=OPTIONS), piece * 5000)
+
+
+@given(st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=12, unique=True), st.data())
+def test_any_options_any_letter(choices: list[str], data: st.DataObject) -> None:
+    """Whatever the options hold (letters, brackets, line breaks), a letter that is named is the letter found."""
+    letter = "ABCDEFGHIJKL"[data.draw(st.integers(0, len(choices) - 1))]
+    question = ask("choice", letter, choices=[f"{choice} " for choice in choices])
+    for text in (f"The answer is ({letter}).", f"Well.\nAnswer: {letter}", f"\\boxed{{{letter}}}"):
+        assert stated_answer(question, text) == letter
