@@ -17,7 +17,7 @@ from caspo.types import Question, Verdict
 from tiny import Counting
 
 QUESTION = Question("q", "How many?", "5")
-NONE = RolloutSettings(lost=0, reached=0.3, samples=9)  # one success is enough, nine failures are not
+WALD = RolloutSettings(reached=0.4, lost=0.05)  # two successes or seven failures in a row decide
 
 
 class Engine(Counting):
@@ -51,7 +51,7 @@ def told(judge: Judge, *steps: str, ended: bool = False, given: int = 0, questio
     return [verdict.label for verdict in verdicts]
 
 
-def judge_of(script: Script, asked: RolloutSettings | None = None) -> tuple[RolloutJudge, Engine]:
+def judge_of(script: Script, asked: RolloutSettings = WALD) -> tuple[RolloutJudge, Engine]:
     engine = Engine(script)
     return RolloutJudge(lambda: engine, asked, "scripted"), engine
 
@@ -87,7 +87,7 @@ def test_what_the_model_never_solves_is_unknown_not_wrong() -> None:
 
 def test_a_prefix_between_the_two_rates_is_unknown() -> None:
     """Neither sure to reach the answer nor sure to be lost after the samples allowed: it is left open."""
-    judge, _ = judge_of(error_at("b", after=0.17), RolloutSettings(samples=8))
+    judge, _ = judge_of(error_at("b", after=0.17), WALD.model_copy(update={"samples": 8}))
     labels = {tuple(told(judge, "a\n", f"b {i}\n", "c\n")) for i in range(40)}
     assert ("right", "unknown", "unknown") in labels
 
@@ -128,7 +128,7 @@ def test_steps_in_another_language_are_completed_like_all_others() -> None:
 
 def test_one_success_is_enough_by_the_rule_of_math_shepherd() -> None:
     """lost=0: hard estimation. A prefix is wrong only after as many failures as the error allows."""
-    judge, engine = judge_of(error_at("b", before=0.6), NONE)
+    judge, engine = judge_of(error_at("b", before=0.6), RolloutSettings(reached=0.3))
     assert told(judge, "a\n", "b\n") == ["right", "wrong"]
     assert sum("b" in "".join(map(chr, r.prefix_ids)) for r in engine.requests) == 9
 
@@ -200,7 +200,7 @@ def test_completions_are_sampled_as_asked() -> None:
     assert len({r.seed for r in asked}) == len(asked)
 
 
-@pytest.mark.parametrize("wrong", [{"lost": 0.4}, {"lost": 0.5, "reached": 0.3}, {"samples": 6}, {"error": 0.5}])
+@pytest.mark.parametrize("wrong", [{"lost": 0.2}, {"lost": 0.5}, {"samples": 13}, {"error": 0.5}])
 def test_settings_that_could_never_tell_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         RolloutSettings(**wrong)  # type: ignore[arg-type]
@@ -210,7 +210,7 @@ def test_settings_that_could_never_tell_are_refused(wrong: dict[str, float]) -> 
 @pytest.mark.parametrize("rate", [0.05, 0.4])
 def test_the_test_errs_as_seldom_as_it_says(rate: float) -> None:
     """At the two rates themselves, where it is hardest: at most 5% of the decided ones are decided wrongly."""
-    judge, _ = judge_of(finishing(lambda steps: rate if steps else 1.0), RolloutSettings(samples=200))
+    judge, _ = judge_of(finishing(lambda steps: rate if steps else 1.0), WALD.model_copy(update={"samples": 200}))
     found = [told(judge, f"a {i}\n")[0] for i in range(1500)]
     expected = "right" if rate == 0.4 else "wrong"
     assert found.count(expected) / len(found) >= 0.94

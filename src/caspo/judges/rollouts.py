@@ -42,10 +42,11 @@ class RolloutSettings(Config):
     kind: Literal["rollouts"] = "rollouts"
     samples: int = Field(16, ge=1)
     """Completions of one prefix, at most; a prefix that is undecided by then is unknown."""
-    reached: float = Field(0.4, gt=0, lt=1)
+    reached: float = Field(0.2, gt=0, lt=1)
     """A prefix is right if at least this share of its completions reaches the answer (a probability)."""
-    lost: float = Field(0.05, ge=0, lt=1)
-    """It is lost if at most this share does (a probability). 0: a single success makes it right (Math-Shepherd's rule)."""
+    lost: float = Field(0.0, ge=0, lt=1)
+    """It is lost if at most this share does (a probability). 0: a single success makes it right (the hard estimation of
+    Math-Shepherd)."""
     error: float = Field(0.05, gt=0, lt=0.5)
     """Of each kind, for prefixes on either side (a probability)."""
     temperature: float = Field(1.0, gt=0)
