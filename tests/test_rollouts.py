@@ -115,6 +115,20 @@ def test_a_final_step_is_judged_by_its_answer() -> None:
     assert told(judge, "a\n", "It is done.", ended=True) == ["right", "right"]
 
 
+def test_a_false_equation_is_wrong_whatever_completions_come_to() -> None:
+    """Models correct themselves: that the answer is reached does not make 2 + 2 = 5 right. An earlier error comes first."""
+    judge, _ = judge_of(error_at("b"))
+    assert told(judge, "a\n", "2 + 2 = 5\n", "c\n") == ["right", "wrong"]
+    assert told(judge, "a\n", "2 + 2 = 5\n", "The answer is 5.", ended=True) == ["right", "wrong"]
+    assert told(judge, "b\n", "2 + 2 = 5\n") == ["wrong"]
+    assert told(judge, "2 + 2 = 5\n", "2 + 2 = 4\n", given=1) == ["right"]
+    assert told(judge, "2 + 2 = 5\n") == ["wrong"]
+    judge, _ = judge_of(error_at("b"), WALD.model_copy(update={"equations": False}))
+    assert told(judge, "a\n", "2 + 2 = 5\n", "c\n") == ["right"] * 3
+    judge, _ = judge_of(finishing(lambda steps: 0.0))
+    assert told(judge, "a\n", "2 + 2 = 5\n") == ["unknown", "wrong"]
+
+
 def test_an_empty_step_changes_nothing() -> None:
     """It is right where its prefix is, and never the first error."""
     judge, _ = judge_of(error_at("b"))

@@ -7,16 +7,18 @@ probability ratio test (Annals of Mathematical Statistics 16, 1945) between "at 
 most `lost` do". And the first error of a chain is found by binary search (Luo et al. 2024, OmegaPRM, arXiv:2406.06592),
 which assumes that a prefix that lost the answer never finds it again.
 
-What it does not see: a wrong step after which the answer is reached all the same; by that assumption a solution with the
-right answer has no wrong step. What it never calls wrong: a step of a problem that the model does not solve from the
-prefix before it either, such as all steps of a problem beyond its powers: these are `unknown`.
+What completions do not show is a wrong step after which the answer is reached all the same, such as a sum that the model
+corrects on the way: so a false equation is wrong before anything is sampled (`equations`, by the arithmetic judge). Any
+other mistake in a solution that comes to the right answer stays unseen. What it never calls wrong, apart from false
+equations and other answers: a step of a problem that the model does not solve from the prefix before it either, such as
+all steps of a problem beyond its powers. These are `unknown`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -25,6 +27,7 @@ from caspo.answers import extract_answer, same_answer
 from caspo.config import Config
 from caspo.engines.base import Completion, Request
 from caspo.engines.drive import drive
+from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, TextEngine
 from caspo.trees import seed_of
 from caspo.types import Label, Question, Verdict
@@ -53,6 +56,8 @@ class RolloutSettings(Config):
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(512, ge=1)
     """Tokens of one completion, at most; one that is cut before it states an answer has not reached it."""
+    equations: bool = True
+    """A step with a false equation is wrong, whatever its completions come to."""
     seed: int = 0
 
     @model_validator(mode="after")
@@ -123,7 +128,11 @@ class RolloutJudge:
 
     def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
         """As `Judge.judge`; all prefixes that are to be tested next are sampled in one batch."""
-        searches = [_Search(chain) for chain in chains]
+        false = [self._false_equation(chain) for chain in chains]
+        searches = [
+            _Search(chain if at is None else replace(chain, steps=chain.steps[: at[0]], ended=False))
+            for chain, at in zip(chains, false, strict=True)
+        ]
         while True:
             wanted = {found[0]: found for search in searches if (found := search.advance(self._known)) is not None}
             if not wanted:
@@ -135,11 +144,22 @@ class RolloutJudge:
                 self.counts.completions += test.samples
                 self.counts.tokens += test.tokens
             self.counts.tests += len(tests)
-        for search in searches:
+        for search, at in zip(searches, false, strict=True):
             self._scanned |= search.scanned()
+            if at is not None and all(label != "wrong" for label, _ in search.told):
+                search.told.append(("wrong", at[1]))
             self.counts.verdicts += sum(label != "unknown" for label, _ in search.told)
         self.counts.scanned = len(self._scanned)
         return [[Verdict(label, reason, self.name) for label, reason in search.told] for search in searches]
+
+    def _false_equation(self, chain: Chain) -> tuple[int, str] | None:
+        """The place and the fault of the first step with a false equation."""
+        if not self.settings.equations:
+            return None
+        bare = replace(chain, ended=False)  # answers are compared by the search
+        (verdicts,) = ArithmeticJudge().judge([bare])
+        wrong = bool(verdicts) and verdicts[-1].label == "wrong"
+        return (chain.given + len(verdicts) - 1, verdicts[-1].reason) if wrong else None
 
     def _test(self, question: Question, key: int, text: str) -> _Test:
         engine = self._engine()
