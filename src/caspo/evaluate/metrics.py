@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from caspo.confidence import DEFAULT_SIGNAL, step_score
-from caspo.data.annotate import judge_tree
+from caspo.data.annotate import judge_trees
 from caspo.evaluate.answer_figures import answer_figures, risk_coverage
 from caspo.evaluate.calibration import Calibrator, fit, reliability
 from caspo.evaluate.paths import answer_path, faithfulness
@@ -18,9 +17,9 @@ from caspo.evaluate.run import EvaluateSettings, Outcome, read_outcomes
 from caspo.evaluate.samples import sample_figures
 from caspo.evaluate.statistics import wilson
 from caspo.evaluate.step_figures import StepRows, sampled_method, step_figures, step_rows
-from caspo.judges.base import Judge
+from caspo.judges.base import Chain, Judge
 from caspo.search import Method
-from caspo.types import Node, Tree
+from caspo.types import Tree
 
 __all__ = ["round_metrics"]
 
@@ -41,14 +40,15 @@ def round_metrics(
     rows = step_rows([], [])
     for method in settings.methods():
         outcomes, trees = read_outcomes(folder, method.name)
-        if method.name in ("cat", sampled_method(settings)):
-            trees = [judge_tree(tree, judge) for tree in trees]
-        entry = _method_entry(method, outcomes) | {"faithfulness": faithfulness(_right_paths(outcomes, trees, judge))}
+        entry = _method_entry(method, outcomes) | {
+            "faithfulness": faithfulness(judge.judge(_right_paths(outcomes, trees)))
+        }
         if method.name == "cat":
+            trees = judge_trees(trees, judge)
             entry["over_pruned"] = sum(map(_over_pruned, trees)) / len(trees) if trees else None
             drawn["trees"] = _shown(outcomes, trees)
         if method.name == sampled_method(settings):
-            rows = step_rows(trees, [o.question_id for o in outcomes])
+            rows = step_rows(judge_trees(trees, judge), [o.question_id for o in outcomes])
         if method.name == "self_consistency":
             drawn["budget_curve"][method.name] = _budget_curve(entry)
         drawn["risk_coverage"][method.name] = risk_coverage(outcomes)
@@ -104,18 +104,15 @@ def _method_entry(method: Method, outcomes: Sequence[Outcome]) -> dict[str, Any]
     }
 
 
-def _right_paths(outcomes: Sequence[Outcome], trees: Sequence[Tree], judge: Judge) -> list[Sequence[Node]]:
-    """The judged paths of the right answers."""
+def _right_paths(outcomes: Sequence[Outcome], trees: Sequence[Tree]) -> list[Chain]:
+    """The paths of the right answers, for a judge."""
     answers = {o.question_id: o.answer for o in outcomes if o.correct}
-    paths: list[Sequence[Node]] = []
-    for tree in trees:
-        if tree.question.id in answers:
-            path = answer_path(tree, answers[tree.question.id])
-            if path and path[0].verdict is None:  # of a method whose other steps nobody asks about
-                alone = tuple(replace(node, id=i, parent=i - 1, depth=i + 1) for i, node in enumerate(path))
-                path = judge_tree(replace(tree, nodes=alone), judge).nodes
-            paths.append(path)
-    return paths
+    asked = [tree for tree in trees if tree.question.id in answers]
+    paths = [answer_path(tree, answers[tree.question.id]) for tree in asked]
+    return [
+        Chain(tree.question, tuple(node.step.text for node in path), path[-1].final)
+        for tree, path in zip(asked, paths, strict=True)
+    ]
 
 
 def _over_pruned(tree: Tree) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from caspo.answers import extract_answer, same_answer
 from caspo.evaluate.statistics import wilson
-from caspo.types import Node, Tree
+from caspo.types import Node, Tree, Verdict
 
 __all__ = ["answer_path", "faithfulness"]
 
@@ -21,18 +21,18 @@ def answer_path(tree: Tree, answer: str | None) -> tuple[Node, ...]:
     return max(reached or paths, key=lambda p: sum(float(n.step.trace.logprob.sum()) for n in p), default=())
 
 
-def faithfulness(paths: Sequence[Sequence[Node]]) -> dict[str, Any]:
-    """The ``faithfulness`` of a method in `metrics.json`, from the judged paths of its right answers.
+def faithfulness(paths: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
+    """The ``faithfulness`` of a method in `metrics.json`, from the verdicts on the paths of its right answers.
 
     ``wrong_step`` is the share of the paths that hold a wrong step, of those (``n``) on which the judge could tell any.
     Steps it could not tell are not counted as wrong, so the share is a lower bound unless ``whole``, the number of paths
     judged to their end or to a wrong step, equals n.
     """
-    labels = [[node.verdict.label if node.verdict else "unknown" for node in path] for path in paths]
-    judged = [of_path for of_path in labels if set(of_path) - {"unknown"}]
-    wrong = sum("wrong" in of_path for of_path in judged)
-    whole = sum("wrong" in of_path or "unknown" not in of_path for of_path in judged)
+    labels = [{verdict.label for verdict in path} for path in paths]
+    judged = [of_path for of_path in labels if of_path - {"unknown"}]
     if not judged:
         return {"n": 0, "whole": 0, "wrong_step": None, "wrong_step_ci95": None}
+    wrong = sum("wrong" in of_path for of_path in judged)
+    whole = sum("wrong" in of_path or "unknown" not in of_path for of_path in judged)
     interval = list(wilson(wrong, len(judged)))
     return {"n": len(judged), "whole": whole, "wrong_step": wrong / len(judged), "wrong_step_ci95": interval}
