@@ -61,8 +61,7 @@ class HarnessModel:
         pretrained: bundled name, folder or hub name.
         method: a name of `caspo.search.METHODS`.
         dtype, device, trust_remote_code, max_rows: of `caspo.stages.ModelSettings`.
-        batch_size: rows decoded at once, if it is a number.
-        max_batch_size: not used.
+        batch_size, max_batch_size: not used: the harness says 1 where its user says nothing; ``max_rows`` is the limit.
         seed: of methods that sample.
         settings: of the method, for example ``children=8``.
     """
@@ -75,6 +74,7 @@ class HarnessModel:
         dtype: str = "float32",
         device: str | None = None,
         trust_remote_code: bool = False,
+        max_rows: int = 256,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         seed: int = 0,
@@ -91,9 +91,9 @@ class HarnessModel:
         self._kind = METHODS[method]
         self._settings = [f"{key}={value}" for key, value in settings.items()]
         self._method({"max_tokens": _MAX_GEN_TOKS})  # a wrong setting fails before the model is loaded
-        rows = {"max_rows": int(str(batch_size))} if str(batch_size).isdecimal() else {}
-        named = {"name": pretrained, "dtype": dtype, "device": device or "cpu", "trust_remote_code": trust_remote_code}
-        self._engine = open_engine(ModelSettings.model_validate({**named, **rows}))
+        named = {"name": pretrained, "dtype": dtype, "device": _device(device), "max_rows": max_rows}
+        model = ModelSettings.model_validate({**named, "trust_remote_code": trust_remote_code})
+        self._engine = open_engine(model)
         self._seed = seed
         self._warned = False
 
@@ -255,6 +255,16 @@ class _Until:
         """The continuation, ended if one of the strings is in it; the last token is not always shown to a watch."""
         text = self._before + completion.text
         return replace(completion, finish="eos") if any(stop in text for stop in self._until) else completion
+
+
+def _device(asked: str | None) -> str:
+    """The harness asks for cuda:0 when its user asked for nothing; where there is no GPU that means the CPU."""
+    import torch
+
+    if asked == "cuda:0" and not torch.cuda.is_available():
+        logging.getLogger(__name__).warning("No GPU is there: running on the CPU.")
+        return "cpu"
+    return asked or "cpu"
 
 
 def _cut(text: str, until: Sequence[str]) -> str:
