@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from caspo.answers import extract_answer, same_answer
+from caspo.answers import same_answer, stated_answer
 from caspo.evaluate.statistics import wilson
 from caspo.types import Node, Tree, Verdict
 
@@ -17,7 +17,7 @@ def answer_path(tree: Tree, answer: str | None) -> tuple[Node, ...]:
     inner = {node.parent for node in tree.nodes}
     ends = [node for node in tree.nodes if node.id not in inner and node.decision in ("", "finished")]
     paths = [tree.path(node.id) for node in ends or [n for n in tree.nodes if n.id not in inner]]
-    reached = [p for p in paths if same_answer(extract_answer("".join(n.step.text for n in p)), answer)]
+    reached = [p for p in paths if same_answer(stated_answer(tree.question, "".join(n.step.text for n in p)), answer)]
     return max(reached or paths, key=lambda p: sum(float(n.step.trace.logprob.sum()) for n in p), default=())
 
 

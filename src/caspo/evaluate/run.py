@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from caspo.answers import extract_answer
+from caspo.answers import stated_answer
 from caspo.config import Config
 from caspo.data.store import read_trees, write_trees
 from caspo.engines.base import Engine
@@ -165,5 +165,5 @@ def _sampled_answers(tree: Tree, settings: PathSettings) -> list[str | None]:
     for node in tree.nodes:
         ended = node.count - sum(child.count for child in tree.children(node.id))
         text = "".join(n.step.text for n in tree.path(node.id))
-        answers += [extract_answer(text)] * ended
+        answers += [stated_answer(tree.question, text)] * ended
     return answers + [None] * (settings.samples - len(answers))  # what is missing was blank
