@@ -38,8 +38,8 @@ RELIABILITY = (
 )
 ANSWERS = (
     "If only the answers that the method is most confident of were given, how many would be wrong? The lower the line to "
-    "the left, the better its confidence tells right from wrong; at the right end every answer is given. Right by a wrong step: "
-    "right answers whose path holds a step that the judge found wrong."
+    "the left, the better its confidence tells right from wrong; at the right end every answer is given. Right by a wrong "
+    "step: right answers whose path holds a step that the judge found wrong."
 )
 ENTROPY = "Mean token entropy of each step. The two should stand apart; vertical lines are the means over all steps."
 SIGNALS = (
