@@ -17,6 +17,8 @@ __all__ = ["group_answers", "normalised", "same_answer", "several"]
 MAX_PARTS = 50
 
 _NAMED = re.compile(r"\s*([a-zA-Z](?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?)\s*=(?!=)\s*([^=]+)")
+_SEVERAL_IN_ONE = re.compile(r"\\pm|\\mp|±|[(\[{]")
+_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\bdegrees?\b")
 _BASED = re.compile(r"([0-9A-Fa-f]+)_\{?([0-9]+)\}?")
 
 
@@ -45,12 +47,14 @@ def same_answer(a: str | None, b: str | None) -> bool:
         return same_answer(named_a[2] if named_a else a, named_b[2] if named_b else b)
     based_a, based_b = _BASED.fullmatch(_tight(a)), _BASED.fullmatch(_tight(b))
     if based_a and based_b:  # the same digits in another base are another number
-        return False
+        return based_a.groups() == based_b.groups()
     if based_a or based_b:
         return (based_a[1] if based_a else _tight(a)) == (based_b[1] if based_b else _tight(b))
     parts_a, parts_b = several(a), several(b)
     if 1 < len(parts_a) == len(parts_b) <= MAX_PARTS:
         return _same_parts(parts_a, parts_b)
+    if len(parts_a) != len(parts_b) and not _SEVERAL_IN_ONE.search(a if len(parts_a) < len(parts_b) else b):
+        return False
     return same_mathematics(a, b)
 
 
@@ -97,7 +101,8 @@ def _tight(answer: str) -> str:
 
 def normalised(answer: str) -> str:
     """Text as it is compared: without LaTeX's spacing and sizes, white space and case; "(B)" is "b"."""
-    answer = TEXT.sub(r"\1", answer.strip().rstrip(".")).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    answer = _DEGREES.sub("°", TEXT.sub(r"\1", answer.strip().rstrip(".")))
+    answer = re.sub(r"\\[dt]frac", r"\\frac", answer)
     answer = re.sub(r"\\left|\\right|\\[,;!]|[$\s]", "", answer).casefold()
     return answer[1:-1] if re.fullmatch(r"\([a-z]\)", answer) else answer
 

@@ -60,11 +60,14 @@ def last_marked(text: str) -> str | None:
     return found[-1] if found else None
 
 
-def last_said(text: str, sentence_end: re.Pattern[str] = _SENTENCE_END) -> str | None:
-    """What stands after the last "answer is" or the like, up to the end of the sentence or line."""
+def last_said(text: str, sentence_end: re.Pattern[str] | None = None) -> str | None:
+    """What stands after the last "answer is" or the like, up to the end of the sentence or line.
+
+    By default it is taken for maths, where a calculation comes to what stands after its last "=".
+    """
     for match in reversed(list(_ANSWER_IS.finditer(text))):
         line = text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
-        said = _result(sentence_end.split(line, maxsplit=1)[0])
+        said = sentence_end.split(line, maxsplit=1)[0] if sentence_end else _result(_SENTENCE_END.split(line, maxsplit=1)[0])
         if clean(said):
             return said
     return None

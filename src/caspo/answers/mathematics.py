@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 import threading
-from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,26 +27,28 @@ MAX_LENGTH = 300
 """Characters of a formula; longer ones are compared as text only."""
 SECONDS = 5.0
 """For one comparison."""
-STRIKES = 2
-"""Comparisons that a formula may spend the whole time of; after them it equals nothing but its own text."""
 STARTING_SECONDS = 60.0
 """For the import of math-verify and sympy, on a busy machine."""
 
 _FUNCTION = r"arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|pi"
+_NO_WORDS = re.compile(r"\\(?:begin|end|operatorname)\s*\{[^{}]*\}")
 _PROSE = re.compile(rf"(?<!\\)\b(?!(?:{_FUNCTION})\b)[^\W\d_]{{3,}}")
 
 
 def same_mathematics(a: str, b: str) -> bool:
     """Whether two formulas are equal; False for prose, which would be compared by its first number, and when unsure."""
     a, b = _latex(a), _latex(b)
-    if any(not x or len(x) > MAX_LENGTH or _PROSE.search(TEXT.sub("", x)) for x in (a, b)):
+    if any(not x or len(x) > MAX_LENGTH or _PROSE.search(_NO_WORDS.sub("", TEXT.sub("", x))) for x in (a, b)):
         return False
     return _asked(a, b)
 
 
 def _latex(formula: str) -> str:
     """Functions written without a backslash, as people and programs write them, get one."""
-    formula = re.sub(r"[\s~]+", " ", formula.strip().strip("$").replace("np.", "").replace("**", "^")).strip()
+    formula = formula.strip().strip("$").rstrip(".").replace("np.", "").replace("**", "^")
+    formula = re.sub(r"(?<=[0-9])[.](?![0-9])", "", re.sub(r"[\s~]+", " ", formula)).strip()  # "1./3" is 1/3
+    formula = re.sub(r"(?<=[0-9])[eE]([+-]?[0-9]+)(?![0-9a-zA-Z.])", r" \\cdot 10^{\1}", formula)
+    formula = re.sub(r"\{[bB]matrix\}", "{pmatrix}", formula)  # a matrix, whatever its brackets
     formula = formula.replace("≤", "\\le ").replace("≥", "\\ge ").replace("π", "\\pi ").replace("∞", "\\infty ")
     formula = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)|√\(([^()]*)\)|√([0-9]+)", _root, formula)
     return re.sub(rf"(?<![\\a-zA-Z])({_FUNCTION})(?![a-zA-Z])", r"\\\1", formula)
@@ -64,17 +65,13 @@ class _Child:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
-        self._strikes: Counter[str] = Counter()
 
     def ask(self, a: str, b: str) -> bool:
         with self._lock:
-            if max(self._strikes[a], self._strikes[b]) >= STRIKES:
-                return False
             if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
                 self._start()
             answer = self._say(json.dumps([a, b]), SECONDS)
             if answer is None:
-                self._strikes.update((a, b))
                 logging.getLogger(__name__).debug("%r and %r took more than %s seconds", a, b, SECONDS)
             return answer == "same"
 

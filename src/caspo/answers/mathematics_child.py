@@ -23,12 +23,14 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     except (ImportError, ValueError, OSError):  # Windows, or a limit below ours: the time limit stays
         pass
-    from math_verify import parse, verify
+    from math_verify import LatexExtractionConfig, parse, verify
 
     logging.disable()
+    # Formulas only, whole: by default, one that does not parse would be taken for the last number in it.
+    how = {"extraction_config": [LatexExtractionConfig()], "fallback_mode": "no_fallback", "parsing_timeout": None}
 
     def same(a: str, b: str) -> bool:
-        x, y = (parse(f"${text}$", parsing_timeout=None) for text in (a, b))
+        x, y = (parse(f"${text}$", **how) for text in (a, b))
         return bool(x and y and verify(x, y, timeout_seconds=None) and verify(y, x, timeout_seconds=None))
 
     for line in sys.stdin:
