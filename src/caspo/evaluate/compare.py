@@ -226,7 +226,7 @@ def _common(a: _Side, b: _Side, first: _Measured, second: _Measured) -> list[str
     if not problems:
         return ids
     if any(problem.startswith("questions") for problem in problems):
-        keys = sorted(k for k in a.recipe.keys() | b.recipe.keys() if k == "seed" or k.startswith(_CHOOSE))
+        keys = sorted(k for k in a.recipe.keys() | b.recipe.keys() if k.startswith(_CHOOSE) and "judge" not in k)
         problems += [_named(k, a.recipe.get(k), b.recipe.get(k)) for k in keys if a.recipe.get(k) != b.recipe.get(k)]
     listed = "\n".join(f"  {problem}" for problem in problems)
     raise ConfigError(
@@ -235,8 +235,8 @@ def _common(a: _Side, b: _Side, first: _Measured, second: _Measured) -> list[str
     )
 
 
-_CHOOSE = ("task.", "evaluate.questions", "evaluate.self_consistency_questions")
-"""The keys of a recipe that choose the questions, besides the seed."""
+_CHOOSE = ("seed", "task.", "evaluate.questions", "evaluate.self_consistency_questions")
+"""The keys of a recipe that choose the questions; the judge, a part of the task, does not."""
 
 
 def _named(key: str, a: Any, b: Any) -> str:
