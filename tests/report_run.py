@@ -31,6 +31,8 @@ def method(right: int, n: int, tokens: float, seconds: float, over_pruned: float
         "seconds_per_question": seconds,
         "abstained": 0.015,
         "over_pruned": over_pruned,
+        "answers": {"n": n, "ece": 0.143, "auroc": 0.777, "aurc": 0.211, "auroc_ci95": [0.7, 0.8]},
+        "faithfulness": {"n": right, "whole": right, "wrong_step": 0.057, "wrong_step_ci95": [0.031, 0.099]},
         "settings": {"temperature": 0.8},
     }
 
@@ -86,6 +88,10 @@ def one_round(index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         "reliability": [b._asdict() for b in reliability(score, right)],
         "reliability_calibrated": [b._asdict() for b in reliability(calibrated, right)],
         "entropy": {"right": entropy[right][:400].tolist(), "wrong": entropy[~right][:400].tolist()},
+        "risk_coverage": {
+            "cat": [{"threshold": 1 - c, "coverage": c, "risk": 0.5 * c} for c in (0.25, 0.5, 1.0)],
+            "chain_of_thought": [{"threshold": 1.0, "coverage": 1.0, "risk": 0.5}],
+        },
         "budget_curve": {
             "self_consistency": [
                 {

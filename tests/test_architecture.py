@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Beyond the table: a stage loads the model and samples with it; the loop writes the report.
     "stages": {"data", "train", "evaluate", "engines", "tasks", "judges", "confidence"},
     "calibrate": {"stages", "evaluate", "data", "engines", "search", "tasks", "answers", "confidence"},
+    "lm_eval": {"stages", "evaluate", "engines", "search"},
     "iterate": {"stages", "evaluate", "data", "engines", "judges", "search", "report"},
 }
 FOUNDATION: dict[str, set[str]] = {

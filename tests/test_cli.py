@@ -80,6 +80,9 @@ def test_wrong_recipes(caspo: Command, tmp_path: Path) -> None:
         assert "train.learning_rat: unknown key; did you mean 'learning_rate'?" in err
     assert "must be 'caspo' or 'supervised'" in failed(caspo("run", write_recipe(tmp_path / "c.yaml", kind="x")))
     assert "Cannot read the recipe" in failed(caspo("run", tmp_path / "none.yaml", "--out", out))
+    assert "neither a finished run" in failed(caspo("evaluate", "--compare", tmp_path, tmp_path, "--out", out))
+    for args in ((), (recipe, "--compare", "a", "b")):
+        assert "either a RECIPE to evaluate, or --compare A B" in failed(caspo("evaluate", *args, "--out", out))
     assert not out.exists()
     assert caspo("run")[0] == 2, "how it is called is wrong: usage"
 
@@ -211,6 +214,12 @@ def test_stages_make_what_run_makes(caspo: Command, tmp_path: Path) -> None:
     for args in (("annotate", recipe, "--out", out), line):
         assert caspo(*args)[0] == 0, "the same line again goes on from what is there"
     assert "seed: 1 there, 2 now" in failed(caspo("annotate", recipe, "seed=2", "--out", out))
+    code, told, _ = caspo("evaluate", "--compare", run / "round-0", f"{run}:cat", "--out", tmp_path / "compared")
+    assert code == 0
+    assert "McNemar" in told
+    compared = read_json(tmp_path / "compared" / "comparison.json")
+    assert [(c["method_a"], c["method_b"], c["n"]) for c in compared["comparisons"]] == [("cat", "cat", 4)]
+    assert (compared["a"]["round"], compared["b"]["round"]) == (0, 1)
     page = run / "report.html"
     before = page.read_bytes()
     page.unlink()

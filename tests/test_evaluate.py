@@ -249,7 +249,12 @@ def test_method_figures(tmp_path: Path) -> None:
     assert settings == {"max_tokens": 512, "top_p": 1.0, "temperature": 0.0}
     assert method == {
         "n": 4, "accuracy": 0.5, "accuracy_ci95": list(wilson(2, 4)), "generated_tokens_per_question": 20.0,
-        "seconds_per_question": 0.25, "abstained": 0.5, "over_pruned": None,
+        "seconds_per_question": 0.25, "abstained": 0.5, "over_pruned": None, "pass_at_k": None, "maj_at_k": None,
+        "answers": {
+            "n": 4, "ece": 0.0, "ece_mass": 0.0, "brier": 0.25, "auroc": 0.5, "aurc": 0.5,
+            "ece_ci95": [0, 0.5], "brier_ci95": [0.25, 0.25], "auroc_ci95": None, "aurc_ci95": [0, 1],
+        },
+        "faithfulness": {"n": 2, "whole": 2, "wrong_step": 0.0, "wrong_step_ci95": list(wilson(0, 2))},
     }  # fmt: skip
 
 

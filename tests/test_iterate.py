@@ -68,7 +68,16 @@ SCHEMA: dict[str, Any] = {
 METHOD: dict[str, Any] = {
     "n": of(int), "accuracy": REAL, "accuracy_ci95": of(list), "generated_tokens_per_question": REAL,
     "seconds_per_question": REAL, "abstained": REAL, "over_pruned": of((int, float), maybe=True), "settings": of(dict),
+    # docs/evaluate.md
+    "pass_at_k": of(dict, maybe=True), "maj_at_k": of(dict, maybe=True), "answers": of(dict), "faithfulness": of(dict),
 }  # fmt: skip
+FRACTION = of(float, maybe=True)
+ENDS = of(list, maybe=True)
+ANSWERS: dict[str, Any] = {
+    "n": of(int), "ece": FRACTION, "ece_mass": FRACTION, "brier": FRACTION, "auroc": FRACTION, "aurc": FRACTION,
+    "ece_ci95": ENDS, "brier_ci95": ENDS, "auroc_ci95": ENDS, "aurc_ci95": ENDS,
+}  # fmt: skip
+FAITHFULNESS: dict[str, Any] = {"n": of(int), "whole": of(int), "wrong_step": FRACTION, "wrong_step_ci95": ENDS}
 STEPS: dict[str, Any] = {
     "n": of(int), "accuracy": of(float), "ece": of(float), "brier": of(float), "ece_calibrated": of(float, maybe=True),
     "brier_calibrated": of(float, maybe=True), "auroc": of(dict), "auroc_siblings": of(dict),
@@ -100,6 +109,9 @@ def test_metrics_follow_the_schema(finished: Path) -> None:
         assert {name: m["n"] for name, m in entry["methods"].items()} == METHODS
         for name, method in entry["methods"].items():
             check(method, METHOD)
+            check(method["answers"], ANSWERS)
+            check(method["faithfulness"], FAITHFULNESS)
+            assert (method["pass_at_k"] is not None) == (name == "self_consistency")
             low, high = method["accuracy_ci95"]
             assert 0 <= low <= method["accuracy"] <= high <= 1
             assert (method["over_pruned"] is None) == (name != "cat")

@@ -74,11 +74,11 @@ def change(run, **changes):
 
 def test_every_part_is_there(page):
     assert page.headings("h1") == 1
-    assert page.headings("h2") == 9
+    assert page.headings("h2") == 10
     assert set(page.figures) == {
         f"{name}-figure"
         for name in (
-            *(f"{kind}-{index}" for kind in ("tokens", "reliability", "entropy") for index in (0, 1)),
+            *(f"{kind}-{index}" for kind in ("tokens", "reliability", "risk", "entropy") for index in (0, 1)),
             "by-round",
         )
     }
@@ -94,6 +94,8 @@ def test_the_figures_are_those_of_metrics_json(run, page):
                 *m["accuracy_ci95"],
                 m["generated_tokens_per_question"],
                 m["seconds_per_question"],
+                *(m["answers"][key] for key in ("ece", "auroc", "aurc")),
+                m["faithfulness"]["wrong_step"],
             ]
         steps = r["steps"]
         expected += [steps[key] for key in ("ece", "brier", "ece_calibrated", "entropy_right", "entropy_wrong")]
@@ -106,6 +108,7 @@ def test_the_figures_are_those_of_metrics_json(run, page):
         "46.0%",
         "51.1% to 64.6%",
         "0.271",
+        "5.7% (3.1% to 9.9%)",
         "+12.0 points",
         "60,123",
         "smollm2-135m",
@@ -124,6 +127,8 @@ def test_charts_hold_the_figures_and_are_valid_plotly(run, page):
         for name in ("cat", "self_consistency", "chain_of_thought", "other"):
             themed = themed.replace(f'"#m-{name}"', '"#123456"')
         graph_objects.Figure(json.loads(themed))  # raises on any attribute or value Plotly does not know
+    (curve,) = page.figures["risk-1-figure"]["data"]
+    assert (curve["name"], curve["x"], curve["y"]) == ("CaT", [0.25, 0.5, 1.0], [0.125, 0.25, 0.5])
     spots = {t["name"]: t for t in page.figures["tokens-1-figure"]["data"] if t["mode"] == "markers"}
     cat = metrics["rounds"][1]["methods"]["cat"]
     assert spots["CaT"]["x"] == [cat["generated_tokens_per_question"]]

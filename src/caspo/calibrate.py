@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from caspo.answers import extract_answer
+from caspo.answers import stated_answer
 from caspo.confidence import DEFAULT_SIGNAL
 from caspo.config import Config, claim_folder
 from caspo.data.annotate import judge_trees
@@ -244,7 +244,8 @@ def _found(task: Task, question: Question, tree: Tree) -> bool:
     """Whether a path was finished that states the right answer."""
     ends = (node for node in tree.nodes if node.decision == "finished")
     return any(
-        task.grade(question, extract_answer("".join(node.step.text for node in tree.path(end.id)))) for end in ends
+        task.grade(question, stated_answer(question, "".join(node.step.text for node in tree.path(end.id))))
+        for end in ends
     )
 
 

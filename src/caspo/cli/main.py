@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from caspo import __version__
-from caspo.cli import calibrate, plan, run, solve, stages
+from caspo.cli import calibrate, harness, plan, run, solve, stages
 from caspo.errors import CaspoError
 
 __all__ = ["app", "main"]
@@ -30,6 +30,11 @@ app.command("train")(stages.train)
 app.command("calibrate")(calibrate.calibrate)
 app.command("evaluate")(stages.evaluate)
 app.command("report")(stages.report)
+app.command(
+    "lm-eval",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+)(harness.lm_eval)
 
 
 @app.callback(invoke_without_command=True)

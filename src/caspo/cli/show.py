@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Bars", "bars", "metrics_table", "output", "signals_tables"]
+__all__ = ["Bars", "bars", "comparison_tables", "metrics_table", "output", "signals_tables"]
 
 output = Console(highlight=False)
 """Results, to stdout."""
@@ -81,6 +81,13 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         )
         table.add_row("  generated tokens a question", *(f"{c['generated_tokens_per_question']:.0f}" for c in cells))
         table.add_row("  seconds a question", *(f"{c['seconds_per_question']:.2f}" for c in cells))
+        for name in ("ece", "auroc"):
+            label = f"  {name.upper()} of the answer's confidence"
+            table.add_row(label, *(_figure(c["answers"][name], c["answers"][f"{name}_ci95"]) for c in cells))
+        paths = [c["faithfulness"] for c in cells]
+        if any(path["n"] for path in paths):
+            label = "  right answers with a wrong step"
+            table.add_row(label, *(_figure(p["wrong_step"], p["wrong_step_ci95"], "{:.1%}") for p in paths))
     for key, label, form in (
         ("accuracy", "steps: right", "{:.1%}"),
         ("ece", "steps: ECE of the confidence", "{:.3f}"),
@@ -113,11 +120,64 @@ def _signals_table(entry: Mapping[str, Any]) -> Table:
     steps = entry["steps"]
     siblings = steps["auroc_siblings"]
     for signal in sorted(siblings, key=lambda name: -1.0 if siblings[name] is None else siblings[name], reverse=True):
-        table.add_row(signal, *(_auroc(steps[f][signal], steps[f"{f}_ci95"][signal]) for f in families))
+        table.add_row(signal, *(_figure(steps[f][signal], steps[f"{f}_ci95"][signal]) for f in families))
     return table
 
 
-def _auroc(value: float | None, interval: Sequence[float] | None) -> str:
+def _figure(value: float | None, interval: Sequence[float | None] | None, form: str = "{:.3f}") -> str:
+    """A figure and its 95% interval, a dash where it is undefined."""
     if value is None:
         return "-"
-    return f"{value:.3f}" if interval is None else f"{value:.3f}  [{interval[0]:.3f}, {interval[1]:.3f}]"
+    low, high = interval or (None, None)
+    shown = form.format(value)
+    return shown if low is None or high is None else f"{shown}  [{form.format(low)}, {form.format(high)}]"
+
+
+_COMPARED = (
+    ("accuracy", "accuracy", "{:.1%}", "{:+.1%}"),
+    ("generated_tokens_per_question", "generated tokens a question", "{:.0f}", "{:+.1f}"),
+    ("seconds_per_question", "seconds a question", "{:.2f}", ""),
+    ("ece", "ECE of the answer's confidence", "{:.3f}", "{:+.3f}"),
+    ("brier", "Brier score of it", "{:.3f}", "{:+.3f}"),
+    ("auroc", "AUROC of it", "{:.3f}", "{:+.3f}"),
+    ("aurc", "area under risk and coverage", "{:.3f}", "{:+.3f}"),
+)
+"""Rows of a comparison: key, label, and how values and differences are written; no difference where none is measured."""
+
+_FLIPPED = 5
+"""Flipped questions that are named."""
+
+
+def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
+    """For every compared method both sides and how B differs from A."""
+    return [_comparison_table(comparison, entry) for entry in comparison["comparisons"]]
+
+
+def _comparison_table(comparison: Mapping[str, Any], entry: Mapping[str, Any]) -> Table:
+    a, b = (f"{comparison[side]['run']}, round {comparison[side]['round']}" for side in "ab")
+    table = Table(
+        title=f"A: {entry['method_a']}, {a}\nB: {entry['method_b']}, {b}\nn = {entry['n']} questions",
+        caption=_flips(entry),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("")
+    for label in ("A", "B", "B - A, with 95% interval"):
+        table.add_column(label, justify="right")
+    for key, label, form, signed in _COMPARED:
+        found = entry[key]
+        values = ("-" if found[side] is None else form.format(found[side]) for side in "ab")
+        change = _figure(found["difference"], (found["low"], found["high"]), signed) if signed else ""
+        table.add_row(label, *values, change)
+    return table
+
+
+def _flips(entry: Mapping[str, Any]) -> str:
+    accuracy = entry["accuracy"]
+    lines = [f"McNemar: p = {accuracy['p_value']:.3g}"]
+    for side in "ab":
+        flipped = entry["flipped"][f"only_{side}"]
+        names = ", ".join(question["id"] for question in flipped[:_FLIPPED])
+        more = ", ..." if len(flipped) > _FLIPPED else ""
+        lines.append(f"right in {side.upper()} only: {len(flipped)}" + (f" ({names}{more})" if flipped else ""))
+    return "\n".join(lines)

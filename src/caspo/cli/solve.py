@@ -135,20 +135,11 @@ def _questions(
     return task.questions("test", limit, seed), task.grade
 
 
-def _told(solution: Solution) -> list[Node]:
-    """The path to report: of the finished paths that reached the answer, the most probable one."""
-    from caspo.answers import same_answer, stated_answer
+def _told(solution: Solution) -> tuple[Node, ...]:
+    """The path to report."""
+    from caspo.evaluate.paths import answer_path
 
-    tree = solution.tree
-    inner = {node.parent for node in tree.nodes}
-    ends = [node for node in tree.nodes if node.id not in inner and node.decision in ("", "finished")]
-    paths = [tree.path(node.id) for node in ends]
-    reached = [
-        p for p in paths if same_answer(stated_answer(tree.question, "".join(n.step.text for n in p)), solution.answer)
-    ]
-    if not (reached or paths):
-        return list(tree.nodes)
-    return list(max(reached or paths, key=lambda p: sum(float(n.step.trace.logprob.sum()) for n in p)))
+    return answer_path(solution.tree, solution.answer)
 
 
 def _show(question: Question, solution: Solution, right: bool | None) -> None:

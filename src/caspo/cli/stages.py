@@ -124,14 +124,37 @@ def train(
 
 
 def evaluate(
-    recipe: Recipe,
     out: Out,
+    recipe: Annotated[Path | None, typer.Argument(help="YAML file with the settings of the stage.")] = None,
     overrides: Overrides = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B", help="Two finished runs instead of a recipe: RUN or RUN/round-K, or one with :METHOD."
+        ),
+    ] = None,
 ) -> None:
-    """Measure the recipe's model as `caspo run` does, without training: OUT/metrics.json and OUT/report.html."""
-    from caspo.cli.run import run
+    """Measure the recipe's model as `caspo run` does, without training: OUT/metrics.json and OUT/report.html.
 
-    run(recipe, [*(overrides or []), "rounds=0"], out)
+    With --compare A B nothing is run: how B differs from A on the same questions, OUT/comparison.json. For example
+    --compare runs/a runs/b, --compare runs/a/round-0 runs/a/round-1, --compare runs/a:cat runs/a:self_consistency.
+    """
+    from caspo.cli.run import run
+    from caspo.cli.show import comparison_tables, output
+    from caspo.errors import ConfigError
+    from caspo.evaluate.compare import compare as compare_runs
+    from caspo.storage import write_json
+
+    if (recipe is None) == (compare is None):
+        raise ConfigError("Give either a RECIPE to evaluate, or --compare A B with two finished runs.")
+    if recipe is not None:
+        run(recipe, [*(overrides or []), "rounds=0"], out)
+        return
+    assert compare is not None
+    found = compare_runs(*compare)
+    write_json(out / "comparison.json", found)
+    output.print(*comparison_tables(found), sep="\n")
+    output.print(f"All questions that flipped: {out / 'comparison.json'}")
 
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a run, with its metrics.json.")]) -> None:

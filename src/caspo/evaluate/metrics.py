@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from caspo.answers import extract_answer, same_answer
 from caspo.confidence import DEFAULT_SIGNAL, step_score
 from caspo.data.annotate import judge_trees
+from caspo.evaluate.answer_figures import answer_figures, risk_coverage
 from caspo.evaluate.calibration import Calibrator, fit, reliability
+from caspo.evaluate.paths import answer_path, faithfulness
 from caspo.evaluate.run import EvaluateSettings, Outcome, read_outcomes
+from caspo.evaluate.samples import sample_figures
 from caspo.evaluate.statistics import wilson
 from caspo.evaluate.step_figures import StepRows, sampled_method, step_figures, step_rows
-from caspo.judges.base import Judge
-from caspo.search.vote import vote
-from caspo.trees import seed_of
+from caspo.judges.base import Chain, Judge
+from caspo.search import Method
 from caspo.types import Tree
 
 __all__ = ["round_metrics"]
 
 _SHOWN_TREES = 8
-_DRAWS = 40
-"""Random subsets for a point of the budget curve."""
 
 
 def round_metrics(
@@ -38,19 +36,23 @@ def round_metrics(
     other half. The calibrator that is returned is fitted on all of them.
     """
     methods: dict[str, Any] = {}
-    drawn: dict[str, Any] = {"budget_curve": {}, "trees": []}
+    drawn: dict[str, Any] = {"budget_curve": {}, "risk_coverage": {}, "trees": []}
     rows = step_rows([], [])
     for method in settings.methods():
         outcomes, trees = read_outcomes(folder, method.name)
-        methods[method.name] = _method_entry(outcomes) | {"settings": method.settings.model_dump(mode="json")}
+        entry = _method_entry(method, outcomes) | {
+            "faithfulness": faithfulness(judge.judge(_right_paths(outcomes, trees)))
+        }
         if method.name == "cat":
             trees = judge_trees(trees, judge)
-            methods[method.name]["over_pruned"] = sum(map(_over_pruned, trees)) / len(trees)
+            entry["over_pruned"] = sum(map(_over_pruned, trees)) / len(trees) if trees else None
             drawn["trees"] = _shown(outcomes, trees)
         if method.name == sampled_method(settings):
             rows = step_rows(judge_trees(trees, judge), [o.question_id for o in outcomes])
         if method.name == "self_consistency":
-            drawn["budget_curve"][method.name] = _budget_curve(outcomes, trees)
+            drawn["budget_curve"][method.name] = _budget_curve(entry)
+        drawn["risk_coverage"][method.name] = risk_coverage(outcomes)
+        methods[method.name] = entry | {"settings": method.settings.model_dump(mode="json")}
     bins = reliability(rows.confidence, rows.right, weights=rows.weights) if len(rows.right) else []
     drawn["reliability"] = [b._asdict() for b in bins]
     drawn["entropy"] = {
@@ -62,8 +64,8 @@ def round_metrics(
         drawn["reliability_calibrated"] = [
             b._asdict() for b in reliability(probability, rows.right, weights=rows.weights)
         ]
-    entry = {"methods": methods, "steps": step_figures(rows, probability)}
-    return entry, drawn, _fit(rows, np.ones(len(rows.right), dtype=np.bool_))
+    measured = {"methods": methods, "steps": step_figures(rows, probability)}
+    return measured, drawn, _fit(rows, np.ones(len(rows.right), dtype=np.bool_))
 
 
 def _fit(rows: StepRows, which: np.ndarray[Any, np.dtype[np.bool_]]) -> Calibrator | None:
@@ -86,7 +88,7 @@ def _cross_fitted(rows: StepRows) -> np.ndarray[Any, np.dtype[np.float64]] | Non
     return probability
 
 
-def _method_entry(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _method_entry(method: Method[Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
     n = len(outcomes)
     correct = sum(o.correct for o in outcomes)
     return {
@@ -97,7 +99,20 @@ def _method_entry(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "seconds_per_question": sum(o.seconds for o in outcomes) / n,
         "abstained": sum(o.abstained for o in outcomes) / n,
         "over_pruned": None,
+        **sample_figures(outcomes, majority=method.name == "self_consistency"),
+        "answers": answer_figures(outcomes),
     }
+
+
+def _right_paths(outcomes: Sequence[Outcome], trees: Sequence[Tree]) -> list[Chain]:
+    """The paths of the right answers, for a judge."""
+    answers = {o.question_id: o.answer for o in outcomes if o.correct}
+    asked = [tree for tree in trees if tree.question.id in answers]
+    paths = [answer_path(tree, answers[tree.question.id]) for tree in asked]
+    return [
+        Chain(tree.question, tuple(node.step.text for node in path), path[-1].final)
+        for tree, path in zip(asked, paths, strict=True)
+    ]
 
 
 def _over_pruned(tree: Tree) -> bool:
@@ -113,43 +128,27 @@ def _over_pruned(tree: Tree) -> bool:
     return any(n.decision in ("pruned", "dropped", "cut") and not left_at(n.depth) for n in right)
 
 
-def _budget_curve(outcomes: Sequence[Outcome], trees: Sequence[Tree]) -> list[dict[str, Any]]:
-    """Accuracy of the majority of k samples: of all, what the method came to; of fewer, from random subsets."""
-    bags = [_answers(tree) for tree in trees]
-    samples = max(len(bag) for bag in bags)
-    tokens = sum(o.tokens for o in outcomes) / len(outcomes) / samples
-    curve = []
-    for k in [k for k in (1, 2, 4, 8, 16, 32) if k < samples] + [samples]:
-        if k == samples:  # not voted again: the tree has lost the order that decides a tie
-            shares = [float(o.correct) for o in outcomes]
-        else:
-            shares = [_share_right(tree, bag, k) for tree, bag in zip(trees, bags, strict=True)]
-        accuracy = float(np.mean(shares))
-        low, high = wilson(round(accuracy * len(shares)), len(shares))
-        curve.append({"tokens": k * tokens, "accuracy": accuracy, "low": low, "high": high, "label": f"SC@{k}"})
-    return curve
-
-
-def _share_right(tree: Tree, answers: Sequence[str | None], k: int) -> float:
-    """How often the majority of ``k`` of the answers is right, in random draws."""
-    rng = random.Random(seed_of("budget", tree.question.id, k))
-    majorities = (vote(rng.sample(answers, k), [1.0] * k)[0] for _ in range(_DRAWS))
-    return sum(same_answer(answer, tree.question.answer) for answer in majorities) / _DRAWS
-
-
-def _answers(tree: Tree) -> list[str | None]:
-    """The answers of the samples that were merged into a tree: a sample ended where a node was met more often than
-    its children."""
-    answers: list[str | None] = []
-    for node in tree.nodes:
-        ended = node.count - sum(child.count for child in tree.children(node.id))
-        text = "".join(n.step.text for n in tree.path(node.id))
-        answers += [extract_answer(text)] * ended
-    return answers
+def _budget_curve(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Accuracy of the majority of k samples against their tokens."""
+    voted: Mapping[str, Any] = entry["maj_at_k"] or {}
+    samples = max(map(int, voted), default=1)
+    tokens = entry["generated_tokens_per_question"] / samples
+    return [
+        {
+            "tokens": int(k) * tokens,
+            "accuracy": share["value"],
+            "low": share["ci95"][0],
+            "high": share["ci95"][1],
+            "label": f"SC@{k}",
+        }
+        for k, share in voted.items()
+    ]
 
 
 def _shown(outcomes: Sequence[Outcome], trees: Sequence[Tree]) -> list[dict[str, Any]]:
     """Some solved trees for the report: those in which the search had something to decide, wrong ones among them."""
+    found = {outcome.question_id: outcome for outcome in outcomes}
+    outcomes = [found[tree.question.id] for tree in trees]
     order = sorted(range(len(trees)), key=lambda i: (-min(12, len(trees[i].nodes)), i))
     wrong = [i for i in order if not outcomes[i].correct][: _SHOWN_TREES // 2 - 1]
     right = [i for i in order if outcomes[i].correct][: _SHOWN_TREES - len(wrong)]

@@ -23,7 +23,10 @@ from numpy.typing import NDArray
 from caspo.evaluate.calibration import equal_width_bin
 from caspo.evaluate.statistics import Interval
 
-__all__ = ["Draws", "draw_questions", "percentile_interval", "resampled_auroc", "resampled_ece", "resampled_ratio"]
+__all__ = [
+    "Draws", "draw_questions", "percentile_interval", "resampled_aurc", "resampled_auroc", "resampled_ece",
+    "resampled_ratio",
+]  # fmt: skip
 
 Floats64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -127,6 +130,34 @@ def resampled_auroc(scores: Floats64, right: Bools, weights: Floats64, question:
         won = 0.5 * np.einsum("ri,ri->r", mass_up, mean_below)
         figures.append(_divide(won, mass_up.sum(axis=1) * below[:, -1]))
     return np.concatenate([np.empty(0), *figures])
+
+
+def resampled_aurc(confidence: Floats64, right: Bools, question: Rows, draws: Draws) -> Floats64:
+    """Area under the risk-coverage curve of each resample, (R,): the mean over i of the share of wrong answers among the i
+    most confident ones (Geifman and El-Yaniv 2017). Equal confidences stand in random order, and it is the mean over those.
+
+    With w answers of one confidence, e of them wrong, after W more confident ones of which E are wrong, they add
+    ``sum_(j=1..w) (E + j e / w) / (W + j) = e + (E - W e / w) (H(W + w) - H(W))``, H being the harmonic numbers.
+
+    Args:
+        confidence: (n,), higher means answered earlier.
+        right: (n,).
+        question: (n,) which question a row belongs to, in [0, Q).
+        draws: (R, Q).
+    """
+    assert confidence.shape == right.shape == question.shape
+    order = np.argsort(-confidence, kind="stable")
+    starts = np.append(0, np.flatnonzero(np.diff(confidence[order])) + 1) if len(order) else np.zeros(0, dtype=np.intp)
+    harmonic = np.append(0.0, np.cumsum(1.0 / np.arange(1, draws.shape[1] + 1)))  # no resample holds more rows
+    figures = []
+    for part in _parts(draws, len(order)) if len(order) else ():
+        drawn = np.take(part, question[order], axis=1).astype(np.int64)
+        size, wrong = (np.add.reduceat(values, starts, axis=1) for values in (drawn, drawn * ~right[order]))
+        size_before, wrong_before = size.cumsum(axis=1) - size, wrong.cumsum(axis=1) - wrong
+        rate = np.divide(wrong, size, out=np.zeros(size.shape), where=size > 0)
+        terms = wrong + (wrong_before - size_before * rate) * (harmonic[size_before + size] - harmonic[size_before])
+        figures.append(_divide(terms.sum(axis=1), size.sum(axis=1)))
+    return np.concatenate(figures) if figures else np.full(len(draws), np.nan)
 
 
 def _sums(columns: Floats64, question: Rows, draws: Draws) -> Floats64:

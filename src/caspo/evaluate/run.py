@@ -1,7 +1,7 @@
 """Solving a question set by several methods, in chunks that survive a kill, each chunk two files.
 
 ``<folder>/<method>/part-000.parquet`` holds the trees, ``part-000.json`` (written last: it says the chunk is whole) what
-each question came to. `metrics.py` reads them.
+each question came to. `metrics.py` reads them, without the task: every answer is graded here, once.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from caspo.answers import stated_answer
 from caspo.config import Config
 from caspo.data.store import read_trees, write_trees
 from caspo.engines.base import Engine
@@ -27,18 +29,23 @@ from caspo.search import (
     DeepConfOnlineSettings,
     DiPTSettings,
     Method,
+    PathSettings,
     SelfConsistencySettings,
 )
 from caspo.storage import read_json, write_json
 from caspo.tasks.base import Task
 from caspo.types import Question, Tree
 
-__all__ = ["EvaluateSettings", "Outcome", "evaluate_methods", "read_outcomes"]
+__all__ = ["EvaluateSettings", "Outcome", "Sample", "evaluate_methods", "read_outcomes"]
 
 _CHUNK_ROWS = 500
 """Rows that a chunk puts into the engine, about: enough to fill its batch, little to lose."""
 
 _ON_ALL_QUESTIONS = ("chain_of_thought", "cat")
+
+_SAMPLING = ("self_consistency", "best_of_n", "deepconf_offline")
+"""Methods that sample a fixed number of whole solutions, each drawn alike: what pass@k and maj@k are about. DeepConf online
+stops some on the way and takes as many as it needs; beam search and CaT go on with one path by what others came to."""
 
 
 class EvaluateSettings(Config):
@@ -64,6 +71,13 @@ class EvaluateSettings(Config):
         return [METHODS[name](settings) for name, settings in chosen if settings is not None]
 
 
+class Sample(NamedTuple):
+    """One of several sampled solutions."""
+
+    answer: str | None
+    correct: bool
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one method made of one question."""
@@ -76,6 +90,8 @@ class Outcome:
     seconds: float
     """This question's share of its chunk's time."""
     abstained: bool
+    samples: tuple[Sample, ...] = ()
+    """What each sampled solution came to, in no order; none for methods that do not draw several alike."""
 
 
 def evaluate_methods(
@@ -103,11 +119,14 @@ def evaluate_methods(
 
 
 def read_outcomes(folder: Path, method: str) -> tuple[list[Outcome], list[Tree]]:
-    """All outcomes of a method, in order, with their trees."""
+    """All outcomes of a method, in order, and their trees; a blank answer leaves no tree."""
     outcomes: list[Outcome] = []
     trees: list[Tree] = []
     for file in sorted((folder / method).glob("part-*.json")):
-        outcomes += [Outcome(**record) for record in read_json(file)]
+        outcomes += [
+            Outcome(**{**record, "samples": tuple(Sample(*pair) for pair in record.get("samples", ()))})
+            for record in read_json(file)
+        ]
         trees += read_trees(file.with_suffix(".parquet"))
     return outcomes, trees
 
@@ -119,9 +138,32 @@ def _solve_chunk(
     started = time.perf_counter()
     solutions = method.solve(questions, engine, seed)
     share = (time.perf_counter() - started) / len(questions)
-    records: list[dict[str, Any]] = [
-        vars(Outcome(q.id, s.answer, task.grade(q, s.answer), s.confidence, s.generated_tokens, share, s.abstained))
-        for q, s in zip(questions, solutions, strict=True)
-    ]
+    records: list[dict[str, Any]] = []
+    for question, solution in zip(questions, solutions, strict=True):
+        grade = cache(partial(task.grade, question))  # running code takes seconds, and samples agree often
+        drawn = _sampled_answers(solution.tree, method.settings) if method.name in _SAMPLING else []
+        outcome = Outcome(
+            question.id,
+            solution.answer,
+            grade(solution.answer),
+            solution.confidence,
+            solution.generated_tokens,
+            share,
+            solution.abstained,
+            tuple(Sample(answer, grade(answer)) for answer in drawn),
+        )
+        records.append(vars(outcome))
     write_trees(file.with_suffix(".parquet"), [s.tree for s in solutions])
     write_json(file, records)
+
+
+def _sampled_answers(tree: Tree, settings: PathSettings) -> list[str | None]:
+    """The answers of the samples that were merged into a tree: a sample ended where a node was met more often than
+    its children. The merging lost their order."""
+    assert isinstance(settings, SelfConsistencySettings)
+    answers: list[str | None] = []
+    for node in tree.nodes:
+        ended = node.count - sum(child.count for child in tree.children(node.id))
+        text = "".join(n.step.text for n in tree.path(node.id))
+        answers += [stated_answer(tree.question, text)] * ended
+    return answers + [None] * (settings.samples - len(answers))  # what is missing was blank

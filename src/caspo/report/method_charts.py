@@ -13,7 +13,7 @@ from caspo.report.markup import Html, count, el, percent, table
 from caspo.report.plot import axis, chart, figure, plain
 from caspo.report.run_data import Method, Round, Run, method_name, number, records, section
 
-__all__ = ["accuracy_by_round", "accuracy_by_tokens", "method_legend"]
+__all__ = ["accuracy_by_round", "accuracy_by_tokens", "colour_of", "method_legend"]
 
 METHOD_SYMBOLS = {
     "cat": "circle",
@@ -50,7 +50,7 @@ def method_legend(keys: Sequence[str]) -> Html:
             "li",
             Html(
                 '<svg viewBox="0 0 14 14" width="14" height="14" aria-hidden="true" '
-                f'fill="var(--{_colour(key)[1:]})">'
+                f'fill="var(--{colour_of(key)[1:]})">'
                 f"{SHAPES[_symbol(key)]}</svg>"
             ),
             method_name(key),
@@ -106,7 +106,7 @@ def accuracy_by_round(run: Run) -> Html | None:
         if not seen:
             continue
         aside = 0.06 * (position - (len(keys) - 1) / 2)  # side by side, so that the intervals do not cover each other
-        methods, colour = [m for _, m in seen], _colour(key)
+        methods, colour = [m for _, m in seen], colour_of(key)
         traces.append(
             {
                 "type": "scatter",
@@ -142,7 +142,7 @@ def accuracy_by_round(run: Run) -> Html | None:
 
 
 def _spot(m: Method) -> dict[str, Any]:
-    colour = _colour(m.key)
+    colour = colour_of(m.key)
     return {
         "type": "scatter",
         "mode": "markers",
@@ -160,7 +160,7 @@ def _curve_traces(r: Round, key: str) -> list[dict[str, Any]]:
     points = _curve(r, key)
     if not points:
         return []
-    colour = _colour(key)
+    colour = colour_of(key)
     band = [point for point in points if point[2] is not None and point[3] is not None]
     line = {
         "type": "scatter",
@@ -227,7 +227,7 @@ def _token_table(r: Round) -> Html:
     return table(f"Accuracy by tokens, {r.label}", ["method", "tokens per question", "accuracy", "95% interval"], rows)
 
 
-def _colour(key: str) -> str:
+def colour_of(key: str) -> str:
     """The theme colour of a method."""
     return f"@m-{key}" if key in OWN_COLOURS else "@m-other"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
-from caspo.report import method_charts, sections, step_charts
+from caspo.report import answer_charts, method_charts, sections, step_charts
 from caspo.report.markup import Child, Html, el
 from caspo.report.run_data import Run, read_run
 from caspo.report.trees import draw_trees, scale_legend
@@ -35,6 +35,11 @@ COST = "Up and to the left is better. Bars and bands are 95% intervals; a dotted
 RELIABILITY = (
     "Of the steps with confidence c, a share c should be right: the dashed line. The area of a point follows its "
     "number of steps."
+)
+ANSWERS = (
+    "If only the answers that the method is most confident of were given, how many would be wrong? The lower the line to "
+    "the left, the better its confidence tells right from wrong; at the right end every answer is given. Right by a wrong "
+    "step: right answers whose path holds a step that the judge found wrong."
 )
 ENTROPY = "Mean token entropy of each step. The two should stand apart; vertical lines are the means over all steps."
 SIGNALS = (
@@ -98,12 +103,17 @@ def _parts(run: Run) -> list[Html | None]:
         _section("What accuracy costs", COST, _grid(method_charts.accuracy_by_tokens(run), legend)),
         _section("Round by round", "Bars are 95% intervals.", [] if by_round is None else [legend, by_round]),
         _section("Does confidence mean anything?", RELIABILITY, _reliability(run)),
+        _section("When it is sure, is it right?", ANSWERS, _answers(run, legend)),
         _section("Are wrong steps less sure?", ENTROPY, _grid(step_charts.entropies(run))),
         _section("Which signal tells right from wrong?", SIGNALS, [sections.signals_table(run)]),
         _section("Training", "", [sections.training_table(run)]),
         _section("Solved trees", TREES, [scale_legend(), draw_trees(run)] if run.trees else []),
         _section("How it was made", "", [sections.provenance(run)]),
     ]
+
+
+def _answers(run: Run, legend: Html) -> list[Html | None]:
+    return [*_grid(answer_charts.risk_coverage_charts(run), legend), answer_charts.answers_table(run)]
 
 
 def _reliability(run: Run) -> list[Html | None]:

@@ -83,6 +83,10 @@ class Method:
     seconds: float | None
     abstained: float | None
     over_pruned: float | None
+    answers: Mapping[str, float | None]
+    """Figures of the confidence in the answers: n, ece, auroc, aurc, ...; empty in runs of older versions."""
+    faithfulness: Mapping[str, float | None]
+    """Of the right answers: n, wrong_step, low, high."""
 
     @property
     def name(self) -> str:
@@ -273,4 +277,11 @@ def _method(key: str, raw: Mapping[str, Any]) -> Method:
         seconds=number(raw.get("seconds_per_question")),
         abstained=number(raw.get("abstained")),
         over_pruned=number(raw.get("over_pruned")),
+        answers={str(name): number(value) for name, value in section(raw, "answers").items()},
+        faithfulness=_faithfulness(section(raw, "faithfulness")),
     )
+
+
+def _faithfulness(raw: Mapping[str, Any]) -> dict[str, float | None]:
+    low, high = _ends(raw.get("wrong_step_ci95"))
+    return {"n": number(raw.get("n")), "wrong_step": number(raw.get("wrong_step")), "low": low, "high": high}

@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from caspo.answers import extract_answer
+from caspo.answers import stated_answer
 from caspo.confidence import step_score
 from caspo.engines.base import Completion, Engine, Request
 from caspo.search.base import Method, PathSettings, SignalName
@@ -166,6 +166,6 @@ class _Search:
             node,
             score + (path.score if settings.score == "cumulative" else 0.0),
             tokens,
-            extract_answer("".join(self.builder.texts(node))),
+            stated_answer(self.builder.question, "".join(self.builder.texts(node))),
             ended=completion.finish != "stop" or tokens >= settings.max_tokens,
         )

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import Field
 
-from caspo.answers import extract_answer, group_answers, same_answer
+from caspo.answers import group_answers, same_answer, stated_answer
 from caspo.confidence import best_possible, step_score
 from caspo.engines.base import Completion, Engine, Request, Watch
 from caspo.search.base import Method, PathSettings, SignalName
@@ -238,7 +238,7 @@ class _Search:
             self.builder.decide(leaf, "dropped")  # unless it is gone on with
             self._open.append(_Branch(leaf, priority=state.rank))
             return
-        answer = extract_answer("".join(self.builder.texts(leaf)))
+        answer = stated_answer(self.builder.question, "".join(self.builder.texts(leaf)))
         whole = completion.finish == "eos" or answer is not None
         self.builder.decide(leaf, "finished" if whole else "cut")
         if whole:

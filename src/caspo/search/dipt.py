@@ -54,6 +54,9 @@ class _Perspectives(Samples):
     """The answer that is stated last counts."""
 
     def answers(self) -> list[str | None]:
+        question = self.builder.question
+        if question.meta.get("answer_type", "math") != "math":
+            return super().answers()
         return [last_answer(completion.text) for completion in self.completions]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from caspo.answers import extract_answer
+from caspo.answers import stated_answer
 from caspo.engines.base import Completion, Engine, Request
 from caspo.search.base import Method, PathSettings
 from caspo.search.vote import vote
@@ -92,7 +92,7 @@ class Samples:
 
     def answers(self) -> list[str | None]:
         """The answer that each sample states."""
-        return [extract_answer(completion.text) for completion in self.completions]
+        return [stated_answer(self.builder.question, completion.text) for completion in self.completions]
 
     def solution(self) -> Solution:
         """The majority's answer, equal values counted together; its confidence is its share of the samples."""

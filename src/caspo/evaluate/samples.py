@@ -1,0 +1,70 @@
+"""pass@k and maj@k, of methods that sample several solutions of a question alike. Numpy only; pure functions.
+
+pass@k is the chance that at least one of k samples is right, maj@k that the majority of k is. Both are means over the
+questions. Where every question counts 0 or 1 the interval is Wilson's, otherwise a bootstrap over the questions.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from caspo.evaluate.run import Outcome, Sample
+from caspo.evaluate.statistics import bootstrap_ci, wilson
+from caspo.search.vote import vote
+from caspo.trees import seed_of
+
+__all__ = ["pass_at_k", "sample_figures"]
+
+_DRAWS = 40
+"""Random subsets of a question's samples for its maj@k."""
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Unbiased estimate of the chance that k samples hold a right one, ``right`` of ``samples`` being right.
+
+    1 - C(samples - right, k) / C(samples, k), Chen et al. 2021 (arXiv 2107.03374), equation 1; needs k <= samples.
+    """
+    assert 0 <= right <= samples
+    assert 1 <= k <= samples
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def sample_figures(outcomes: Sequence[Outcome], *, majority: bool) -> dict[str, Any]:
+    """``pass_at_k`` and ``maj_at_k`` of a method in `metrics.json`: for k = 1, 2, 4, ... and all samples, a share each.
+
+    Args:
+        outcomes: of one method; without samples both figures are None.
+        majority: whether the method's own answer is the majority of all samples. Then it is taken for the last maj@k:
+            the samples have lost the order that decides a tie.
+    """
+    if not outcomes or not all(outcome.samples for outcome in outcomes):
+        return {"pass_at_k": None, "maj_at_k": None}
+    count = min(len(outcome.samples) for outcome in outcomes)
+    passed, voted = {}, {}
+    for k in [k for k in (1, 2, 4, 8, 16, 32) if k < count] + [count]:
+        passed[str(k)] = _share([pass_at_k(len(o.samples), sum(s.correct for s in o.samples), k) for o in outcomes])
+        whole = majority and k == count
+        voted[str(k)] = _share([float(o.correct) if whole else _majority_right(o, k) for o in outcomes])
+    return {"pass_at_k": passed, "maj_at_k": voted}
+
+
+def _majority_right(outcome: Outcome, k: int) -> float:
+    """How often the majority of ``k`` of the samples is right, in random draws."""
+    rng = random.Random(seed_of("maj@k", outcome.question_id, k))
+    right = {sample.answer: sample.correct for sample in outcome.samples}
+    return sum(right[_majority(rng.sample(outcome.samples, k))] for _ in range(_DRAWS)) / _DRAWS
+
+
+def _majority(samples: Sequence[Sample]) -> str | None:
+    return vote([sample.answer for sample in samples], [1.0] * len(samples))[0]
+
+
+def _share(values: Sequence[float]) -> dict[str, Any]:
+    """The mean over the questions, with its 95% interval."""
+    interval = wilson(round(sum(values)), len(values)) if set(values) <= {0.0, 1.0} else bootstrap_ci(values)
+    return {"value": float(np.mean(values)), "ci95": list(interval)}
