@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from caspo.data.annotate import AnnotateSettings, annotate, judge_tree
+from caspo.data.annotate import AnnotateSettings, annotate, judge_trees
 from caspo.engines.scripted import Scripted, ScriptedEngine
 from caspo.errors import EngineError
+from caspo.judges.base import Chain
 from caspo.judges.reference import ReferenceJudge
 from caspo.trees import TreeBuilder
-from caspo.types import ROOT, Node, Question, Tree
+from caspo.types import ROOT, Node, Question, Tree, Verdict
 from tiny import same_tree
 
 META = {
@@ -129,12 +132,43 @@ def test_judge_tree() -> None:
     """Judging a finished tree gives what annotation gave, and nothing below a wrong step."""
     (tree,) = grow("a", width=2)
     bare = Tree(tree.question, tree.prompt_ids, tree.nodes)
-    assert same_tree(judge_tree(bare, ReferenceJudge()), tree)
+    assert same_tree(judge_trees([bare], ReferenceJudge())[0], tree)
     builder = TreeBuilder(tree.question, tree.prompt_ids)
     wrong = builder.add(ROOT, next(n.step for n in tree.nodes if n.step.text == "6 + 2 = 8\n"), final=False)
     builder.add(wrong, tree.nodes[0].step, final=False)
-    judged = judge_tree(builder.build(), ReferenceJudge())
+    (judged,) = judge_trees([builder.build()], ReferenceJudge())
     assert [n.verdict.label if n.verdict else None for n in judged.nodes] == ["wrong", None]
+
+
+class Slow:
+    """The reference judge, asked between the depths; notes how many chains each call was about."""
+
+    name = "reference"
+    instant = False
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
+        self.calls.append(len(chains))
+        return ReferenceJudge().judge(chains)
+
+
+@pytest.mark.parametrize("settings", [{}, {"width": 2}, {"max_depth": 2}, {"max_step_tokens": 11, "samples": 3}])
+def test_trees_do_not_depend_on_when_the_judge_is_asked(settings: dict[str, int]) -> None:
+    """A judge that is not instant is asked once a depth, about all trees, and the trees are the same."""
+    asked = AnnotateSettings(**{"samples": 8, **settings})  # type: ignore[arg-type]
+    questions, judge = [question(name) for name in "abcdef"], Slow()
+    slow = annotate(questions, ScriptedEngine(script), judge, asked, 0)
+    fast = annotate(questions, ScriptedEngine(script), ReferenceJudge(), asked, 0)
+    assert all(same_tree(a, b) for a, b in zip(slow, fast, strict=True))
+    depths = max(node.depth for tree in slow for node in tree.nodes)
+    assert len(judge.calls) == depths
+    judge.calls.clear()
+    assert all(
+        same_tree(a, b) for a, b in zip(judge_trees(slow, judge), judge_trees(fast, ReferenceJudge()), strict=True)
+    )
+    assert len(judge.calls) == depths
 
 
 def test_a_hole_in_the_script() -> None:

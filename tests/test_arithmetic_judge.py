@@ -26,7 +26,7 @@ EGGS = Question(
 
 
 def _judge(step: str, *prefix: str, final: bool = False, question: Question = EGGS) -> tuple[str, str]:
-    verdict = JUDGE.judge(question, prefix, step, final=final)
+    verdict = JUDGE.judge_step(question, prefix, step, final=final)
     assert verdict.judge == "arithmetic"
     assert verdict.reason
     return verdict.label, verdict.reason

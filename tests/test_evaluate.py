@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from caspo.confidence import SIGNALS
-from caspo.data.annotate import judge_tree
+from caspo.data.annotate import judge_trees
 from caspo.data.store import write_trees
 from caspo.engines.scripted import Script, Scripted, ScriptedEngine
 from caspo.evaluate import run
@@ -19,18 +19,19 @@ from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, Outcome, evaluate_methods, read_outcomes
 from caspo.evaluate.statistics import wilson
 from caspo.evaluate.step_figures import step_changes, step_rows
+from caspo.judges.base import StepJudge
 from caspo.storage import write_json
 from caspo.tasks.base import grade
 from caspo.types import ROOT, Label, Node, Question, Step, Tree, Verdict
 from tiny import same_tree, trace
 
 
-class Told:
+class Told(StepJudge):
     """A judge that reads the verdict in the step itself."""
 
     name = "told"
 
-    def judge(self, question: Question, prefix: Sequence[str], step: str, *, final: bool) -> Verdict:
+    def judge_step(self, question: Question, prefix: Sequence[str], step: str, *, final: bool) -> Verdict:
         label: Label = "right" if "good" in step else "wrong" if "bad" in step else "unknown"
         return Verdict(label, "", self.name)
 
@@ -113,7 +114,7 @@ def test_two_aurocs(tmp_path: Path) -> None:
 
 def test_sibling_frequency(tmp_path: Path) -> None:
     """The share of the samples at one prefix, those of unknown steps counted; each AUROC weighs as for other signals."""
-    rows = step_rows([judge_tree(tree, Told()) for tree in SAMPLED], ["a", "none", "b"])
+    rows = step_rows(judge_trees(SAMPLED, Told()), ["a", "none", "b"])
     assert rows.signals["sibling_frequency"].tolist() == pytest.approx([3 / 4, 1 / 4, 2 / 3, 1 / 2, 1 / 2, 1])
     assert rows.question.tolist() == [0, 0, 0, 2, 2, 2]
     assert rows.questions == 3

@@ -29,7 +29,7 @@ def lines(question: Question) -> list[str]:
 
 def verdict(question: Question, at: int, step: str, *, final: bool = False) -> Verdict:
     """The verdict on ``step`` in place of the solution's line ``at``."""
-    return JUDGE.judge(question, lines(question)[:at], step, final=final)
+    return JUDGE.judge_step(question, lines(question)[:at], step, final=final)
 
 
 def test_deterministic_prefix_and_seeds() -> None:
@@ -213,7 +213,7 @@ def test_sums_in_any_order() -> None:
             step = f"That makes {total} + {value} = {total + value}."
             if total + value in {q["value"] for q in question.meta["quantities"] if q["value"] != int(question.answer)}:
                 break  # a partial sum that equals another quantity names two things: not decided rightly
-            got = JUDGE.judge(question, prefix, step, final=False)
+            got = JUDGE.judge_step(question, prefix, step, final=False)
             assert got.label == "right", (question.text, prefix, step, got)
             prefix.append(step)
             total += value
@@ -228,8 +228,8 @@ def test_same_number_by_chance_is_not_enough() -> None:
         {"value": 4, "kind": "derived", "formula": "#0 * #0"},
     ]
     question = Question("q", "?", "4", meta={"quantities": quantities})
-    assert JUDGE.judge(question, [], "2 * 2 = 4", final=False).label == "right"
-    assert JUDGE.judge(question, [], "2 + 2 = 4", final=False).label == "wrong"
+    assert JUDGE.judge_step(question, [], "2 * 2 = 4", final=False).label == "right"
+    assert JUDGE.judge_step(question, [], "2 + 2 = 4", final=False).label == "wrong"
 
 
 def test_bad_input() -> None:
@@ -240,7 +240,7 @@ def test_bad_input() -> None:
         with pytest.raises(ConfigError, match="levels 1 to 7"):
             StoriesTask(levels)
     with pytest.raises(DataError, match="arithmetic judge"):
-        JUDGE.judge(Question("q", "?", "1"), [], "1 + 1 = 2", final=False)
+        JUDGE.judge_step(Question("q", "?", "1"), [], "1 + 1 = 2", final=False)
 
 
 def test_values_are_exact() -> None:

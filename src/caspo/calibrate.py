@@ -24,7 +24,7 @@ from pydantic import Field
 from caspo.answers import extract_answer
 from caspo.confidence import DEFAULT_SIGNAL
 from caspo.config import Config, claim_folder
-from caspo.data.annotate import judge_tree
+from caspo.data.annotate import judge_trees
 from caspo.data.store import read_trees, write_trees
 from caspo.engines.base import Engine
 from caspo.engines.memo import MemoEngine
@@ -258,7 +258,7 @@ def _answered(outcomes: Sequence[dict[str, Any]]) -> tuple[list[float], list[boo
 def _calibrator(recipe: CaspoRecipe, questions: Sequence[Question], trees: Sequence[Tree]) -> Calibrator | None:
     """The map from step confidence to the probability of being right; None where all steps are alike."""
     judge = open_judge(recipe.task)
-    rows = step_rows([judge_tree(tree, judge) for tree in trees], [question.id for question in questions])
+    rows = step_rows(judge_trees(trees, judge), [question.id for question in questions])
     if rows.right.all() or not rows.right.any():
         return None
     return fit(rows.confidence, rows.right, weights=rows.weights, signal=DEFAULT_SIGNAL)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pydantic import Field
 
 from caspo.config import Config
 from caspo.engines.base import Completion, Engine, Request
 from caspo.engines.drive import drive
-from caspo.judges.base import Judge
+from caspo.judges.base import Chain, Judge
 from caspo.trees import TreeBuilder, seed_of
 from caspo.types import ROOT, Question, Step, Tree, Verdict
 
-__all__ = ["AnnotateSettings", "annotate", "judge_tree"]
+__all__ = ["AnnotateSettings", "annotate", "judge_trees"]
 
 
 class AnnotateSettings(Config):
@@ -44,13 +45,19 @@ def annotate(
     seed: int,
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> list[Tree]:
-    """One annotated tree per question, all grown in one batch; each goes on as soon as its own depth is complete.
+    """One annotated tree per question, all grown in one batch.
 
-    A tree depends on its question, the seed and the settings only.
+    With an instant judge each goes on as soon as its own depth is complete; any other is asked about one depth of all
+    trees at once. A tree depends on its question, the verdicts, the seed and the settings only.
     """
-    growing = [_Growing(TreeBuilder(q, engine.prompt(q.text)), judge, settings, seed) for q in questions]
-    drive(growing, engine, lambda tree, completion: on_tokens(len(completion.token_ids)))
-    return [tree.builder.build() for tree in growing]
+    trees = [_Growing(TreeBuilder(q, engine.prompt(q.text)), judge, settings, seed) for q in questions]
+    growing = trees
+    while growing:
+        drive(growing, engine, lambda tree, completion: on_tokens(len(completion.token_ids)))
+        waiting = [(tree, tree.chains()) for tree in growing if tree.waiting]
+        verdicts = iter(judge.judge([chain for _, chains in waiting for chain in chains]) if waiting else [])
+        growing = [tree for tree, chains in waiting if tree.judged([next(verdicts) for _ in chains])]
+    return [tree.builder.build() for tree in trees]
 
 
 class _Growing:
@@ -58,41 +65,20 @@ class _Growing:
 
     def __init__(self, builder: TreeBuilder, judge: Judge, settings: AnnotateSettings, seed: int) -> None:
         self.builder, self.judge, self.settings, self.seed = builder, judge, settings, seed
-        self._depth = 0
-        self._parents: Sequence[int] = ()
+        self._depth = 1
+        self._parents: Sequence[int] = [ROOT]
         self._arrived: dict[tuple[int, int], Completion] = {}
+        self._cut: dict[int, bool] = {}
+        """The nodes of this depth, and whether each was cut at the token limit."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a depth is complete and not judged yet."""
+        return bool(self._cut)
 
     def begin(self) -> list[tuple[tuple[int, int], Request]]:
-        """The first depth."""
-        return self._continue([ROOT])
-
-    def receive(self, key: tuple[int, int], completion: Completion) -> list[tuple[tuple[int, int], Request]]:
-        """Take a continuation in; once the depth is complete, what to sample next."""
-        self._arrived[key] = completion
-        if len(self._arrived) < len(self._parents) * self.settings.samples:
-            return []
+        """What to sample at this depth."""
         settings, builder = self.settings, self.builder
-        children: dict[int, bool] = {}
-        for (place, _), found in sorted(self._arrived.items(), key=lambda item: item[0]):
-            parent = self._parents[place]
-            node = builder.add(parent, Step(found.text, found.token_ids, found.trace), final=found.finish == "eos")
-            children.setdefault(node, found.finish == "length")  # the first sample's tokens are the node's
-        right = []
-        for node, cut in children.items():
-            verdict = _verdict(builder, self.judge, builder.nodes[node].parent, node, cut=cut)
-            builder.judge(node, verdict)
-            if verdict.label == "right" and not builder.nodes[node].final:
-                right.append(node)
-        if self._depth == settings.max_depth or not right:
-            return []
-        return self._continue(_choose(builder, right, settings.width, seed_of(self.seed, self._depth)))
-
-    def _continue(self, parents: Sequence[int]) -> list[tuple[tuple[int, int], Request]]:
-        """What to sample after each of these nodes, the next depth."""
-        settings, builder = self.settings, self.builder
-        self._depth += 1
-        self._parents = parents
-        self._arrived = {}
         return [
             (
                 (place, sample),
@@ -106,27 +92,70 @@ class _Growing:
                     keep=True,
                 ),
             )
-            for place, parent in enumerate(parents)
+            for place, parent in enumerate(self._parents)
             for sample in range(settings.samples)
         ]
 
+    def receive(self, key: tuple[int, int], completion: Completion) -> list[tuple[tuple[int, int], Request]]:
+        """Take a continuation in; once the depth is complete and judged, what to sample next."""
+        self._arrived[key] = completion
+        if len(self._arrived) < len(self._parents) * self.settings.samples:
+            return []
+        for (place, _), found in sorted(self._arrived.items(), key=lambda item: item[0]):
+            parent = self._parents[place]
+            node = self.builder.add(parent, Step(found.text, found.token_ids, found.trace), final=found.finish == "eos")
+            self._cut.setdefault(node, found.finish == "length")  # the first sample's tokens are the node's
+        if not self.judge.instant:
+            return []
+        return self.begin() if self.judged(self.judge.judge(self.chains())) else []
 
-def judge_tree(tree: Tree, judge: Judge) -> Tree:
-    """The tree with a verdict on every node whose prefix is right; what follows a wrong step has none."""
-    builder = TreeBuilder(tree.question, tree.prompt_ids)
-    builder.nodes = list(tree.nodes)
-    for node in tree.nodes:
-        parent = node.parent
-        if parent == ROOT or builder.nodes[parent].right:
-            builder.judge(node.id, _verdict(builder, judge, parent, node.id, cut=False))
-    return builder.build()
+    def chains(self) -> list[Chain]:
+        """What a judge is asked about this depth."""
+        return [_chain(self.builder, node) for node, cut in self._cut.items() if not cut]
+
+    def judged(self, verdicts: Sequence[Sequence[Verdict]]) -> bool:
+        """Note the verdicts on `chains`; whether the tree goes on at the next depth."""
+        builder, told = self.builder, iter(verdicts)
+        right = []
+        for node, cut in self._cut.items():
+            (verdict,) = [Verdict("unknown", "cut at the token limit", self.judge.name)] if cut else next(told)
+            builder.judge(node, verdict)
+            if verdict.label == "right" and not builder.nodes[node].final:
+                right.append(node)
+        self._cut, self._arrived = {}, {}
+        if self._depth == self.settings.max_depth or not right:
+            return False
+        self._parents = _choose(builder, right, self.settings.width, seed_of(self.seed, self._depth))
+        self._depth += 1
+        return True
 
 
-def _verdict(builder: TreeBuilder, judge: Judge, parent: int, node: int, *, cut: bool) -> Verdict:
-    if cut:
-        return Verdict("unknown", "cut at the token limit", judge.name)
-    step = builder.nodes[node]
-    return judge.judge(builder.question, builder.texts(parent), step.step.text, final=step.final)
+def judge_trees(trees: Sequence[Tree], judge: Judge) -> list[Tree]:
+    """The trees with a verdict on every node whose prefix is right; what follows another step has none.
+
+    The judge is asked once a depth, about all trees.
+    """
+    builders = []
+    for tree in trees:
+        builders.append(TreeBuilder(tree.question, tree.prompt_ids))
+        builders[-1].nodes = [replace(node, verdict=None) for node in tree.nodes]
+    for depth in range(1, max((node.depth for tree in trees for node in tree.nodes), default=0) + 1):
+        asked = [
+            (builder, node.id)
+            for builder in builders
+            for node in builder.nodes
+            if node.depth == depth and (node.parent == ROOT or builder.nodes[node.parent].right)
+        ]
+        verdicts = judge.judge([_chain(builder, node) for builder, node in asked])
+        for (builder, node), (verdict,) in zip(asked, verdicts, strict=True):
+            builder.judge(node, verdict)
+    return [builder.build() for builder in builders]
+
+
+def _chain(builder: TreeBuilder, node: int) -> Chain:
+    """The path to a node, of which the node itself is to be judged."""
+    steps = tuple(builder.texts(node))
+    return Chain(builder.question, steps, builder.nodes[node].final, len(steps) - 1)
 
 
 def _choose(builder: TreeBuilder, right: list[int], width: int, seed: int) -> list[int]:

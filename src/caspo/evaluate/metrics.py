@@ -11,7 +11,7 @@ import numpy as np
 
 from caspo.answers import extract_answer, same_answer
 from caspo.confidence import DEFAULT_SIGNAL, step_score
-from caspo.data.annotate import judge_tree
+from caspo.data.annotate import judge_trees
 from caspo.evaluate.calibration import Calibrator, fit, reliability
 from caspo.evaluate.run import EvaluateSettings, Outcome, read_outcomes
 from caspo.evaluate.statistics import wilson
@@ -44,11 +44,11 @@ def round_metrics(
         outcomes, trees = read_outcomes(folder, method.name)
         methods[method.name] = _method_entry(outcomes) | {"settings": method.settings.model_dump(mode="json")}
         if method.name == "cat":
-            trees = [judge_tree(tree, judge) for tree in trees]
+            trees = judge_trees(trees, judge)
             methods[method.name]["over_pruned"] = sum(map(_over_pruned, trees)) / len(trees)
             drawn["trees"] = _shown(outcomes, trees)
         if method.name == sampled_method(settings):
-            rows = step_rows([judge_tree(tree, judge) for tree in trees], [o.question_id for o in outcomes])
+            rows = step_rows(judge_trees(trees, judge), [o.question_id for o in outcomes])
         if method.name == "self_consistency":
             drawn["budget_curve"][method.name] = _budget_curve(outcomes, trees)
     bins = reliability(rows.confidence, rows.right, weights=rows.weights) if len(rows.right) else []

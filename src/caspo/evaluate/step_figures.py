@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caspo.confidence import signals, step_score
-from caspo.data.annotate import judge_tree
+from caspo.data.annotate import judge_trees
 from caspo.evaluate.calibration import brier, ece
 from caspo.evaluate.resampling import (
     Draws,
@@ -149,7 +149,7 @@ def step_changes(before: Path, after: Path, judge: Judge, settings: EvaluateSett
     both = [read_outcomes(folder, method) for folder in (before, after)]
     asked, again = ([outcome.question_id for outcome in outcomes] for outcomes, _ in both)
     assert asked == again, "the rounds of a run are evaluated on the same questions, in one order"
-    first, second = (step_rows([judge_tree(tree, judge) for tree in trees], asked) for _, trees in both)
+    first, second = (step_rows(judge_trees(trees, judge), asked) for _, trees in both)
     if min(len(first.right), len(second.right)) == 0:
         return []
     once, draws = np.ones((1, first.questions), dtype=np.uint8), draw_questions(first.questions)

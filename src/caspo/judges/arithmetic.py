@@ -14,6 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from caspo.answers import extract_answer, parse_number, same_answer
+from caspo.judges.base import StepJudge
 from caspo.steps import Equation, Expression, equations
 from caspo.types import Label, Question, Verdict
 
@@ -74,12 +75,12 @@ for _words, _numbers in _IMPLIED.items():
         _IMPLIED_BY.setdefault(_word, set()).update(Fraction(x) for x in _numbers)
 
 
-class ArithmeticJudge:
+class ArithmeticJudge(StepJudge):
     """Judges steps by their equations. Stateless; what it reads in a question or a prefix is cached."""
 
     name = "arithmetic"
 
-    def judge(self, question: Question, prefix: Sequence[str], step: str, *, final: bool) -> Verdict:
+    def judge_step(self, question: Question, prefix: Sequence[str], step: str, *, final: bool) -> Verdict:
         """Wrong: a false equation or answer. Right: the right answer, or true equations of known numbers."""
         found = equations(step)
         false = [(equation, _doubt(equation)) for equation in found if not equation.holds()]

@@ -1,26 +1,84 @@
-"""What a judge is: something that says whether one step is right."""
+"""What a judge is: something that says which steps of a solution are right, up to the first that is not."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
 
 from caspo.types import Question, Verdict
 
-__all__ = ["Judge"]
+__all__ = ["FAILED", "Chain", "Judge", "StepJudge", "chain_key"]
+
+FAILED = "failed: "
+"""Begins the reason of an `unknown` that comes from a failure (an endpoint that was down), not from the step: such a
+verdict is not kept, and asked for again next time."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The steps of one solution, or of the beginning of one."""
+
+    question: Question
+    steps: tuple[str, ...]
+    """In order."""
+    ended: bool
+    """The solution ends with the last of them (the model's EOS)."""
+    given: int = 0
+    """The first ``given`` steps are known to be right and are not judged."""
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """Judges one step at a time, given that everything before it is right.
+    """Judges the steps of many chains at once.
 
-    A judge that cannot tell, or that failed, says ``unknown``: a failed judge is not a wrong step.
+    A step is judged given that everything before it is right. A judge that cannot tell, or that failed, says
+    ``unknown``: a failed judge is not a wrong step.
     """
 
     @property
     def name(self) -> str:
         """Stands in every verdict, and in the provenance of every pair built from it."""
 
-    def judge(self, question: Question, prefix: Sequence[str], step: str, *, final: bool) -> Verdict:
-        """The verdict on ``step`` after the right steps ``prefix``; ``final``: the model ended its solution here."""
+    @property
+    def instant(self) -> bool:
+        """It answers at once, from the text alone: annotation may ask it while the engine decodes."""
+
+    def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
+        """Per chain the verdicts on ``steps[given:]``, up to and including the first wrong one; `unknown` is no end."""
         ...
+
+
+class StepJudge(ABC):
+    """A judge that looks at one step at a time, at the text alone."""
+
+    name: ClassVar[str]
+    instant = True
+
+    @abstractmethod
+    def judge_step(self, question: Question, prefix: Sequence[str], step: str, *, final: bool) -> Verdict:
+        """The verdict on ``step`` after the right steps ``prefix``; ``final``: the solution ends here."""
+
+    def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
+        """Step after step, as `Judge.judge`."""
+        return [self._judge_chain(chain) for chain in chains]
+
+    def _judge_chain(self, chain: Chain) -> list[Verdict]:
+        verdicts: list[Verdict] = []
+        for at in range(chain.given, len(chain.steps)):
+            final = chain.ended and at + 1 == len(chain.steps)
+            verdicts.append(self.judge_step(chain.question, chain.steps[:at], chain.steps[at], final=final))
+            if verdicts[-1].label == "wrong":
+                break
+        return verdicts
+
+
+def chain_key(chain: Chain) -> str:
+    """A digest of everything that a verdict on this chain may depend on, the judge apart."""
+    question = chain.question
+    parts = [question.id, question.text, question.answer, question.solution, dict(question.meta)]
+    text = json.dumps([*parts, chain.steps, chain.ended, chain.given], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

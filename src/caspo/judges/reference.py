@@ -16,6 +16,7 @@ from typing import Any
 
 from caspo.answers import extract_answer, same_answer
 from caspo.errors import DataError
+from caspo.judges.base import StepJudge
 from caspo.steps import Equation, Expression, equations
 from caspo.types import Label, Question, Verdict
 
@@ -29,12 +30,12 @@ _OPERATIONS: Mapping[str, Callable[[Fraction, Fraction], Fraction | None]] = {
 }
 
 
-class ReferenceJudge:
+class ReferenceJudge(StepJudge):
     """Judges steps of problems whose intermediate values are known."""
 
     name = "reference"
 
-    def judge(self, question: Question, prefix: Sequence[str], step: str, *, final: bool) -> Verdict:
+    def judge_step(self, question: Question, prefix: Sequence[str], step: str, *, final: bool) -> Verdict:
         """The verdict on ``step`` after the right steps ``prefix``.
 
         A repeated result, a number from nowhere, a distractor and a quantity the solution does not need are wrong; a
