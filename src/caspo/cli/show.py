@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Bars", "bars", "metrics_table", "output", "signals_tables"]
+__all__ = ["Bars", "bars", "judge_table", "metrics_table", "output", "signals_tables"]
 
 output = Console(highlight=False)
 """Results, to stdout."""
@@ -98,6 +98,35 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+def judge_table(scores: Mapping[str, Any]) -> Table:
+    """How good a judge is, a column for each subset; values with 95% intervals."""
+    sets = scores["sets"]
+    table = Table(title=f"Judge {scores['judge']} against {scores['against']}", title_justify="left")
+    table.add_column("")
+    for name, found in sets.items():
+        table.add_column(f"{name}\nn = {found['solutions']}, {found['erroneous']} wrong", justify="right")
+    for key, label in (
+        ("f1", "F1 (ProcessBench)"),
+        ("accuracy_erroneous", "first error found, wrong solutions"),
+        ("accuracy_correct", "no error found, right solutions"),
+        ("first_error_accuracy", "both, all solutions"),
+        ("decided", "decided: no unknown on the way"),
+        ("accuracy_decided", "both, decided solutions"),
+        ("coverage", "steps: not unknown"),
+        ("precision_wrong", "steps called wrong: are wrong"),
+        ("recall_wrong", "wrong steps met: called wrong"),
+        ("kappa", "Cohen's kappa"),
+    ):
+        table.add_row(
+            label,
+            *(
+                _with_interval(f[key]["value"], None if f[key]["low"] is None else [f[key]["low"], f[key]["high"]])
+                for f in sets.values()
+            ),
+        )
+    return table
+
+
 def signals_tables(metrics: Mapping[str, Any]) -> list[Table]:
     """For every round with judged steps: the AUROCs of all signals with 95% intervals, best among siblings first."""
     return [_signals_table(entry) for entry in metrics["rounds"] if entry["steps"].get("auroc")]
@@ -113,11 +142,11 @@ def _signals_table(entry: Mapping[str, Any]) -> Table:
     steps = entry["steps"]
     siblings = steps["auroc_siblings"]
     for signal in sorted(siblings, key=lambda name: -1.0 if siblings[name] is None else siblings[name], reverse=True):
-        table.add_row(signal, *(_auroc(steps[f][signal], steps[f"{f}_ci95"][signal]) for f in families))
+        table.add_row(signal, *(_with_interval(steps[f][signal], steps[f"{f}_ci95"][signal]) for f in families))
     return table
 
 
-def _auroc(value: float | None, interval: Sequence[float] | None) -> str:
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if interval is None else f"{value:.3f}  [{interval[0]:.3f}, {interval[1]:.3f}]"

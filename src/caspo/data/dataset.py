@@ -1,8 +1,8 @@
 """The published step dataset: annotated trees as Parquet that `read_trees` reads, with every signal of a step beside it.
 
 The columns of the tree schema (store.py) come first, so a file of the dataset can be trained on; then ``model`` and one
-``signal_<name>`` for each of `SIGNALS`. Traces keep 12 bits of their mantissa (a relative error of at most 1.3e-4): what follows is
-zero and costs nothing on the disk. Signals and confidence are computed before that, from the exact traces.
+``signal_<name>`` for each of `SIGNALS`. Traces keep 12 bits of their mantissa (a relative error of at most 1.3e-4): what
+follows is zero and costs nothing on the disk. Signals and confidence are computed before that, from the exact traces.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def write_dataset(path: Path, trees: Sequence[Tree], model: str) -> None:
         path,
         lambda temporary: pq.write_table(
             table, temporary, compression="zstd", compression_level=19, use_dictionary=others,
-            column_encoding={name: "BYTE_STREAM_SPLIT" for name in floats}, store_schema=True,
+            column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"), store_schema=True,
         ),
     )  # fmt: skip
 
@@ -93,6 +93,6 @@ def card_table(rows: Sequence[dict[str, Any]]) -> str:
 def _rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """To ``_MANTISSA`` bits, to the nearest."""
     drop = 23 - _MANTISSA
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
-    bits = (bits + (1 << (drop - 1))) >> drop << drop
-    return bits.astype(np.uint32).view(np.float32)
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    half, kept = np.uint32(1 << (drop - 1)), np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
+    return ((bits + half) & kept).view(np.float32)

@@ -1,12 +1,12 @@
 """Annotated trees and pairs in the formats of the field, and labelled solutions as trees.
 
-Out: ProcessBench, PRM800K, Math-Shepherd and ``steps`` (all read back by `caspo.judges.labels`) and Step-DPO. TRL's preference
+Out: ProcessBench, PRM800K, Math-Shepherd, ``steps`` and Step-DPO, all read back by `caspo.judges.labels`. TRL's preference
 format is that of the pairs themselves (`pairs.parquet`). In: whatever `read_labelled` reads becomes trees without
 confidence (trace kind ``none``), to be scored by `caspo annotate --rescore` and made into pairs like any others.
 
-What gets lost on every way out: token ids, traces, counts. A path is left out, and counted, where a format cannot say what is
-known of it: one with an unknown step before its end or first error, and in ProcessBench and Math-Shepherd, which hold whole
-solutions, one that is right so far but did not end.
+What gets lost on every way out: token ids, traces, counts. A path is left out, and counted, where a format cannot say what
+is known of it: one with an unknown step before its end or first error, and in ProcessBench and Math-Shepherd, which hold
+whole solutions, one that is right so far but did not end.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def trees_as(name: str, trees: Sequence[Tree], generator: str = "caspo") -> Expo
 
 
 def pairs_as_step_dpo(pairs: Sequence[StepPair], trees: Sequence[Tree], dataset: str = "caspo") -> list[Row]:
-    """Pairs as Step-DPO's records; its ``full_chosen`` and ``full_rejected``, which its training does not read, are left out."""
+    """Pairs as Step-DPO's records, but for ``full_chosen`` and ``full_rejected``, which its training does not read."""
     by_id = {tree.question.id: tree for tree in trees}
     rows = []
     for pair in pairs:
@@ -175,9 +175,11 @@ def _process_bench(solution: LabelledSolution, generator: str) -> Row:
 def _math_shepherd(solution: LabelledSolution, generator: str) -> Row:
     """Labels after the first error are -, as they are in Math-Shepherd: nothing reaches the answer from there."""
     texts = [_line(text) for text in solution.steps]
-    unsafe = next((text for text in texts if _TAG in text or "Step 1:" in text), None)
+    unsafe = next((text for text in texts if _TAG in text.split() or "Step 1:" in text), None)
     if unsafe is not None:
-        raise DataError(f"The step {unsafe!r:.80} holds a mark of Math-Shepherd's format, so it cannot be written in it.")
+        raise DataError(
+            f"The step {unsafe!r:.80} holds a mark of Math-Shepherd's format, so it cannot be written in it."
+        )
     end = len(texts) if solution.first_error is None else solution.first_error
     signs = ["+" if place < end else "-" for place in range(len(texts))]
     body = [f"Step {number}: {text}" for number, text in enumerate(texts, start=1)]

@@ -16,18 +16,21 @@ solution; nothing beyond either is counted. "Unknown" never accuses a step. Wher
 - ``kappa``: Cohen's kappa of the two labels, over the steps that both call right or wrong. Unknown does not enter.
 
 Intervals are 95% percentile bootstraps over questions (`resampling`); several solutions of one question are drawn together.
+Where no resample moves a share (all of it, or none), it is Wilson's interval of its count; F1 and kappa then have none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caspo.evaluate.resampling import draw_questions, percentile_interval
+from caspo.evaluate.statistics import wilson
 from caspo.judges.labels import LabelledSolution
 from caspo.types import Label
 
@@ -58,6 +61,20 @@ _COUNTS = (
     "steps", "known", "right_right", "right_wrong", "wrong_right", "wrong_wrong", "wrong_met",
 )  # fmt: skip
 """What is counted of each solution; ``right_wrong``: labelled right, called wrong."""
+
+_SHARES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
+    {
+        "first_error_accuracy": (("erroneous_found", "correct_found"), ("solutions",)),
+        "accuracy_erroneous": (("erroneous_found",), ("erroneous",)),
+        "accuracy_correct": (("correct_found",), ("correct",)),
+        "decided": (("decided",), ("solutions",)),
+        "accuracy_decided": (("decided_found",), ("decided",)),
+        "coverage": (("known",), ("steps",)),
+        "precision_wrong": (("wrong_wrong",), ("right_wrong", "wrong_wrong")),
+        "recall_wrong": (("wrong_wrong",), ("wrong_met",)),
+    }
+)
+"""The figures that are shares: sums of counts, of how many."""
 
 FIGURES = (
     "f1", "first_error_accuracy", "accuracy_erroneous", "accuracy_correct", "decided", "accuracy_decided", "coverage",
@@ -109,13 +126,15 @@ def _scores(judged: Sequence[Judged]) -> dict[str, Any]:
     table = np.zeros((len(places), len(_COUNTS)))
     for one in judged:
         table[places[one.solution.question.text]] += list(score_counts(one).values())
-    total = _figures(table.sum(axis=0, keepdims=True))
+    sums = table.sum(axis=0)
+    total = _figures(sums[None, :])
     resampled = _figures(draw_questions(len(places)).astype(np.float64) @ table)
-    found: dict[str, Any] = {
-        name: int(table[:, _COUNTS.index(name)].sum()) for name in ("solutions", "erroneous", "steps")
-    }
+    found: dict[str, Any] = {name: int(sums[_COUNTS.index(name)]) for name in ("solutions", "erroneous", "steps")}
     for name in FIGURES:
         value, interval = float(total[name][0]), percentile_interval(resampled[name])
+        if interval is None or interval.low == interval.high:
+            k, n = (int(sums[[_COUNTS.index(part) for part in parts]].sum()) for parts in _SHARES.get(name, ((), ())))
+            interval = wilson(k, n) if n else None
         low, high = interval or (None, None)
         found[name] = {"value": None if np.isnan(value) else value, "low": low, "high": high}
     return found
@@ -124,27 +143,27 @@ def _scores(judged: Sequence[Judged]) -> dict[str, Any]:
 def _figures(counts_RC: Floats64) -> dict[str, Floats64]:
     """Every figure of R rows of counts, (R,) each; NaN where it is undefined."""
     c = dict(zip(_COUNTS, counts_RC.T, strict=True))
-    erroneous, correct = _divide(c["erroneous_found"], c["erroneous"]), _divide(c["correct_found"], c["correct"])
+    shares = {name: _divide(*(_sum(c, part) for part in parts)) for name, parts in _SHARES.items()}
+    erroneous, correct = shares["accuracy_erroneous"], shares["accuracy_correct"]
     total = erroneous + correct
-    both = c["right_right"] + c["right_wrong"] + c["wrong_right"] + c["wrong_wrong"]
+    both = _sum(c, ("right_right", "right_wrong", "wrong_right", "wrong_wrong"))
     agreed = _divide(c["right_right"] + c["wrong_wrong"], both)
-    labelled_wrong, called_wrong = (
-        _divide(c["wrong_right"] + c["wrong_wrong"], both), _divide(c["right_wrong"] + c["wrong_wrong"], both)
-    )  # fmt: skip
+    labelled_wrong = _divide(c["wrong_right"] + c["wrong_wrong"], both)
+    called_wrong = _divide(c["right_wrong"] + c["wrong_wrong"], both)
     by_chance = labelled_wrong * called_wrong + (1 - labelled_wrong) * (1 - called_wrong)
     return {
+        **shares,
         "f1": np.where(total == 0, 0.0, _divide(2 * erroneous * correct, total)),
-        "first_error_accuracy": _divide(c["erroneous_found"] + c["correct_found"], c["solutions"]),
-        "accuracy_erroneous": erroneous,
-        "accuracy_correct": correct,
-        "decided": _divide(c["decided"], c["solutions"]),
-        "accuracy_decided": _divide(c["decided_found"], c["decided"]),
-        "coverage": _divide(c["known"], c["steps"]),
-        "precision_wrong": _divide(c["wrong_wrong"], c["right_wrong"] + c["wrong_wrong"]),
-        "recall_wrong": _divide(c["wrong_wrong"], c["wrong_met"]),
         "kappa": _divide(agreed - by_chance, 1 - by_chance),
     }
 
 
+def _sum(counts: Mapping[str, Floats64], names: Sequence[str]) -> Floats64:
+    """The sum of some counts, (R,)."""
+    total: Floats64 = np.sum([counts[name] for name in names], axis=0)
+    return total
+
+
 def _divide(above: Floats64, below: Floats64) -> Floats64:
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=(below != 0) & ~np.isnan(below))
+    share: Floats64 = np.divide(above, below, out=np.full(above.shape, np.nan), where=(below != 0) & ~np.isnan(below))
+    return share

@@ -66,7 +66,9 @@ class Format:
 
     def fits(self, row: Mapping[str, Any]) -> bool:
         """Whether a record is of this format."""
-        return all(key in row for key in self.keys) and isinstance(row.get("question"), dict) == (self.name == "PRM800K")
+        return all(key in row for key in self.keys) and isinstance(row.get("question"), dict) == (
+            self.name == "PRM800K"
+        )
 
 
 def rows_of(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -78,7 +80,9 @@ def rows_of(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}. Give a file that you may read.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start + 1} is not UTF-8. Convert the file, for example with iconv.") from None
+        raise DataError(
+            f"{path}: byte {error.start + 1} is not UTF-8. Convert the file, for example with iconv."
+        ) from None
     if text.lstrip().startswith("["):
         try:
             found = json.loads(text)
@@ -104,7 +108,9 @@ def rows_of(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 def _checked(row: object, where: str, default_id: str) -> tuple[str, str, dict[str, Any]]:
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a value of type {type(row).__name__} where an object with steps and labels is needed.")
+        raise DataError(
+            f"{where}: a value of type {type(row).__name__} where an object with steps and labels is needed."
+        )
     return where, default_id, row
 
 
@@ -133,10 +139,14 @@ def _own(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledSo
     if labels is None:
         return [_by_first_error(identity, question, steps, first, subset, meta, ended=ended)]
     if not isinstance(labels, list) or len(labels) != len(steps) or any(x not in (1, -1) for x in labels):
-        raise DataError(f"{where}: 'labels' must hold 1 or -1 for each of the {len(steps)} steps; it is {labels!r:.80}.")
+        raise DataError(
+            f"{where}: 'labels' must hold 1 or -1 for each of the {len(steps)} steps; it is {labels!r:.80}."
+        )
     given = tuple(_RATINGS[x] for x in labels)
     if first != (given.index("wrong") if "wrong" in given else None):
-        raise DataError(f"{where}: 'first_error' is {row['first_error']}, which 'labels' do not say. Correct one of them.")
+        raise DataError(
+            f"{where}: 'first_error' is {row['first_error']}, which 'labels' do not say. Correct one of them."
+        )
     return [LabelledSolution(identity, question, steps, first, given, subset, ended, meta)]
 
 
@@ -153,19 +163,25 @@ def _mr_gsm8k(row: Mapping[str, Any], where: str, default_id: str) -> list[Label
         first = _first_error(int(given) - 1, len(steps), where, "model_output_solution_first_error_step")
     said = row.get("model_output_solution_correctness")
     if said in ("correct", "wrong") and (said == "wrong") != (first is not None):
-        raise DataError(f"{where}: the solution is {said!r}, but its first error step is {given!r}. Correct one of them.")
+        raise DataError(
+            f"{where}: the solution is {said!r}, but its first error step is {given!r}. Correct one of them."
+        )
     identity = str(row.get("uuid") or default_id)
-    question = _question(row, "question", identity, where, answer="ground_truth_answer", solution="ground_truth_solution")
+    question = _question(
+        row, "question", identity, where, answer="ground_truth_answer", solution="ground_truth_solution"
+    )
     subset = str(row.get("question_type") or "all")
     return [_by_first_error(identity, question, steps, first, subset, {})]
 
 
 def _math_shepherd(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledSolution]:
-    """``input`` has a tag behind every step (and maybe ``?``); ``label`` is the same text with the tag's place taken by + or -."""
+    """``input`` has a tag behind every step (and maybe ``?``); ``label`` is the same text with + or - in the tag's place."""
     text, labelled = (_text(row, key, where) for key in ("input", "label"))
-    *parts, rest = text.split(_SHEPHERD_TAG)
+    *parts, rest = re.split(rf"(?<!\S){_SHEPHERD_TAG}(?!\S)", text)
     if not parts or rest.strip() not in ("", "?"):
-        raise DataError(f"{where}: 'input' must end each of its steps with {_SHEPHERD_TAG}; it ends with {text[-30:]!r}.")
+        raise DataError(
+            f"{where}: 'input' must end each of its steps with {_SHEPHERD_TAG}; it ends with {text[-30:]!r}."
+        )
     parts = [re.sub(r"^ *\?", "", part) if number else part for number, part in enumerate(parts)]
     problem, first_mark, first_step = parts[0].rpartition("Step 1:")
     if not first_mark:
@@ -178,11 +194,15 @@ def _math_shepherd(row: Mapping[str, Any], where: str, default_id: str) -> list[
         position = begins + len(part.strip())
         sign = re.compile(rf"\s*(?:{_SHEPHERD_TAG})?\s*([+-])").match(labelled, position)
         if begins < 0 or sign is None:
-            raise DataError(f"{where}: 'label' does not end step {number} of 'input' ({part.strip()[-40:]!r}) with + or -.")
+            raise DataError(
+                f"{where}: 'label' does not end step {number} of 'input' ({part.strip()[-40:]!r}) with + or -."
+            )
         labels.append("right" if sign[1] == "+" else "wrong")
         position = sign.end()
     if labelled[position:].strip():
-        raise DataError(f"{where}: 'label' goes on after the {len(parts)} steps of 'input': {labelled[position:]!r:.60}.")
+        raise DataError(
+            f"{where}: 'label' goes on after the {len(parts)} steps of 'input': {labelled[position:]!r:.60}."
+        )
     cleaned = _steps({"input": [step.strip() for step in steps]}, "input", where)
     first = labels.index("wrong") if "wrong" in labels else None
     question = _question({"input": problem.strip()}, "input", default_id, where)
@@ -198,10 +218,10 @@ def _step_dpo(row: Mapping[str, Any], where: str, default_id: str) -> list[Label
     shared = tuple(line.strip() for line in split_steps(before))
     subset = str(row.get("dataset") or "all")
     found = []
-    for key, last in (("chosen", "right"), ("rejected", "wrong")):
+    right: Label = "right"
+    for key, first in (("chosen", None), ("rejected", len(shared))):
         steps = (*shared, _text(row, key, where).strip())
-        labels: tuple[Label, ...] = (*(["right"] * len(shared)), last)  # type: ignore[assignment]
-        first = len(shared) if last == "wrong" else None
+        labels = (*([right] * len(shared)), right if first is None else "wrong")
         found.append(LabelledSolution(f"{identity}/{key}", question, steps, first, labels, subset, False))
     return found
 
@@ -209,7 +229,9 @@ def _step_dpo(row: Mapping[str, Any], where: str, default_id: str) -> list[Label
 def _prm800k(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledSolution]:
     asked, label = _get(row, "question", where), _get(row, "label", where)
     identity = str(row.get("id") or default_id)
-    question = _question(asked, "problem", identity, where, answer="ground_truth_answer", solution="ground_truth_solution")
+    question = _question(
+        asked, "problem", identity, where, answer="ground_truth_answer", solution="ground_truth_solution"
+    )
     if not isinstance(label, dict) or not isinstance(label.get("steps"), list):
         raise DataError(f"{where}: 'label' has no list of 'steps', which PRM800K needs.")
     path: list[tuple[str, Label]] = []
@@ -227,7 +249,7 @@ def _prm800k(row: Mapping[str, Any], where: str, default_id: str) -> list[Labell
                 others.append(
                     LabelledSolution(
                         f"{identity}/step-{number}/completion-{place}", question, (*before, text),
-                        len(before) if said == "wrong" else None, (*(l for _, l in path), said),
+                        len(before) if said == "wrong" else None, (*(other for _, other in path), said),
                         f"{_phase(row)}/alternatives", False,
                     )
                 )  # fmt: skip
@@ -264,13 +286,20 @@ def _written(value: object, where: str, number: int) -> str:
 
 
 def _by_first_error(
-    identity: str, question: Question, steps: tuple[str, ...], first: int | None, subset: str, meta: Mapping[str, Any],
-    *, ended: bool = True,
+    identity: str,
+    question: Question,
+    steps: tuple[str, ...],
+    first: int | None,
+    subset: str,
+    meta: Mapping[str, Any],
+    *,
+    ended: bool = True,
 ) -> LabelledSolution:
     """Labels from the place of the first error: right before it, unknown after it."""
     labels: list[Label] = ["right"] * len(steps)
     if first is not None:
-        labels[first:] = ["wrong"] + ["unknown"] * (len(steps) - first - 1)
+        after: list[Label] = ["unknown"] * (len(steps) - first - 1)
+        labels[first:] = ["wrong", *after]
     return LabelledSolution(identity, question, steps, first, tuple(labels), subset, ended, meta)
 
 
@@ -301,7 +330,9 @@ def _steps(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
 
 def _first_error(value: object, steps: int, where: str, key: str) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < steps:
-        raise DataError(f"{where}: {key!r} is {value!r}, but there are {steps} steps: it must be from -1 (none) to {steps - 1}.")
+        raise DataError(
+            f"{where}: {key!r} is {value!r}, but there are {steps} steps: it must be from -1 (none) to {steps - 1}."
+        )
     return None if value == -1 else value
 
 

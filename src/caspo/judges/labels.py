@@ -42,7 +42,9 @@ def read_labelled(path: Path) -> list[LabelledSolution]:
         for solution in read(row, where, default_id):
             first = seen.setdefault(solution.id, where)
             if first != where:
-                raise DataError(f"{where}: the id {solution.id!r} is that of {first} too. Ids must be unique: change one.")
+                raise DataError(
+                    f"{where}: the id {solution.id!r} is that of {first} too. Ids must be unique: change one."
+                )
             solutions.append(solution)
     if not solutions:
         raise DataError(f"{path}: the file holds no labelled solution. It needs at least one.")
