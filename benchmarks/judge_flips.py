@@ -1,9 +1,9 @@
-"""What a judge's errors do: a known share of right verdicts turned round, and what becomes of pairs and of the trained model.
+"""What a judge's errors do: a known share of verdicts turned round, and what becomes of the pairs and of the trained model.
 
 The trees are grown by the exact judge of `stories`; then each right or wrong verdict is flipped with a given chance (those
-flipped at 5% are among those flipped at 10%). So the tree's shape knows nothing of the errors: a judge that errs while the tree
-grows would also go on from wrong steps. Every model is trained on as many pairs as the exact verdicts give, drawn at random,
-in as many steps: what differs is what the pairs say.
+flipped at 5% are among those flipped at 10%). So the tree's shape knows nothing of the errors: a judge that errs while the
+tree grows would also go on from wrong steps. No model is trained on more pairs than the exact verdicts give; where there
+are more, some are drawn at random. What differs is what the pairs say.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class Measure:
         return right, step_figures(step_rows(judged, [q.id for q in self.questions]), None)
 
 
-def flips(trees: Sequence[Tree], name: str, questions: int, work: Path) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
+def flips(
+    trees: Sequence[Tree], name: str, questions: int, work: Path
+) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
     """Figures of the largest and the smallest share of errors, and a row for every share."""
     measure = Measure(StoriesTask((1, 2)).questions("train", questions, 777))
     settings = StepDPOSettings(learning_rate=3e-5, beta=2.0, anchor=5.0, batch_pairs=16, epochs=1)
@@ -128,7 +130,9 @@ def _row(what: str, before: Sequence[bool], after: Sequence[bool], steps: dict[s
 def _line(row: dict[str, Any]) -> str:
     pairs = ""
     if "pairs" in row:
-        kinds = [f"{row.get(f'truly_right_{kind}', float('nan')):.3f}" for kind in ("confident_wrong", "uncertain_right")]
+        kinds = [
+            f"{row.get(f'truly_right_{kind}', float('nan')):.3f}" for kind in ("confident_wrong", "uncertain_right")
+        ]
         pairs = f"; {row['pairs']} pairs, {row['trained_on']} trained on, truly right: {' and '.join(kinds)} by kind"
     return (
         f"{row['what']:<16} greedy {row['greedy']:.3f} ({row['gain']:+.3f} [{row['gain_ci95'][0]:+.3f}, "

@@ -5,8 +5,8 @@
 `rollout_completions_saved`: against a judge that samples, at every prefix up to the first error, as many completions as tell
 the two rates apart with the same chance of an error: what the sequential test and the binary search leave out together.
 
-`annotate_throughput_fraction`: tokens a second of `annotate` over those of the engine alone, given the same requests in the same
-order (what follows a completion is known beforehand, nothing is judged, no tree is built), in turns.
+`annotate_throughput_fraction`: tokens a second of `annotate` over those of the engine alone, given the same requests in the
+same order (what follows a completion is known beforehand, nothing is judged, no tree is built), in turns.
 
 ``--flips`` turns a known share of the verdicts round (`judge_flips.py`).
 """
@@ -48,11 +48,12 @@ def judged_by(judge: Judge, solutions: Sequence[LabelledSolution]) -> list[Judge
 
 def shown(scores: dict[str, Any]) -> str:
     """Every figure of a judge in one line."""
-    return ", ".join(
-        f"{name} {scores[name]['value']:.3f}" + (f" [{scores[name]['low']:.3f}, {scores[name]['high']:.3f}]" if scores[name]["low"] is not None else "")
-        for name in FIGURES
-        if scores[name]["value"] is not None
-    )
+    parts = []
+    for name in FIGURES:
+        value, low, high = (scores[name][key] for key in ("value", "low", "high"))
+        if value is not None:
+            parts.append(f"{name} {value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]"))
+    return ", ".join(parts)
 
 
 def arithmetic(data: Path | None) -> dict[str, Figure]:
@@ -79,9 +80,10 @@ def rollouts(engine: HFEngine, trees: Sequence[Tree]) -> dict[str, Figure]:
     counts = judge.counts
     print(f"rollouts on {len(solutions)} paths, {len(trees)} questions, {seconds:.0f} s:", shown(scores))
     fixed = counts.scanned * fixed_sample(judge.settings)
+    each = [spent / max(1, counts.verdicts) for spent in (counts.completions, fixed)]
     note = (
-        f"{counts.completions} completions for {counts.verdicts} verdicts ({counts.completions / max(1, counts.verdicts):.2f} "
-        f"each); {fixed} ({fixed / max(1, counts.verdicts):.2f}) with {fixed_sample(judge.settings)} at every prefix"
+        f"{counts.completions} completions for {counts.verdicts} verdicts ({each[0]:.2f} each); "
+        f"{fixed} ({each[1]:.2f}) with {fixed_sample(judge.settings)} at every prefix"
     )
     return {"rollout_completions_saved": difference(counts.saved(judge.settings), None, None, note, "share")}
 
@@ -131,9 +133,10 @@ def throughput(engine: HFEngine, questions: Sequence[Question], turns: int) -> d
                 tokens = sum(len(completion.token_ids) for completion in found)
             speeds[side].append(tokens / (time.perf_counter() - start))
     middle = {side: sorted(values)[turns // 2] for side, values in speeds.items()}
+    requests = len(recorder.first) + sum(map(len, recorder.after.values()))
     note = (
-        f"{engine.name}, {len(questions)} questions, {len(recorder.first) + sum(map(len, recorder.after.values()))} requests, "
-        f"{turns} turns: {middle['annotate']:.0f} against {middle['bare']:.0f} tokens a second"
+        f"{engine.name}, {len(questions)} questions, {requests} requests, {turns} turns: {middle['annotate']:.0f} against "
+        f"{middle['bare']:.0f} tokens a second"
     )
     return {"annotate_throughput_fraction": ratio(speeds["annotate"], speeds["bare"], note, "share")}
 
