@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": {"confidence", "logits"},
     "train": {"confidence", "logits"},
     "report": {"confidence"},
-    "judges": {"engines", "steps", "answers"},
+    "judges": {"engines", "steps", "answers", "trees"},
     "trees": {"steps"},
     "data": {"tasks", "engines", "judges", "steps", "confidence", "answers", "trees"},
     "search": {"engines", "steps", "confidence", "answers", "trees"},
@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Beyond the table: a stage loads the model and samples with it; the loop writes the report.
     "stages": {"data", "train", "evaluate", "engines", "tasks", "judges", "confidence"},
     "calibrate": {"stages", "evaluate", "data", "engines", "search", "tasks", "answers", "confidence"},
-    "iterate": {"stages", "evaluate", "data", "engines", "search", "report"},
+    "iterate": {"stages", "evaluate", "data", "engines", "judges", "search", "report"},
 }
 FOUNDATION: dict[str, set[str]] = {
     # What is imported everywhere imports next to nothing.

@@ -73,6 +73,31 @@ def test_rounding_is_never_called_wrong(step: str) -> None:
     assert _judge(step)[0] != "wrong"
 
 
+def test_gsm8k_marks_are_read_as_what_was_meant() -> None:
+    """Where the text beside a mark was typed carelessly, the mark holds; that it differs is not sure to be a mistake."""
+    assert _judge("She has 16 - 3 = <<16-3=13>>13 left.")[0] == "right"
+    label, reason = _judge("She makes 8*3 = <<80*3=240>>240")
+    assert label == "unknown"
+    assert "mark" in reason
+    assert _judge("She makes 8*3 = <<8*3=25>>25")[0] == "wrong"
+    assert _judge("They are 14, 400 / 80 = <<14400/80=180>>180")[0] == "unknown"
+    assert _judge("He makes $100+($100*(10/100) = $<<100+(100*(10/100))=110>>110")[0] != "wrong"
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "He leaves at 0900-0130 = 0730 hours.",
+        "She adds 20 + 10 cakes to the 29 + 24 cakes already there = 83 cakes.",
+        "Every 1% is $7500/75% = $100.",
+        "It makes $100+($100*0.1 = 110 dollars.",
+    ],
+)
+def test_what_can_be_read_otherwise_is_not_wrong(step: str) -> None:
+    """Seen in GSM8K's own solutions: a time of day, words for a plus, a percentage as a unit, a lost parenthesis."""
+    assert _judge(step)[0] != "wrong"
+
+
 def test_a_final_answer_is_compared_with_the_reference() -> None:
     """Only in the final step, and only where there is a reference."""
     assert _judge("The answer is $91.", final=True) == ("right", "the answer is 91")

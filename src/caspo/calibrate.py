@@ -257,7 +257,7 @@ def _answered(outcomes: Sequence[dict[str, Any]]) -> tuple[list[float], list[boo
 
 def _calibrator(recipe: CaspoRecipe, questions: Sequence[Question], trees: Sequence[Tree]) -> Calibrator | None:
     """The map from step confidence to the probability of being right; None where all steps are alike."""
-    judge = open_judge(recipe.task)
+    judge = open_judge(recipe.task, recipe.model)
     rows = step_rows(judge_trees(trees, judge), [question.id for question in questions])
     if rows.right.all() or not rows.right.any():
         return None

@@ -115,13 +115,20 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
 
 
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    current: Any = model
-    for part in path:
-        found = current.model_fields.get(str(part)) if hasattr(current, "model_fields") else None
-        current = found.annotation if found is not None else None
-        # `Section | None`: the section
-        current = next((a for a in get_args(current) if hasattr(a, "model_fields")), current)
-    return sorted(getattr(current, "model_fields", {}))
+    sections: list[Any] = [model]
+    for part in map(str, path):
+        # of several sections the next part names the ``kind``
+        chosen = [s for s in sections if len(sections) > 1 and s.model_fields["kind"].default == part]
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        sections = chosen or [found for field in fields for found in _sections(field.annotation)]
+    return sorted({key for section in sections for key in section.model_fields})
+
+
+def _sections(annotation: Any) -> list[Any]:
+    """The sections that a key may hold: of `Section | None` the one, of a choice of sections all."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _sections(part)]
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

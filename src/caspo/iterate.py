@@ -30,6 +30,7 @@ from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
 from caspo.evaluate.statistics import paired_difference
 from caspo.evaluate.step_figures import step_changes
+from caspo.judges.base import Judge
 from caspo.report.page import write_report
 from caspo.search import ChainOfThoughtSettings
 from caspo.stages import (
@@ -117,7 +118,7 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, show: Rep
             show.stage(f"round {index}: sample and judge", done, total)
 
         trees = annotate_stage(
-            questions, engine, open_judge(recipe.task), recipe.annotate, recipe.seed, folder / "tree", annotated
+            questions, engine, _judge(recipe, out), recipe.annotate, recipe.seed, folder / "tree", annotated
         )
         pairs_file = folder / "pairs" / "pairs.parquet"
         if not (pairs_file.exists() and (folder / "pairs" / "report.json").exists()):
@@ -198,7 +199,7 @@ def _measure_round(
         evaluate_methods(
             open_task(recipe.task, "test"), engine, recipe.evaluate, recipe.seed, folder / "evaluate", solved
         )
-    entry, drawn, calibrator = round_metrics(folder / "evaluate", open_judge(recipe.task), recipe.evaluate)
+    entry, drawn, calibrator = round_metrics(folder / "evaluate", _judge(recipe, out), recipe.evaluate)
     if calibrator is not None:
         calibrator.save((folder / "model" if index > 0 else folder) / "calibrator.json")
     return entry, drawn
@@ -224,8 +225,7 @@ def _finish(
         )
         paired.append({"method": method, "before": 0, "after": last, **asdict(paired_difference(before, after))})
     first_folder, last_folder = (out / f"round-{k}" / "evaluate" for k in (0, last))
-    judge = open_judge(recipe.task)
-    changes = step_changes(first_folder, last_folder, judge, recipe.evaluate) if last else []
+    changes = step_changes(first_folder, last_folder, _judge(recipe, out), recipe.evaluate) if last else []
     write_json(
         out / "report_data.json",
         {
@@ -239,6 +239,10 @@ def _finish(
     write_json(out / "metrics.json", metrics)
     write_report(out)
     return metrics
+
+
+def _judge(recipe: CaspoRecipe, out: Path) -> Judge:
+    return open_judge(recipe.task, recipe.model, out / "verdicts.jsonl")
 
 
 def _model_of(recipe: CaspoRecipe, out: Path, index: int) -> str:

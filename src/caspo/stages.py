@@ -27,9 +27,8 @@ from caspo.engines.prompts import INSTRUCTION
 from caspo.errors import ConfigError, DataError
 from caspo.evaluate.calibration import fit
 from caspo.evaluate.run import EvaluateSettings
-from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Judge
-from caspo.judges.reference import ReferenceJudge
+from caspo.judges.choose import ArithmeticSettings, JudgeSettings, ReferenceSettings, make_judge
 from caspo.storage import read_json, write_directory, write_json, write_text
 from caspo.tasks.base import Task
 from caspo.tasks.jsonl import JsonlTask
@@ -76,8 +75,9 @@ class TaskSettings(Config):
     """`jsonl`: file of the questions to annotate."""
     test: Path | None = None
     """`jsonl`: file of the questions to evaluate on."""
-    judge: Literal["reference", "arithmetic"] | None = None
-    """By default `reference` for stories, `arithmetic` for files."""
+    judge: JudgeSettings | None = None
+    """Who judges steps: a kind, or keys with ``kind`` among them. By default `reference` for stories, `arithmetic` for
+    files."""
 
     @model_validator(mode="after")
     def _files(self) -> TaskSettings:
@@ -147,10 +147,22 @@ def training_questions(recipe: CaspoRecipe, index: int) -> list[Question]:
     return [question for question in drawn if question.id not in held][:number]
 
 
-def open_judge(settings: TaskSettings) -> Judge:
-    """The judge of a recipe."""
-    chosen = settings.judge or ("reference" if settings.name == "stories" else "arithmetic")
-    return ReferenceJudge() if chosen == "reference" else ArithmeticJudge()
+def open_judge(settings: TaskSettings, model: ModelSettings | None = None, cache: Path | None = None) -> Judge:
+    """The judge of a recipe. ``model`` is the recipe's, for judges that sample from it; it stays the same in all rounds, so
+    that they are measured by one yardstick. Verdicts that take time are kept in ``cache``.
+
+    Raises:
+        ConfigError: the judge needs a model, and there is none (when it is first asked).
+    """
+    chosen = settings.judge or (ReferenceSettings() if settings.name == "stories" else ArithmeticSettings())
+
+    def engine(name: str | None, instruction: str | None) -> HFEngine:
+        if model is None and name is None:
+            raise ConfigError(f"The judge {chosen.kind!r} samples from the model of a recipe. Use it in a recipe.")
+        base = model or ModelSettings(name=name or "")
+        return open_engine(base if instruction is None else base.model_copy(update={"instruction": instruction}), name)
+
+    return make_judge(chosen, engine, model.name if model else "", cache)
 
 
 def open_engine(settings: ModelSettings, name: str | None = None) -> HFEngine:

@@ -59,7 +59,7 @@ def annotate(
             trees = annotate_stage(
                 questions,
                 engine,
-                open_judge(settings.task),
+                open_judge(settings.task, settings.model, out / "verdicts.jsonl"),
                 settings.annotate,
                 settings.seed,
                 out / "tree",

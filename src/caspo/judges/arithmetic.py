@@ -18,7 +18,7 @@ from caspo.judges.base import StepJudge
 from caspo.steps import Equation, Expression, equations
 from caspo.types import Label, Question, Verdict
 
-__all__ = ["ArithmeticJudge"]
+__all__ = ["ArithmeticJudge", "parts"]
 
 CLOSE = Fraction(1, 100)
 """A relative error below this may come from decimals that were rounded on the way (33.33 * 3 = 100)."""
@@ -83,7 +83,7 @@ class ArithmeticJudge(StepJudge):
     def judge_step(self, question: Question, prefix: Sequence[str], step: str, *, final: bool) -> Verdict:
         """Wrong: a false equation or answer. Right: the right answer, or true equations of known numbers."""
         found = equations(step)
-        false = [(equation, _doubt(equation)) for equation in found if not equation.holds()]
+        false = [(equation, _doubt(equation, found)) for equation in found if not equation.holds()]
         for equation, doubt in false:
             if doubt is None:
                 return self._verdict("wrong", f"{_shown(equation, step)} is false: it makes {_value(equation)}")
@@ -107,7 +107,7 @@ class ArithmeticJudge(StepJudge):
     def _judge_operands(
         self, question: Question, prefix: Sequence[str], step: str, found: Sequence[Equation]
     ) -> Verdict:
-        known = set(_quantities(question.text))
+        known = set(self._given(question))
         for text in prefix:
             known |= _stated(text)
         for equation in found:
@@ -115,8 +115,19 @@ class ArithmeticJudge(StepJudge):
             if unexplained:
                 numbers = ", ".join(_plain(x) for x in unexplained)
                 return self._verdict("unknown", f"{_shown(equation, step)} holds, but where is {numbers} from?")
-            known |= {abs(equation.result)} | _parts(equation.expression)
+            doubt = self._unsupported(question, equation)
+            if doubt:
+                return self._verdict("unknown", f"{_shown(equation, step)} {doubt}")
+            known |= {abs(equation.result)} | parts(equation.expression)
         return self._verdict("right", f"{_shown(found[-1], step)} holds, of known numbers")
+
+    def _given(self, question: Question) -> frozenset[Fraction]:
+        """The numbers that a step may use before it has calculated any."""
+        return _quantities(question.text)
+
+    def _unsupported(self, question: Question, equation: Equation) -> str | None:
+        """Why a true equation of known numbers is not enough to call its step right, or None."""
+        return None
 
     def _verdict(self, label: Label, reason: str) -> Verdict:
         return Verdict(label, reason, self.name)
@@ -126,8 +137,12 @@ def _kind(answer: str) -> str:
     return "number" if parse_number(answer) is not None else "word" if answer.isalpha() else "other"
 
 
-def _doubt(equation: Equation) -> str | None:
-    """Why an equation that does not hold may be no mistake, or None."""
+def _doubt(equation: Equation, found: Sequence[Equation]) -> str | None:
+    """Why an equation that does not hold may be no mistake, or None; ``found``: all equations of its step."""
+    start, end = equation.span
+    inside = (other for other in found if other is not equation and start <= other.span[0] and other.span[1] <= end)
+    if any(other.holds() and other.result == equation.result for other in inside):
+        return "is not what its own mark calculates"  # 8 * 3 = <<80*3=240>>240
     value = equation.value
     if value is None:
         return None
@@ -150,11 +165,11 @@ def _unexplained(expression: Expression, known: set[Fraction]) -> list[Fraction]
     return _unexplained(expression[1], known) + _unexplained(expression[2], known)
 
 
-def _parts(expression: Expression) -> set[Fraction]:
+def parts(expression: Expression) -> set[Fraction]:
     """The values of all parts of an expression: ``2 * 3 + 4 = 6 + 4`` goes on from the 6."""
     value = Equation(expression, Fraction(0), (0, 0)).value
     found = set() if value is None else {abs(value)}
-    return found if isinstance(expression, Fraction) else found | _parts(expression[1]) | _parts(expression[2])
+    return found if isinstance(expression, Fraction) else found | parts(expression[1]) | parts(expression[2])
 
 
 @lru_cache(maxsize=4096)
@@ -183,7 +198,7 @@ def _stated(text: str) -> frozenset[Fraction]:
             part = Fraction(int(match[2]), int(match[3]))
             found |= {part, int(match[1] or 0) + part, abs(1 - part)}
     for equation in equations(text):
-        found |= {abs(equation.result)} | _parts(equation.expression)
+        found |= {abs(equation.result)} | parts(equation.expression)
     return frozenset(found)
 
 

@@ -7,11 +7,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from caspo.engines.base import Engine
 from caspo.types import Question, Verdict
 
-__all__ = ["FAILED", "Chain", "Judge", "StepJudge", "chain_key"]
+__all__ = ["FAILED", "Chain", "Judge", "StepJudge", "TextEngine", "chain_key"]
 
 FAILED = "failed: "
 """Begins the reason of an `unknown` that comes from a failure (an endpoint that was down), not from the step: such a
@@ -50,6 +51,18 @@ class Judge(Protocol):
     def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
         """Per chain the verdicts on ``steps[given:]``, up to and including the first wrong one; `unknown` is no end."""
         ...
+
+
+class TextEngine(Engine, Protocol):
+    """An engine whose model can be asked to go on from any text: what judges that ask a local model need."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model can read."""
 
 
 class StepJudge(ABC):

@@ -5,6 +5,9 @@ the problem gives is replaced by another value, and the equation must still prod
 So any wording and any order of sums pass, ``2 + 2`` for ``2 * 2`` does not, and neither does a true sum of apples and
 minutes. Works for questions whose ``meta["quantities"]`` lists ``{"value", "kind", "formula"}`` with all values distinct
 (see tasks/stories.py).
+
+Questions with a reference solution that calculates (GSM8K's, with its ``<<48/2=24>>`` marks) are judged by that, less
+surely: see solution.py.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any
 from caspo.answers import extract_answer, same_answer
 from caspo.errors import DataError
 from caspo.judges.base import StepJudge
+from caspo.judges.solution import SolutionJudge
 from caspo.steps import Equation, Expression, equations
 from caspo.types import Label, Question, Verdict
 
@@ -35,12 +39,17 @@ class ReferenceJudge(StepJudge):
 
     name = "reference"
 
+    def __init__(self) -> None:
+        self._by_solution = SolutionJudge()
+
     def judge_step(self, question: Question, prefix: Sequence[str], step: str, *, final: bool) -> Verdict:
         """The verdict on ``step`` after the right steps ``prefix``.
 
         A repeated result, a number from nowhere, a distractor and a quantity the solution does not need are wrong; a
         step that neither calculates nor answers is unknown.
         """
+        if not question.meta.get("quantities") and question.solution:
+            return self._by_solution.judge_step(question, prefix, step, final=final)
         world = _World(question)
         for line in prefix:
             for equation in equations(line):
@@ -72,8 +81,8 @@ class _World:
         quantities: Sequence[Mapping[str, Any]] | None = question.meta.get("quantities")
         if not quantities:
             raise DataError(
-                f"Question {question.id} has no intermediate values, which the reference judge needs. "
-                "Use the arithmetic judge for questions that come with an answer only."
+                f"Question {question.id} has no intermediate values and no solution, one of which the reference judge "
+                "needs. Use the arithmetic judge for questions that come with an answer only."
             )
         self.other: dict[Fraction, Fraction] = {}
         self.distractors: set[Fraction] = set()

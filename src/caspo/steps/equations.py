@@ -123,7 +123,8 @@ def _link(left: Run | None, right: Run | None) -> Equation | None:
     percents = {n.percent for n in numbers}
     # A percent sign is a hundredth (20% * 50 = 10), or a mere unit (10 / 50 * 100 = 20%, 100 - 20% = 80%).
     hundred = any(n.percent and n.value == 100 for n in left.items if isinstance(n, Number))  # 3 / 21 * 100% = 14.29
-    may_be_unit = len(percents) == 2 and (additive or stated.percent or hundred)
+    per_cent = any(op == "/" and isinstance(n, Number) and n.percent for op, n in pairwise(left.items))  # 300 / 75% = 4
+    may_be_unit = len(percents) == 2 and (additive or stated.percent or hundred or per_cent)
     sure = sure and not may_be_unit and len({n.unit for n in numbers} & CONVERTIBLE) < 2
     sure = sure and (stated.scaled <= any(n.scaled for n in numbers if n is not stated))  # 2 * 10 = $20 million
     match _parse(left.items, False):

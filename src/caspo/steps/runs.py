@@ -171,6 +171,8 @@ class Reader:
             run = self.start(token)
         elif run.open and run.open[-1][0] == "fraction":
             return self.poison(token)
+        if re.match("0[0-9]", token.text):
+            run.sure = False  # 0900 - 0130: a time of day, or a code
         run.items.append(number._replace(unit=self.currency))
         run.end, run.unit_words, self.currency = token.end, 0, ""
         return None
@@ -347,6 +349,8 @@ class Reader:
                 self.unsure_next = (
                     self._operand_follows() and not run.has_operator and not run.at_head
                 )  # sum of 3 and 4 * 5
+            elif word == "the":
+                self.unsure_next = run.has_operator  # "add 20 + 10 cakes to the 29 + 24 cakes"
             self.finish()
             self.lead = [word]
             self.part_of_next = word == "of" and part
@@ -367,7 +371,9 @@ def _strip(run: Run) -> Run | None:
     if any(kind not in ("group", "comment") for kind, _, _ in run.open):
         return None
     if run.open:
-        _, index, position = run.open[-1]
+        kind, index, position = run.open[-1]
+        if kind == "group" and index > 1:
+            run.sure = False  # 100 + (20 * 3 = 160: the parenthesis was never closed
         run.items, run.start, run.led, run.dash = run.items[index:], position, False, max(0, run.dash - index)
         run.fractions = [i - index for i in run.fractions if i > index]
     return run

@@ -1,0 +1,89 @@
+"""Verdicts that were given once are kept in a file, so that a judging run that was killed goes on where it was.
+
+The file is JSON lines, appended to after every chunk. A line that was cut off by a kill is skipped, and what it held is
+asked again. What is not here: several processes that write into one file, and verdicts of instant judges, which are
+cheaper to give again than to look up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from caspo.judges.base import FAILED, Chain, Judge, chain_key
+from caspo.storage import explain_os_error
+from caspo.types import Verdict
+
+__all__ = ["CachedJudge"]
+
+CHUNK = 256
+"""Chains that are judged between two writes: what a kill may cost."""
+
+
+class CachedJudge:
+    """Any judge, asked about each chain once.
+
+    Verdicts are kept under the judge's ``fingerprint`` (its name, where it has none) and everything they may depend on.
+    Those that come from a failure are not kept.
+    """
+
+    def __init__(self, judge: Judge, path: Path, chunk: int = CHUNK) -> None:
+        self.judge_asked, self.path, self.chunk = judge, path, chunk
+        self.name, self.instant = judge.name, judge.instant
+        self.fingerprint = str(getattr(judge, "fingerprint", judge.name))
+        self.hits = 0
+        """Chains answered from the file, or from an equal chain in the same call."""
+        self._known: dict[str, list[Verdict]] | None = None
+
+    def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
+        """As `Judge.judge`; what is known is not asked again, and equal chains are asked once."""
+        known = self._read()
+        keys = [chain_key(chain) for chain in chains]
+        missing = {key: chain for key, chain in zip(keys, chains, strict=True) if key not in known}
+        self.hits += len(chains) - len(missing)
+        found: dict[str, list[Verdict]] = {}
+        asked = list(missing)
+        for start in range(0, len(asked), self.chunk):
+            part = asked[start : start + self.chunk]
+            judged = self.judge_asked.judge([missing[key] for key in part])
+            found |= dict(zip(part, judged, strict=True))
+            kept = {k: v for k, v in zip(part, judged, strict=True) if not any(x.reason.startswith(FAILED) for x in v)}
+            self._write(kept)
+            known |= kept
+        return [list(known[key] if key in known else found[key]) for key in keys]
+
+    def _read(self) -> dict[str, list[Verdict]]:
+        if self._known is None:
+            self._known = {}
+            lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                    if row["judge"] == self.fingerprint:
+                        self._known[row["chain"]] = [
+                            Verdict(label, reason, self.name) for label, reason in row["verdicts"]
+                        ]
+                except (ValueError, KeyError, TypeError):  # cut off by a kill: asked again
+                    continue
+        return self._known
+
+    def _write(self, verdicts: dict[str, list[Verdict]]) -> None:
+        rows = (
+            {"judge": self.fingerprint, "chain": key, "verdicts": [(x.label, x.reason) for x in told]}
+            for key, told in verdicts.items()
+        )
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # after a line that was cut off
+                        text = "\n" + text
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error

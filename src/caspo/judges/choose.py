@@ -1,0 +1,86 @@
+"""The judge that a recipe asks for: the settings of all kinds, and how each is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from caspo.config import Config
+from caspo.judges.arithmetic import ArithmeticJudge
+from caspo.judges.base import Judge, TextEngine
+from caspo.judges.cache import CachedJudge
+from caspo.judges.endpoint import Endpoint
+from caspo.judges.language_model import INSTRUCTION, LanguageModelJudge, LanguageModelSettings, ask_engine
+from caspo.judges.reference import ReferenceJudge
+from caspo.judges.reward_model import RewardModelJudge, RewardModelSettings, load_reward_model
+from caspo.judges.rollouts import RolloutJudge, RolloutSettings
+
+__all__ = ["ArithmeticSettings", "JudgeSettings", "ReferenceSettings", "make_judge"]
+
+
+class ReferenceSettings(Config):
+    """Known intermediate values; nothing to set."""
+
+    kind: Literal["reference"] = "reference"
+
+
+class ArithmeticSettings(Config):
+    """Equations and their operands; nothing to set."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+
+
+def _named(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+JudgeSettings = Annotated[
+    ReferenceSettings | ArithmeticSettings | RolloutSettings | LanguageModelSettings | RewardModelSettings,
+    Field(discriminator="kind"),
+    BeforeValidator(_named),
+]
+"""The section ``judge`` of a recipe. A name alone stands for that kind with its defaults."""
+
+
+def make_judge(
+    settings: ReferenceSettings | ArithmeticSettings | RolloutSettings | LanguageModelSettings | RewardModelSettings,
+    engine: Callable[[str | None, str | None], TextEngine],
+    model: str,
+    cache: Path | None = None,
+) -> Judge:
+    """The judge of these settings. Models are loaded when it is first asked.
+
+    ``engine`` opens an engine, given a model's name and its instruction (None: those of the recipe, whose model is
+    ``model``). Verdicts of judges that are not instant are kept in ``cache``.
+    """
+    judge: Judge
+    match settings:
+        case ReferenceSettings():
+            return ReferenceJudge()
+        case ArithmeticSettings():
+            return ArithmeticJudge()
+        case RolloutSettings():
+            judge = RolloutJudge(_once(lambda: engine(None, None)), settings, model)
+        case LanguageModelSettings(endpoint=None):
+            opened = _once(lambda: engine(settings.model, INSTRUCTION))
+            judge = LanguageModelJudge(ask_engine(opened, settings), settings)
+        case LanguageModelSettings(endpoint=endpoint) if endpoint is not None:
+            sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+            judge = LanguageModelJudge(Endpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
+        case RewardModelSettings():
+            judge = RewardModelJudge(lambda: load_reward_model(settings), settings)
+    return judge if cache is None else CachedJudge(judge, cache)
+
+
+def _once(open_engine: Callable[[], TextEngine]) -> Callable[[], TextEngine]:
+    held: list[TextEngine] = []
+
+    def get() -> TextEngine:
+        if not held:
+            held.append(open_engine())
+        return held[0]
+
+    return get

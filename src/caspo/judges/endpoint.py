@@ -1,0 +1,165 @@
+"""Asks an OpenAI-compatible endpoint (``/chat/completions``) many questions at once, and lives with its failures.
+
+Retried, with waits that double and are jittered: 408, 409, 429 and 5xx (``Retry-After`` is honoured), time-outs, broken
+connections, half a body, an empty body, a body that is not what the API promises. Whatever else it answers, or still
+answers after the last try, becomes the `Answer.problem`. Only what no other question could mend raises: a key that is
+refused, a path or a model that does not exist.
+
+Not covered: streaming, tools, other APIs. The key is read from the environment and stands in no message.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx2
+from pydantic import Field
+
+from caspo.config import Config
+from caspo.errors import ConfigError
+
+__all__ = ["Answer", "Endpoint", "EndpointSettings"]
+
+log = logging.getLogger(__name__)
+
+_RETRIED = frozenset({408, 409, 425, 429})
+
+
+class EndpointSettings(Config):
+    """Where the server is, and how patient we are."""
+
+    url: str = Field(pattern=r"^https?://")
+    """The base of the API, for example http://localhost:8000/v1."""
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the API key; servers of your own need none."""
+    concurrency: int = Field(8, ge=1)
+    """Requests on their way at once."""
+    timeout: float = Field(120.0, gt=0)
+    """Of one try, seconds."""
+    retries: int = Field(6, ge=0)
+    """Tries after the first one."""
+    first_wait: float = Field(1.0, gt=0)
+    """Before the first retry, seconds; every further wait is twice as long, and jittered by a half either way."""
+    longest_wait: float = Field(120.0, gt=0)
+    """Of one wait, seconds; a server that asks for more (Retry-After) is not asked again."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said, or why it said nothing."""
+
+    text: str | None
+    problem: str = ""
+
+
+class Endpoint:
+    """One model at one endpoint.
+
+    Args:
+        settings: where, and how patiently.
+        model: its name there.
+        instruction: the system message.
+        sampling: what else goes into every request: temperature, max_tokens.
+    """
+
+    def __init__(self, settings: EndpointSettings, model: str, instruction: str, sampling: Mapping[str, float]) -> None:
+        self.settings, self.model, self.instruction, self.sampling = settings, model, instruction, sampling
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+        """An answer to each prompt, in order; at most `concurrency` are asked at once.
+
+        Raises:
+            ConfigError: the endpoint refuses the key, or does not know the path or the model.
+        """
+        if not prompts:
+            return []
+        with (
+            httpx2.Client(
+                timeout=self.settings.timeout,
+                headers={"Authorization": f"Bearer {self._key()}"} if self._key() else {},
+                limits=httpx2.Limits(max_connections=self.settings.concurrency),
+            ) as client,
+            ThreadPoolExecutor(self.settings.concurrency) as executor,
+        ):
+            try:
+                return list(executor.map(lambda prompt, seed: self._answer(client, prompt, seed), prompts, seeds))
+            except BaseException:
+                executor.shutdown(cancel_futures=True)
+                raise
+
+    def _answer(self, client: httpx2.Client, prompt: str, seed: int) -> Answer:
+        messages = [{"role": "system", "content": self.instruction}, {"role": "user", "content": prompt}]
+        body = {"model": self.model, "messages": messages, "seed": seed % 2**31, **self.sampling}
+        url = f"{self.settings.url.rstrip('/')}/chat/completions"
+        problem, wait = "", 0.0
+        for attempt in range(self.settings.retries + 1):
+            if attempt:
+                log.info("%s: %s; waiting %.1f s", self.settings.url, problem, wait)
+                time.sleep(wait)
+            wait = min(self.settings.longest_wait, self.settings.first_wait * 2**attempt) * random.uniform(0.5, 1.5)
+            try:
+                response = client.post(url, json=body)
+            except httpx2.RequestError as error:
+                problem = f"{type(error).__name__} from the endpoint"
+                continue
+            if response.is_success:
+                text = _content(response)
+                if text is not None:
+                    return Answer(text) if text.strip() else Answer(None, "the model's reply holds no text")
+                problem = "the endpoint's reply is cut off or empty"
+                continue
+            problem = f"the endpoint answered {response.status_code}: {self._shown(response)}"
+            if response.status_code in (401, 404):
+                raise ConfigError(
+                    f"{problem}. Check the judge's endpoint ({url}), its model ({self.model}), and the API key in the "
+                    f"environment variable {self.settings.key_variable}."
+                )
+            if response.status_code not in _RETRIED and response.status_code < 500:
+                return Answer(None, problem)
+            asked = _retry_after(response.headers)
+            if asked is not None and asked > self.settings.longest_wait:
+                return Answer(None, f"{problem}; it asks to wait {asked:.0f} s")
+            wait = max(wait, asked or 0.0)
+        return Answer(None, f"{problem} ({self.settings.retries + 1} tries)")
+
+    def _shown(self, response: httpx2.Response) -> str:
+        """The beginning of a body; some servers repeat the key that they refuse."""
+        text = " ".join(response.text.split())
+        return (text.replace(self._key(), "***") if self._key() else text)[:200]
+
+    def _key(self) -> str:
+        return os.environ.get(self.settings.key_variable, "").strip()
+
+
+def _content(response: httpx2.Response) -> str | None:
+    """What the model said, empty where it said nothing; None where the body is not a whole reply."""
+    try:
+        text: Any = response.json()["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return text if isinstance(text, str) else ""
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait: a number of them, or a date."""
+    value = headers.get("retry-after", "").strip()
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        when = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())

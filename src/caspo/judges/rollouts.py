@@ -1,0 +1,337 @@
+"""Judge `rollouts`: a step is right while the model still completes the solution to the known answer.
+
+It needs no second model and no intermediate values: the model itself continues a prefix a few times, and the share of
+continuations that reach the answer says whether the prefix can still be saved (Wang et al. 2024, Math-Shepherd,
+arXiv:2312.08935). Two things make it cheap. A prefix is sampled only until the verdict is sure: Wald's sequential
+probability ratio test (Annals of Mathematical Statistics 16, 1945) between "at least `reached` of them get there" and "at
+most `lost` do". And the first error of a chain is found by binary search (Luo et al. 2024, OmegaPRM, arXiv:2406.06592),
+which assumes that a prefix that lost the answer never finds it again.
+
+What completions do not show is a wrong step after which the answer is reached all the same, such as a sum that the model
+corrects on the way: so a false equation is wrong before anything is sampled (`equations`, by the arithmetic judge). Any
+other mistake in a solution that comes to the right answer stays unseen. What it never calls wrong, apart from false
+equations and other answers: a step of a problem that the model does not solve from the prefix before it either, such as
+all steps of a problem beyond its powers. These are `unknown`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from caspo.answers import extract_answer, same_answer
+from caspo.config import Config
+from caspo.engines.base import Completion, Request
+from caspo.engines.drive import drive
+from caspo.judges.arithmetic import ArithmeticJudge
+from caspo.judges.base import Chain, TextEngine
+from caspo.trees import seed_of
+from caspo.types import Label, Question, Verdict
+
+__all__ = ["RolloutCounts", "RolloutJudge", "RolloutSettings", "fixed_sample"]
+
+
+_Told = tuple[Label, str]
+"""A label and its reason."""
+
+
+class RolloutSettings(Config):
+    """How the model's own completions are sampled, and when they are enough."""
+
+    kind: Literal["rollouts"] = "rollouts"
+    samples: int = Field(16, ge=1)
+    """Completions of one prefix, at most; a prefix that is undecided by then is unknown."""
+    reached: float = Field(0.2, gt=0, lt=1)
+    """A prefix is right if at least this share of its completions reaches the answer (a probability)."""
+    lost: float = Field(0.0, ge=0, lt=1)
+    """It is lost if at most this share does (a probability). 0: a single success makes it right (the hard estimation of
+    Math-Shepherd)."""
+    error: float = Field(0.05, gt=0, lt=0.5)
+    """Of each kind, for prefixes on either side (a probability)."""
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(512, ge=1)
+    """Tokens of one completion, at most; one that is cut before it states an answer has not reached it."""
+    equations: bool = True
+    """A step with a false equation is wrong, whatever its completions come to."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _decidable(self) -> RolloutSettings:
+        if self.lost >= self.reached:
+            raise ValueError(f"lost ({self.lost:g}) must be below reached ({self.reached:g})")
+        needed = math.ceil(_bound(self) / -_weights(self)[1])
+        if self.samples < needed:
+            raise ValueError(f"{self.samples} samples never tell a lost prefix at these rates; {needed} are needed")
+        return self
+
+
+@dataclass
+class RolloutCounts:
+    """What a judge has spent so far."""
+
+    completions: int = 0
+    """Sampled."""
+    tokens: int = 0
+    """Generated in them."""
+    tests: int = 0
+    """Different prefixes that were sampled from."""
+    scanned: int = 0
+    """Different prefixes that a scan from the first step to the first error would have sampled from."""
+    verdicts: int = 0
+    """Right and wrong ones."""
+
+    def saved(self, settings: RolloutSettings) -> float:
+        """The share of completions saved against a scan with as many at each prefix as the same certainty needs."""
+        return 1 - self.completions / (self.scanned * fixed_sample(settings)) if self.scanned else 0.0
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """How often completions of a prefix reached the answer."""
+
+    label: Label
+    successes: int
+    samples: int
+
+    def __str__(self) -> str:
+        if not self.samples:
+            return "the prefix leaves no room in the model's context"
+        return f"{self.successes} of {self.samples} completions reach the answer"
+
+
+class RolloutJudge:
+    """Judges chains by completing them. A verdict depends on the chain, the model and the settings, not on the batch.
+
+    Args:
+        engine: opens the engine, when it is first needed.
+        settings: how to sample.
+        model: name of the model, for `fingerprint`.
+    """
+
+    name = "rollouts"
+    instant = False
+
+    def __init__(
+        self, engine: Callable[[], TextEngine], settings: RolloutSettings | None = None, model: str = ""
+    ) -> None:
+        self.settings = settings or RolloutSettings()
+        self.counts = RolloutCounts()
+        self.fingerprint = f"{self.name} {model} {self.settings.model_dump_json()}"
+        self._engine = engine
+        self._known: dict[int, _Reach] = {}
+        self._scanned: set[int] = set()
+
+    def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
+        """As `Judge.judge`; all prefixes that are to be tested next are sampled in one batch."""
+        false = [self._false_equation(chain) for chain in chains]
+        searches = [
+            _Search(chain if at is None else replace(chain, steps=chain.steps[: at[0]], ended=False))
+            for chain, at in zip(chains, false, strict=True)
+        ]
+        while True:
+            wanted = {found[0]: found for search in searches if (found := search.advance(self._known)) is not None}
+            if not wanted:
+                break
+            tests = [self._test(question, key, text) for key, question, text in wanted.values()]
+            drive(tests, self._engine())
+            for test in tests:
+                self._known[test.key] = test.reach()
+                self.counts.completions += test.samples
+                self.counts.tokens += test.tokens
+            self.counts.tests += len(tests)
+        for search, at in zip(searches, false, strict=True):
+            self._scanned |= search.scanned()
+            if at is not None and all(label != "wrong" for label, _ in search.told):
+                search.told.append(("wrong", at[1]))
+            self.counts.verdicts += sum(label != "unknown" for label, _ in search.told)
+        self.counts.scanned = len(self._scanned)
+        return [[Verdict(label, reason, self.name) for label, reason in search.told] for search in searches]
+
+    def _false_equation(self, chain: Chain) -> tuple[int, str] | None:
+        """The place and the fault of the first step with a false equation."""
+        if not self.settings.equations:
+            return None
+        bare = replace(chain, ended=False)  # answers are compared by the search
+        (verdicts,) = ArithmeticJudge().judge([bare])
+        wrong = bool(verdicts) and verdicts[-1].label == "wrong"
+        return (chain.given + len(verdicts) - 1, verdicts[-1].reason) if wrong else None
+
+    def _test(self, question: Question, key: int, text: str) -> _Test:
+        engine = self._engine()
+        prefix = engine.prompt(question.text)
+        if text:
+            prefix += tuple(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
+        fits = len(prefix) < engine.context_length
+        return _Test(question, text, prefix if fits else None, self.settings, key)
+
+
+class _Search:
+    """The search for a chain's first error; it waits for the test of one prefix at a time."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+        self.told: list[_Told] = []
+        """Labels and reasons, once it is over."""
+        self._scan = range(0)
+        self._run = self._first_error()
+        self._waits_for = next(self._run, None)
+
+    def advance(self, known: Mapping[int, _Reach]) -> tuple[int, Question, str] | None:
+        """Go on as far as what is known allows; the key, question and text of the prefix it waits for, None at the end."""
+        while self._waits_for is not None:
+            key, text = _prefix(self.chain, self._waits_for)
+            if key not in known:
+                return key, self.chain.question, text
+            try:
+                self._waits_for = self._run.send(known[key])
+            except StopIteration:
+                self._waits_for = None
+        return None
+
+    def scanned(self) -> set[int]:
+        """The prefixes that a scan would have sampled from."""
+        return {_prefix(self.chain, length)[0] for length in self._scan}
+
+    def _first_error(self) -> Generator[int, _Reach, None]:
+        """Yields how many steps of the chain to test next."""
+        question, given, length = self.chain.question, self.chain.given, len(self.chain.steps)
+        if given >= length:
+            return
+        if not question.answer.strip():
+            self.told = [("unknown", "the question has no known answer")] * (length - given)
+            return
+        stated = extract_answer(_text(self.chain.steps)) if self.chain.ended else None
+        by_text = int(stated is not None)  # the last step needs no completions then
+        if stated is not None:
+            right = same_answer(stated, question.answer)
+            end, why = ("right" if right else "wrong"), f"answers {stated}; the answer is {question.answer}"
+        else:
+            reach = yield length
+            end, why = reach.label, str(reach)
+        self._scan = range(given + 1, length + 1 - by_text)
+        if end == "right":
+            self.told = [("right", why)] * (length - given)
+            return
+        answer: list[_Told] = [("wrong", why)] * by_text
+        before = yield given
+        if before.label != "right":
+            self._scan = range(given, given + 1)
+            unknown: _Told = ("unknown", f"already before it {before}")
+            self.told = [unknown] * (length - given - by_text) + answer
+            return
+        low, high = given, length
+        while high - low > 1:
+            middle = (low + high) // 2
+            reach = yield middle
+            if reach.label == "right":
+                low, before = middle, reach
+            else:
+                high, end, why = middle, reach.label, str(reach)
+        self._scan = range(given + 1, high + 1 - (by_text if high == length else 0))
+        self.told = [("right", str(before))] * (low - given)
+        if end == "wrong":
+            self.told.append(("wrong", f"{why}; before it {before}"))
+        else:
+            unknown = ("unknown", why)
+            self.told += [unknown] * (length - low - by_text) + answer
+
+
+class _Test:
+    """The sequential test of one prefix. As many completions are asked for as can decide it at the earliest, so none is
+    sampled in vain."""
+
+    def __init__(
+        self, question: Question, text: str, prefix: tuple[int, ...] | None, settings: RolloutSettings, key: int
+    ) -> None:
+        self.question, self.text, self.prefix, self.settings, self.key = question, text, prefix, settings, key
+        self.successes = self.samples = self.tokens = 0
+        self._asked = 0
+
+    def begin(self) -> list[tuple[int, Request]]:
+        """The first completions."""
+        return self._ask() if self.prefix is not None else []
+
+    def receive(self, key: int, completion: Completion) -> list[tuple[int, Request]]:
+        """Count a completion; what to sample next."""
+        answer = extract_answer(self.text + completion.text)
+        self.samples += 1
+        self.successes += same_answer(answer, self.question.answer)
+        self.tokens += len(completion.token_ids)
+        return self._ask() if self.samples == self._asked and self._decided() is None else []
+
+    def reach(self) -> _Reach:
+        """What came out."""
+        return _Reach(self._decided() or "unknown", self.successes, self.samples)
+
+    def _ratio(self) -> float:
+        """The logarithm of the likelihood ratio of `reached` to `lost`."""
+        success, failure = _weights(self.settings)
+        return (self.successes * success if self.successes else 0.0) + (self.samples - self.successes) * failure
+
+    def _decided(self) -> Label | None:
+        bound = _bound(self.settings)
+        ratio = self._ratio()
+        return "right" if ratio >= bound else "wrong" if ratio <= -bound else None
+
+    def _ask(self) -> list[tuple[int, Request]]:
+        settings, ratio, bound = self.settings, self._ratio(), _bound(self.settings)
+        success, failure = _weights(settings)
+        soonest = max(1, math.ceil(min((bound - ratio) / success, (bound + ratio) / -failure) - 1e-9))
+        new = range(self._asked, min(self._asked + soonest, settings.samples))
+        self._asked = new.stop
+        assert self.prefix is not None
+        return [
+            (
+                number,
+                Request(
+                    prefix_ids=self.prefix,
+                    seed=seed_of(self.key, settings.seed, number),
+                    max_new_tokens=settings.max_tokens,
+                    temperature=settings.temperature,
+                    top_p=settings.top_p,
+                ),
+            )
+            for number in new
+        ]
+
+
+def _weights(settings: RolloutSettings) -> tuple[float, float]:
+    """What a success and a failure add to the log-likelihood ratio."""
+    success = math.log(settings.reached / settings.lost) if settings.lost else math.inf
+    return success, math.log((1 - settings.reached) / (1 - settings.lost))
+
+
+def _bound(settings: RolloutSettings) -> float:
+    """Wald's bound on the log-likelihood ratio, either way."""
+    return math.log((1 - settings.error) / settings.error)
+
+
+def fixed_sample(settings: RolloutSettings) -> int:
+    """The smallest fixed number of completions that tells `reached` from `lost` with the same chance of an error."""
+    size = 0
+    while True:
+        size += 1
+        for threshold in range(1, size + 1):
+            missed = _at_most(threshold - 1, size, settings.reached)
+            if missed <= settings.error and 1 - _at_most(threshold - 1, size, settings.lost) <= settings.error:
+                return size
+
+
+def _at_most(successes: int, size: int, rate: float) -> float:
+    return sum(math.comb(size, k) * rate**k * (1 - rate) ** (size - k) for k in range(successes + 1))
+
+
+def _text(steps: Sequence[str]) -> str:
+    """Steps as lines; a blank one changes nothing."""
+    return "".join(f"{step.strip()}\n" for step in steps if step.strip())
+
+
+def _prefix(chain: Chain, length: int) -> tuple[int, str]:
+    """Key and text of the first ``length`` steps; equal prefixes of one question have one key."""
+    text = _text(chain.steps[:length])
+    return seed_of("rollouts", chain.question.id, chain.question.text, chain.question.answer, text), text
