@@ -143,7 +143,7 @@ def test_runs_go_on_and_ask_again_where_the_judge_failed(tmp_path: Path) -> None
     run = JudgeRun(judge={"name": "failing"}, solutions=digest(solutions))
     for calls, share in ((1, 0.0), (2, 1.0), (2, 1.0)):
         claim_folder(tmp_path, run)
-        found = judge_solutions(solutions, lambda: judge, tmp_path)
+        found = judge_solutions(solutions, judge, tmp_path)
         assert judge.calls == calls
         assert score_judge("failing", found, tmp_path)["sets"]["all"]["coverage"]["value"] == share
     assert read_json(tmp_path / "scores.json")["judge"] == "failing"
@@ -156,6 +156,6 @@ def test_arithmetic_end_to_end(tmp_path: Path) -> None:
     question = Question("q", "Tom has 2 apples and 3 pears. How many fruits?", "5")
     steps = ("Let me see.", "2 + 3 = 6", "The answer is 6.")
     one = LabelledSolution("s", question, steps, 1, ("right", "wrong", "unknown"), "all")
-    (found,) = judge_solutions([one], ArithmeticJudge, tmp_path)
+    (found,) = judge_solutions([one], ArithmeticJudge(), tmp_path)
     assert found.verdicts == ("unknown", "wrong")
     assert np.isclose(judge_scores([found])["all"]["first_error_accuracy"]["value"], 1)

@@ -28,6 +28,8 @@ class JudgeRun(Config):
 
     judge: dict[str, Any]
     """Its settings."""
+    model: str | None = None
+    """The model that completes steps, for `rollouts`."""
     solutions: str
     """Digest of what was judged."""
 
@@ -40,21 +42,18 @@ def digest(solutions: Sequence[LabelledSolution]) -> str:
 
 def judge_solutions(
     solutions: Sequence[LabelledSolution],
-    judge: Callable[[], Judge],
+    judge: Judge,
     folder: Path,
     on_chunk: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Judged]:
-    """The verdicts of a judge on solutions, with what they are labelled; chunks that are there already are read.
-
-    ``judge`` is called when there is something to judge: a run that only resumes loads no model.
-    """
+    """The verdicts of a judge on solutions, with what they are labelled; chunks that are there already are read."""
     judged: list[Judged] = []
     for part, start in enumerate(range(0, len(solutions), _CHUNK)):
         file = folder / f"part-{part:04d}.json"
         chunk = solutions[start : start + _CHUNK]
         records = read_json(file) if file.exists() else None
         if records is None or any(v["reason"].startswith(FAILED) for r in records for v in r["verdicts"]):
-            verdicts = judge().judge([Chain(s.question, s.steps, s.ended) for s in chunk])
+            verdicts = judge.judge([Chain(s.question, s.steps, s.ended) for s in chunk])
             records = [
                 {"id": s.id, "verdicts": [{"label": v.label, "reason": v.reason} for v in found]}
                 for s, found in zip(chunk, verdicts, strict=True)
