@@ -31,6 +31,7 @@ from caspo.judges.base import Judge
 from caspo.judges.choose import ArithmeticSettings, JudgeSettings, ReferenceSettings, make_judge
 from caspo.storage import read_json, write_directory, write_json, write_text
 from caspo.tasks.base import Task
+from caspo.tasks.benchmarks import TABLE, open_benchmark
 from caspo.tasks.jsonl import JsonlTask
 from caspo.tasks.stories import StoriesTask
 from caspo.train.checks import check_tokens
@@ -68,11 +69,16 @@ class ModelSettings(Config):
 class TaskSettings(Config):
     """The questions."""
 
-    name: Literal["stories", "jsonl"] = "stories"
+    name: str = "stories"
+    """`stories`, `jsonl`, or a benchmark of `caspo.tasks.BENCHMARKS`."""
+    data: Path | None = None
+    """Benchmarks: folder of their JSONL files; the hub by default."""
+    run_code: bool = False
+    """Benchmarks of code: run what the model writes, in the sandbox (`docs/benchmarks.md` says what that covers)."""
     levels: tuple[int, ...] = (1, 2, 3)
     """`stories`: difficulty levels, 1 to 7; level L has L + 1 steps."""
     train: Path | None = None
-    """`jsonl`: file of the questions to annotate."""
+    """`jsonl`, and benchmarks that have no training split: file of the questions to annotate."""
     test: Path | None = None
     """`jsonl`: file of the questions to evaluate on."""
     judge: JudgeSettings | None = None
@@ -81,6 +87,10 @@ class TaskSettings(Config):
 
     @model_validator(mode="after")
     def _files(self) -> TaskSettings:
+        if self.name not in ("stories", "jsonl", *TABLE):
+            raise ValueError(f"there is no task {self.name!r}; choose one of stories, jsonl, {', '.join(TABLE)}")
+        if self.name in TABLE and TABLE[self.name].answer_type == "code" and not self.run_code:
+            raise ValueError(f"{self.name} is graded by running what the model writes; allow it by run_code: true")
         if self.name == "jsonl" and self.test is None and self.train is None:
             raise ValueError("a jsonl task needs test and train, the files of its questions")
         return self
@@ -125,9 +135,15 @@ class CaspoRecipe(Config):
 
 
 def open_task(settings: TaskSettings, split: Literal["train", "test"]) -> Task:
-    """The task of a recipe; for files, the one of the split."""
+    """The task of a recipe; for files, the one of the split.
+
+    Raises:
+        ConfigError: there is nothing to train on: benchmarks are test sets, and most have no training split.
+    """
     if settings.name == "stories":
         return StoriesTask(settings.levels)
+    if settings.name in TABLE and (split == "test" or settings.train is None):
+        return open_benchmark(settings.name, data=settings.data, split=split, run_code=settings.run_code)
     path = settings.train if split == "train" else settings.test
     if path is None:
         raise ConfigError(f"The task needs a file for {split}: set task.{split} to a JSONL of question and answer.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ __all__ = ["solve"]
 
 
 def solve(
-    question: Annotated[str, typer.Argument(help="A question, or a JSONL file of them, or 'stories'.")],
+    question: Annotated[str, typer.Argument(help="A question, a JSONL file of them, 'stories', or a benchmark.")],
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
     ] = None,
@@ -27,6 +28,8 @@ def solve(
     seed: Annotated[int, typer.Option(help="Of sampling and of the choice of questions.")] = 0,
     instruction: Annotated[str | None, typer.Option(help="System message of the prompt.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    data: Annotated[Path | None, typer.Option(help="Folder of a benchmark's JSONL; the hub by default.")] = None,
+    run_code: Annotated[bool, typer.Option("--run-code", help="Run what the model writes, to grade it.")] = False,
     thresholds: Annotated[
         Path | None, typer.Option(help="File of `caspo calibrate`: CaT with its settings and guarantees.")
     ] = None,
@@ -40,7 +43,6 @@ def solve(
     from caspo.errors import ConfigError
     from caspo.stages import ModelSettings, open_engine
     from caspo.storage import write_text
-    from caspo.tasks.base import grade
 
     if method not in METHODS:
         raise ConfigError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")
@@ -49,7 +51,7 @@ def solve(
         configured = chosen(settings_from(type(chosen().settings), settings or ()))  # type: ignore[arg-type]
     else:
         configured = _calibrated(thresholds, method, model, settings)
-    questions = _questions(question, limit, seed)
+    questions, grade = _questions(question, limit, seed, data, run_code)
     named = {"name": model, "device": device} | ({} if instruction is None else {"instruction": instruction})
     engine = open_engine(ModelSettings.model_validate(named))
     done = 0
@@ -61,9 +63,10 @@ def solve(
             show.stage("solve", done, len(questions))
 
         solutions = configured.solve(questions, engine, seed, advance)
-    lines = []
+    lines, graded = [], []
     for asked, solution in zip(questions, solutions, strict=True):
         right = grade(asked, solution.answer) if asked.answer else None
+        graded += [right] if right is not None else []
         _show(asked, solution, right)
         lines.append(
             json.dumps(
@@ -79,7 +82,6 @@ def solve(
                 }
             )
         )
-    graded = [grade(q, s.answer) for q, s in zip(questions, solutions, strict=True) if q.answer]
     tokens = sum(s.generated_tokens for s in solutions) / len(solutions)
     if graded:
         output.print(f"{sum(graded)} of {len(graded)} right, {tokens:.0f} generated tokens a question", highlight=False)
@@ -104,30 +106,46 @@ def _calibrated(file: Path, method: str, model: str, settings: list[str] | None)
     return ConfidenceTree(ConfidenceTreeSettings.model_validate({**found.settings, **limits}))
 
 
-def _questions(question: str, limit: int, seed: int) -> list[Question]:
-    from caspo.errors import DataError
+def _questions(
+    question: str, limit: int, seed: int, data: Path | None, run_code: bool
+) -> tuple[list[Question], Callable[[Question, str | None], bool]]:
+    """What to solve, and how it is graded."""
+    from caspo.errors import ConfigError, DataError
+    from caspo.stages import TaskSettings, open_task
+    from caspo.tasks.base import Task, grade
+    from caspo.tasks.benchmarks import BENCHMARKS, TABLE
     from caspo.tasks.jsonl import JsonlTask
-    from caspo.tasks.stories import StoriesTask
     from caspo.types import Question
 
-    if question == "stories":
-        return StoriesTask().questions("test", limit, seed)
-    if question.endswith((".jsonl", ".json")):
-        return JsonlTask(Path(question)).questions("test", limit, seed)
-    if not question.strip():
+    task: Task
+    if question in BENCHMARKS or question == "stories":
+        if question in BENCHMARKS and TABLE[question].answer_type == "code" and not run_code:
+            raise ConfigError(f"{question} is graded by running what the model writes. Allow it: --run-code.")
+        task = open_task(TaskSettings(name=question, data=data, run_code=run_code), "test")
+    elif data is not None or run_code:
+        raise ConfigError(
+            f"--data and --run-code are for benchmarks, and {question[:60]!r} is none. They are {', '.join(BENCHMARKS)}."
+        )
+    elif question.endswith((".jsonl", ".json")):
+        task = JsonlTask(Path(question))
+    elif not question.strip():
         raise DataError("The question is empty: there is nothing to solve. Give a question with some text.")
-    return [Question("question", question, "")]
+    else:
+        return [Question("question", question, "")], grade
+    return task.questions("test", limit, seed), task.grade
 
 
 def _told(solution: Solution) -> list[Node]:
     """The path to report: of the finished paths that reached the answer, the most probable one."""
-    from caspo.answers import extract_answer, same_answer
+    from caspo.answers import same_answer, stated_answer
 
     tree = solution.tree
     inner = {node.parent for node in tree.nodes}
     ends = [node for node in tree.nodes if node.id not in inner and node.decision in ("", "finished")]
     paths = [tree.path(node.id) for node in ends]
-    reached = [p for p in paths if same_answer(extract_answer("".join(n.step.text for n in p)), solution.answer)]
+    reached = [
+        p for p in paths if same_answer(stated_answer(tree.question, "".join(n.step.text for n in p)), solution.answer)
+    ]
     if not (reached or paths):
         return list(tree.nodes)
     return list(max(reached or paths, key=lambda p: sum(float(n.step.trace.logprob.sum()) for n in p)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from caspo.answers import same_answer
+from caspo.errors import ConfigError
 from caspo.types import Question
 
-__all__ = ["Task", "grade"]
+__all__ = ["QuestionSet", "Task", "grade"]
 
 
 @runtime_checkable
@@ -30,3 +33,39 @@ class Task(Protocol):
 def grade(question: Question, answer: str | None) -> bool:
     """The grader of most tasks: equal in value to the reference answer."""
     return same_answer(answer, question.answer)
+
+
+class QuestionSet:
+    """A fixed list of questions, which is one split."""
+
+    def __init__(self, name: str, split: str, rows: Sequence[Question], source: str) -> None:
+        """``source`` says in messages where the rows came from."""
+        self.name = name
+        self.split = split
+        self.source = source
+        self._rows = tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def questions(self, split: str, n: int | None = None, seed: int = 0) -> list[Question]:
+        """``n`` questions drawn with ``seed``; all of them, in their order, for None or ``n >= len(self)``.
+
+        The draw for a smaller n is the beginning of that for a larger one.
+        """
+        if split != self.split:
+            raise ConfigError(
+                f"task {self.name!r} has no split {split!r}: {self.source} was given as {self.split!r}. "
+                f"Ask for that one, or make a second task of the file that holds {split!r}."
+            )
+        if n is not None and n < 0:
+            raise ConfigError(f"task {self.name!r}: cannot give {n} questions. Ask for 0 or more, or None for all.")
+        if n is None or n >= len(self._rows):
+            return list(self._rows)
+        order = list(range(len(self._rows)))
+        random.Random(seed).shuffle(order)
+        return [self._rows[i] for i in order[:n]]
+
+    def grade(self, question: Question, answer: str | None) -> bool:
+        """Whether ``answer`` has the value of the question's answer."""
+        return grade(question, answer)

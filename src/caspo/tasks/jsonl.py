@@ -11,54 +11,26 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caspo.errors import ConfigError, DataError
-from caspo.tasks.base import grade
+from caspo.errors import DataError
+from caspo.tasks.base import QuestionSet
 from caspo.types import Question
 
-__all__ = ["JsonlTask"]
+__all__ = ["JsonlTask", "question_of"]
 
 _OWN_KEYS = ("id", "question", "answer", "solution", "meta")
 
 
-class JsonlTask:
+class JsonlTask(QuestionSet):
     """The questions of one file, which is one split. The whole file is checked when it is opened."""
 
     def __init__(self, path: str | Path, *, split: str = "test", name: str | None = None) -> None:
         """``split`` is what the file is; asking for another one is an error, so that no test set is trained on."""
         self.path = Path(path)
-        self.split = split
-        self.name = name or self.path.stem
-        self._rows = _read(self.path)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def questions(self, split: str, n: int | None = None, seed: int = 0) -> list[Question]:
-        """``n`` questions drawn with ``seed``; all of them, in the order of the file, for None or ``n >= len(self)``.
-
-        The draw for a smaller n is the beginning of that for a larger one.
-        """
-        if split != self.split:
-            raise ConfigError(
-                f"task {self.name!r} has no split {split!r}: {self.path} was given as {self.split!r}. "
-                f"Ask for that one, or make a second task of the file that holds {split!r}."
-            )
-        if n is not None and n < 0:
-            raise ConfigError(f"task {self.name!r}: cannot give {n} questions. Ask for 0 or more, or None for all.")
-        if n is None or n >= len(self._rows):
-            return list(self._rows)
-        order = list(range(len(self._rows)))
-        random.Random(seed).shuffle(order)
-        return [self._rows[i] for i in order[:n]]
-
-    def grade(self, question: Question, answer: str | None) -> bool:
-        """Whether ``answer`` has the value of the question's answer."""
-        return grade(question, answer)
+        super().__init__(name or self.path.stem, split, _read(self.path), str(self.path))
 
 
 def _read(path: Path) -> list[Question]:
@@ -77,7 +49,7 @@ def _read(path: Path) -> list[Question]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        question = _question(_object(line, where, last=number == len(lines)), where, f"{path.stem}-{number}")
+        question = question_of(_object(line, where, last=number == len(lines)), where, f"{path.stem}-{number}")
         first = line_of.setdefault(question.id, number)
         if first != number:
             raise DataError(
@@ -109,7 +81,8 @@ def _object(line: bytes, where: str, *, last: bool) -> dict[str, Any]:
     return row
 
 
-def _question(row: Mapping[str, Any], where: str, default_id: str) -> Question:
+def question_of(row: Mapping[str, Any], where: str, default_id: str) -> Question:
+    """A checked row; ``where`` begins the message of what is wrong with it."""
     for key in ("question", "answer"):
         if key not in row:
             raise DataError(

@@ -1,0 +1,102 @@
+"""How the answers of benchmarks are graded: choices, text, literals, maths. Code is in `code`.
+
+A grader takes the question and the answer that `stated_answer` found, never a whole solution. Tolerance exists only where
+the benchmark's own grader has it:
+
+- Minerva-Math: 1% of a number, the threshold of the authors' grader for OCWCourses.
+- OlympiadBench: the absolute error that a row names (one row does).
+- TableBench: 10% in its three numeric kinds of data analysis; its other kinds are exact.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from caspo.answers import options, parse_number, same_answer, several
+from caspo.answers.stated import literal_of
+from caspo.answers.values import number_of
+from caspo.types import Question
+
+__all__ = ["GRADERS", "grade_choice", "grade_literal", "grade_maths", "grade_text"]
+
+_TOLERANT = ("CorrelationAnalysis", "TrendForecasting", "StatisticalAnalysis")
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+
+
+def grade_maths(question: Question, answer: str | None) -> bool:
+    """Equal in value, several answers in any order, units as in `same_answer`; ``meta["tolerance"]`` is relative.
+
+    ``meta["error"]`` is absolute, as OlympiadBench has it.
+    """
+    if same_answer(answer, question.answer):
+        return True
+    relative, absolute = question.meta.get("tolerance"), question.meta.get("error")
+    if answer is None or not (relative or absolute):
+        return False
+    x, gold = number_of(answer), number_of(question.answer)
+    if x is None or gold is None:
+        return False
+    return abs(x - gold) <= (abs(gold) * Fraction(str(relative)) if relative else Fraction(str(absolute)))
+
+
+def grade_choice(question: Question, answer: str | None) -> bool:
+    """The letter or the option of the known answer; an option that reads the same is the same."""
+    if answer is None:
+        return False
+    known = options(question)
+    key = {name.casefold(): name for name in known}.get(answer.strip().casefold())
+    return key is not None and known[key] == known.get(question.answer, question.answer)
+
+
+def grade_literal(question: Question, answer: str | None) -> bool:
+    """Equal as Python values, as CRUXEval's ``assert f(input) == output`` has it; as text where one is no literal."""
+    if answer is None:
+        return False
+    mine, gold = literal_of(answer), literal_of(question.answer)
+    if mine is None or gold is None:
+        return answer.strip() == question.answer.strip()
+    try:
+        return bool(mine == gold)
+    except RecursionError:
+        return False
+
+
+def grade_text(question: Question, answer: str | None) -> bool:
+    """TableBench: each part equal as a number, or as text without case, punctuation and articles; parts in order.
+
+    The benchmark's own comparison drops all punctuation, so that 3.76 would equal 376; numbers are compared as numbers here.
+    """
+    if answer is None or not answer.strip():
+        return False
+    if question.meta.get("qsubtype") in _TOLERANT:
+        x, gold = number_of(answer), number_of(question.answer)
+        if x is not None and gold is not None:
+            return abs(x - gold) <= abs(gold) / 10
+    if _plain(answer) == _plain(question.answer):
+        return True
+    mine, gold_parts = several(answer), several(question.answer)
+    return len(mine) == len(gold_parts) and all(_same_text(a, b) for a, b in zip(mine, gold_parts, strict=True))
+
+
+def _same_text(a: str, b: str) -> bool:
+    x, y = number_of(a.rstrip(".")), number_of(b.rstrip("."))
+    if x is not None and y is not None and (parse_number(a.rstrip(".")) or parse_number(b.rstrip("."))) is not None:
+        return x == y
+    return bool(_plain(a)) and _plain(a) == _plain(b)
+
+
+def _plain(text: str) -> str:
+    """Words and numbers; a point, sign or percent that belongs to a number stays."""
+    text = re.sub(r"(?<![0-9])[.](?![0-9])|(?<=[0-9])[.,](?![0-9])|(?<=[0-9]),(?=[0-9]{3}\b)", " ", text.casefold())
+    text = re.sub(r"(?<=\w)\s*[-–]\s*(?=\w)", " ", text)
+    return " ".join(_ARTICLES.sub(" ", re.sub(r"[^\w\s.+−-]", " ", text)).split())
+
+
+GRADERS: dict[str, Callable[[Question, str | None], bool]] = {
+    "math": grade_maths,
+    "choice": grade_choice,
+    "literal": grade_literal,
+    "text": grade_text,
+}
