@@ -129,6 +129,18 @@ def test_a_false_equation_is_wrong_whatever_completions_come_to() -> None:
     assert told(judge, "a\n", "2 + 2 = 5\n") == ["unknown", "wrong"]
 
 
+def test_answers_are_read_by_the_kind_of_the_question() -> None:
+    """A choice is a letter, however the completion puts it."""
+    choice = Question("q", "Which?", "B", meta={"answer_type": "choice", "choices": ["a cat", "a dog"]})
+
+    def script(text: str) -> list[Scripted]:
+        return [Scripted("The answer is a cat." if "bad" in text else "The answer is (B).", eos=True)]
+
+    judge, _ = judge_of(script)
+    assert told(judge, "good\n", "bad\n", question=choice) == ["right", "wrong"]
+    assert told(judge, "good\n", "The answer is a dog.", ended=True, question=choice) == ["right", "right"]
+
+
 def test_an_empty_step_changes_nothing() -> None:
     """It is right where its prefix is, and never the first error."""
     judge, _ = judge_of(error_at("b"))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
-from caspo.answers import extract_answer, parse_number, same_answer
+from caspo.answers import parse_number, same_answer, stated_answer
 from caspo.judges.base import StepJudge
 from caspo.steps import Equation, Expression, equations
 from caspo.types import Label, Question, Verdict
@@ -89,7 +89,7 @@ class ArithmeticJudge(StepJudge):
                 return self._verdict("wrong", f"{_shown(equation, step)} is false: it makes {_value(equation)}")
         if false:
             return self._verdict("unknown", f"{_shown(false[0][0], step)} {false[0][1]}")
-        answer = extract_answer(step) if final and question.answer.strip() else None
+        answer = stated_answer(question, step) if final and question.answer.strip() else None
         if answer is not None:
             return self._judge_answer(answer, question.answer)
         if not found:

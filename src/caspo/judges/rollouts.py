@@ -11,7 +11,8 @@ What completions do not show is a wrong step after which the answer is reached a
 corrects on the way: so a false equation is wrong before anything is sampled (`equations`, by the arithmetic judge). Any
 other mistake in a solution that comes to the right answer stays unseen. What it never calls wrong, apart from false
 equations and other answers: a step of a problem that the model does not solve from the prefix before it either, such as
-all steps of a problem beyond its powers. These are `unknown`.
+all steps of a problem beyond its powers. These are `unknown`. Answers that are graded by running them (code) are not
+covered.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from caspo.answers import extract_answer, same_answer
+from caspo.answers import same_answer, stated_answer
 from caspo.config import Config
 from caspo.engines.base import Completion, Request
 from caspo.engines.drive import drive
@@ -205,7 +206,7 @@ class _Search:
         if not question.answer.strip():
             self.told = [("unknown", "the question has no known answer")] * (length - given)
             return
-        stated = extract_answer(_text(self.chain.steps)) if self.chain.ended else None
+        stated = stated_answer(question, _text(self.chain.steps)) if self.chain.ended else None
         by_text = int(stated is not None)  # the last step needs no completions then
         if stated is not None:
             right = same_answer(stated, question.answer)
@@ -258,7 +259,7 @@ class _Test:
 
     def receive(self, key: int, completion: Completion) -> list[tuple[int, Request]]:
         """Count a completion; what to sample next."""
-        answer = extract_answer(self.text + completion.text)
+        answer = stated_answer(self.question, self.text + completion.text)
         self.samples += 1
         self.successes += same_answer(answer, self.question.answer)
         self.tokens += len(completion.token_ids)
