@@ -43,7 +43,7 @@ def test_settings_survive_being_written_to_recipe_yaml() -> None:
     [
         ("judge.sampels=20", "judge.rollouts.sampels: unknown key; did you mean 'samples'"),
         ("judge.lost=0.5", r"lost \(0.5\) must be below reached"),
-        ("judge.kind=oracle", "'reference', 'arithmetic', 'rollouts', 'language_model', 'reward_model'"),
+        ("judge.kind=oracle", "'reference', 'arithmetic', 'labels', 'rollouts', 'language_model', 'reward_model'"),
         ("judge.kind=reward_model", "judge.reward_model.layout: Field required"),
     ],
 )

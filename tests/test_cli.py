@@ -53,7 +53,19 @@ def test_help_and_version(caspo: Command) -> None:
     assert caspo("--version") == (0, f"caspo {__version__}\n", "")
     code, out, _ = caspo("--help")
     assert code == 0
-    for command in ("run", "solve", "annotate", "pairs", "train", "evaluate", "calibrate", "report", "plan"):
+    for command in (
+        "run",
+        "solve",
+        "annotate",
+        "judge",
+        "export",
+        "import",
+        "pairs",
+        "train",
+        "evaluate",
+        "report",
+        "plan",
+    ):
         assert command in out
         assert caspo(command, "--help")[0] == 0
 
@@ -226,3 +238,71 @@ def test_stages_make_what_run_makes(caspo: Command, tmp_path: Path) -> None:
     assert caspo("report", run)[0] == 0
     assert page.read_bytes() == before
     assert "metrics.json" in failed(caspo("report", tmp_path))
+
+
+def labelled(path: Path) -> Path:
+    """Two solutions of one question, the second with a false sum."""
+    rows = [
+        {"id": f"toy-{i}", "generator": "g", "problem": "Mia has 2 pens and buys 3 pens. How many pens?",
+         "steps": [f"2 + 3 = {total}", f"The answer is {total}."], "final_answer_correct": total == 5, "label": label}
+        for i, (total, label) in enumerate([(5, -1), (6, 0)])
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_judge_against_labels(caspo: Command, tmp_path: Path) -> None:
+    """A table and scores.json; again from what is there; without --score-against the verdicts alone."""
+    file, out = labelled(tmp_path / "x.jsonl"), tmp_path / "out"
+    line = ("judge", file, "--judge", "arithmetic", "--score-against", "labels", "--out", out)
+    for _ in range(2):
+        code, told, _ = caspo(*line)
+        assert code == 0
+        assert "Judge arithmetic against labels" in told
+    assert read_json(out / "scores.json")["sets"]["all"]["f1"]["value"] == 1
+    assert "judge.kind: arithmetic there, labels now" in failed(
+        caspo("judge", file, "--judge", "labels", f"files=[{file}]", "--out", out)
+    )
+    code, told, _ = caspo("judge", file, "--judge", "labels", f"files=[{file}]", "--out", tmp_path / "other")
+    assert code == 0
+    assert "steps: 2 right, 1 wrong, 0 unknown" in told
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--score-against", "people"), "the only truth there is are the labels"),
+        (("--judge", "rollouts"), "name it with --model"),
+        (("--judge", "oracle"), "does not match any of the expected tags"),
+        (("sampels=3", "--judge", "rollouts"), "did you mean 'samples'?"),
+    ],
+)
+def test_judge_says_what_is_wrong(caspo: Command, tmp_path: Path, args: tuple[str, ...], message: str) -> None:
+    """Before anything is judged."""
+    assert message in failed(caspo("judge", labelled(tmp_path / "x.jsonl"), *args, "--out", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_import_rescore_pair_and_export(caspo: Command, tmp_path: Path) -> None:
+    """Labelled solutions become trees, get a model's entropies, are paired, and go out again in every format."""
+    recipe, trees, out = write_recipe(tmp_path / "r.yaml"), tmp_path / "trees.parquet", tmp_path / "scored"
+    file = labelled(tmp_path / "x.jsonl")
+    assert caspo("import", file, "--model", "stories-tiny", "--out", trees)[0] == 0
+    assert caspo("annotate", recipe, "--rescore", trees, "--out", out)[0] == 0
+    assert caspo("pairs", recipe, "--trees", out / "tree", "--out", out / "pairs")[0] == 0
+    pairs = out / "pairs" / "pairs.parquet"
+    (row,) = pair_rows(pairs)
+    assert (row["chosen"], row["rejected"]) == ("2 + 3 = 5\n", "2 + 3 = 6\n")
+    for name in ("processbench", "prm800k", "math_shepherd", "steps"):
+        target = tmp_path / f"{name}.jsonl"
+        code, told, _ = caspo("export", out / "tree", "--format", name, "--out", target)
+        assert code == 0
+        assert " records in " in told
+        code, told, _ = caspo("judge", target, "--score-against", "labels", "--out", tmp_path / name)
+        assert code == 0, "what was written is read"
+    target = tmp_path / "dpo.jsonl"
+    assert caspo("export", out / "tree", "--format", "step_dpo", "--pairs", pairs, "--out", target)[0] == 0
+    assert json.loads(target.read_text())["rejected"] == "2 + 3 = 6"
+    assert caspo("export", out / "tree", "--format", "dataset", "--out", tmp_path / "d.parquet")[0] == 0
+    assert "no format 'trl'" in failed(caspo("export", out / "tree", "--format", "trl", "--out", target))
+    assert "give it with --pairs" in failed(caspo("export", out / "tree", "--format", "step_dpo", "--out", target))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from caspo import __version__
-from caspo.cli import calibrate, harness, plan, run, solve, stages
+from caspo.cli import calibrate, exchange, harness, judge, plan, run, solve, stages
 from caspo.errors import CaspoError
 
 __all__ = ["app", "main"]
@@ -25,6 +25,9 @@ app.command("run")(run.run)
 app.command("solve")(solve.solve)
 app.command("plan")(plan.plan)
 app.command("annotate")(stages.annotate)
+app.command("judge")(judge.judge)
+app.command("export")(exchange.export)
+app.command("import")(exchange.import_labelled)
 app.command("pairs")(stages.pairs)
 app.command("train")(stages.train)
 app.command("calibrate")(calibrate.calibrate)

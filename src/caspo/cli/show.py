@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Bars", "bars", "comparison_tables", "metrics_table", "output", "signals_tables"]
+__all__ = ["Bars", "bars", "comparison_tables", "judge_table", "metrics_table", "output", "signals_tables"]
 
 output = Console(highlight=False)
 """Results, to stdout."""
@@ -102,6 +102,35 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         for signal in ("entropy", "logprob_sum"):
             values = [r["steps"].get(family, {}).get(signal) for r in rounds]
             table.add_row(f"AUROC of {signal}, {label}", *("-" if v is None else f"{v:.3f}" for v in values))
+    return table
+
+
+def judge_table(scores: Mapping[str, Any]) -> Table:
+    """How good a judge is, a column for each subset; values with 95% intervals."""
+    sets = scores["sets"]
+    table = Table(title=f"Judge {scores['judge']} against {scores['against']}", title_justify="left")
+    table.add_column("")
+    for name, found in sets.items():
+        table.add_column(f"{name}\nn = {found['solutions']}, {found['erroneous']} wrong", justify="right")
+    for key, label in (
+        ("f1", "F1 (ProcessBench)"),
+        ("accuracy_erroneous", "first error found, wrong solutions"),
+        ("accuracy_correct", "no error found, right solutions"),
+        ("first_error_accuracy", "both, all solutions"),
+        ("decided", "decided: no unknown on the way"),
+        ("accuracy_decided", "both, decided solutions"),
+        ("coverage", "steps: not unknown"),
+        ("precision_wrong", "steps called wrong: are wrong"),
+        ("recall_wrong", "wrong steps met: called wrong"),
+        ("kappa", "Cohen's kappa"),
+    ):
+        table.add_row(
+            label,
+            *(
+                _figure(f[key]["value"], None if f[key]["low"] is None else [f[key]["low"], f[key]["high"]])
+                for f in sets.values()
+            ),
+        )
     return table
 
 

@@ -79,12 +79,13 @@ class _Growing:
     def begin(self) -> list[tuple[tuple[int, int], Request]]:
         """What to sample at this depth."""
         settings, builder = self.settings, self.builder
+        texts = [tuple(builder.texts(parent)) for parent in self._parents]
         return [
             (
                 (place, sample),
                 Request(
                     prefix_ids=builder.prefix_ids(parent),
-                    seed=seed_of("annotate", self.seed, builder.question.id, tuple(builder.texts(parent)), sample),
+                    seed=seed_of("annotate", self.seed, builder.question.id, texts[place], sample),
                     max_new_tokens=settings.max_step_tokens,
                     temperature=settings.temperature,
                     top_p=settings.top_p,

@@ -21,13 +21,15 @@ from caspo.errors import DataError
 from caspo.storage import write_file
 from caspo.types import Node, Question, Step, TokenTrace, Tree, Verdict
 
-__all__ = ["SCHEMA_VERSION", "read_table", "read_trees", "write_table", "write_trees"]
+__all__ = [
+    "SCHEMA_VERSION", "TRACE_COLUMNS", "TREE_SCHEMA", "read_table", "read_trees", "tree_rows", "write_table", "write_trees",
+]  # fmt: skip
 
 SCHEMA_VERSION = 1
 
 _FLOATS = pa.list_(pa.float32())
 _IDS = pa.list_(pa.int32())
-_TRACE = ("entropy", "logprob", "max_logprob", "margin", "varentropy")
+TRACE_COLUMNS = ("entropy", "logprob", "max_logprob", "margin", "varentropy")
 
 TREE_SCHEMA = pa.schema(
     [
@@ -51,7 +53,7 @@ TREE_SCHEMA = pa.schema(
         ("confidence", pa.float32()),  # exp(-mean entropy)
         ("trace_kind", pa.string()),
         ("trace_k", pa.int32()),
-        *((name, _FLOATS) for name in _TRACE),
+        *((name, _FLOATS) for name in TRACE_COLUMNS),
         ("entropy_upper", _FLOATS),
     ]
 )
@@ -59,7 +61,12 @@ TREE_SCHEMA = pa.schema(
 
 def write_trees(path: Path, trees: Sequence[Tree]) -> None:
     """Write trees atomically, in order."""
-    write_table(path, [_row(tree, node) for tree in trees for node in tree.nodes], TREE_SCHEMA)
+    write_table(path, [row for tree in trees for row in tree_rows(tree)], TREE_SCHEMA)
+
+
+def tree_rows(tree: Tree) -> list[dict[str, Any]]:
+    """A tree's rows of `TREE_SCHEMA`, one a node, in order."""
+    return [_row(tree, node) for node in tree.nodes]
 
 
 def read_trees(path: Path) -> list[Tree]:
@@ -132,7 +139,7 @@ def _row(tree: Tree, node: Node) -> dict[str, Any]:
         "confidence": None if trace.kind == "none" else step_score(trace),
         "trace_kind": trace.kind,
         "trace_k": trace.k,
-        **{name: None if trace.kind == "none" else getattr(trace, name) for name in _TRACE},
+        **{name: None if trace.kind == "none" else getattr(trace, name) for name in TRACE_COLUMNS},
         "entropy_upper": trace.entropy_upper,
     }
 
@@ -157,7 +164,7 @@ def _node(row: dict[str, Any]) -> Node:
     upper = row["entropy_upper"]
     missing = [math.nan] * len(row["token_ids"])
     entropy, logprob, max_logprob, margin, varentropy = (
-        np.array(missing if row[name] is None else row[name], dtype=np.float32) for name in _TRACE
+        np.array(missing if row[name] is None else row[name], dtype=np.float32) for name in TRACE_COLUMNS
     )
     trace = TokenTrace(
         entropy,

@@ -13,12 +13,20 @@ from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Judge, TextEngine
 from caspo.judges.cache import CachedJudge
 from caspo.judges.endpoint import Endpoint
+from caspo.judges.labels import LabelsJudge, read_labelled
 from caspo.judges.language_model import INSTRUCTION, LanguageModelJudge, LanguageModelSettings, ask_engine
 from caspo.judges.reference import ReferenceJudge
 from caspo.judges.reward_model import RewardModelJudge, RewardModelSettings, load_reward_model
 from caspo.judges.rollouts import RolloutJudge, RolloutSettings
 
-__all__ = ["ArithmeticSettings", "JudgeSettings", "ReferenceSettings", "make_judge"]
+__all__ = [
+    "AnyJudgeSettings",
+    "ArithmeticSettings",
+    "JudgeSettings",
+    "LabelsSettings",
+    "ReferenceSettings",
+    "make_judge",
+]
 
 
 class ReferenceSettings(Config):
@@ -33,12 +41,29 @@ class ArithmeticSettings(Config):
     kind: Literal["arithmetic"] = "arithmetic"
 
 
+class LabelsSettings(Config):
+    """Labels of files."""
+
+    kind: Literal["labels"] = "labels"
+    files: tuple[Path, ...] = Field(min_length=1)
+    """Labelled solutions, in any format of `caspo.judges.label_formats`."""
+
+
 def _named(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+AnyJudgeSettings = (
+    ReferenceSettings
+    | ArithmeticSettings
+    | LabelsSettings
+    | RolloutSettings
+    | LanguageModelSettings
+    | RewardModelSettings
+)
+
 JudgeSettings = Annotated[
-    ReferenceSettings | ArithmeticSettings | RolloutSettings | LanguageModelSettings | RewardModelSettings,
+    AnyJudgeSettings,
     Field(discriminator="kind"),
     BeforeValidator(_named),
 ]
@@ -46,7 +71,7 @@ JudgeSettings = Annotated[
 
 
 def make_judge(
-    settings: ReferenceSettings | ArithmeticSettings | RolloutSettings | LanguageModelSettings | RewardModelSettings,
+    settings: AnyJudgeSettings,
     engine: Callable[[str | None, str | None], TextEngine],
     model: str,
     cache: Path | None = None,
@@ -62,6 +87,8 @@ def make_judge(
             return ReferenceJudge()
         case ArithmeticSettings():
             return ArithmeticJudge()
+        case LabelsSettings():
+            return LabelsJudge(solution for file in settings.files for solution in read_labelled(file))
         case RolloutSettings():
             judge = RolloutJudge(_once(lambda: engine(None, None)), settings, model)
         case LanguageModelSettings(endpoint=None):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -52,9 +53,9 @@ class ReferenceJudge(StepJudge):
             return self._by_solution.judge_step(question, prefix, step, final=final)
         world = _World(question)
         for line in prefix:
-            for equation in equations(line):
+            for equation in _equations(line):
                 world.establish(equation)
-        found = equations(step)
+        found = _equations(step)
         for equation in found:
             reason = world.error(equation)
             if reason:
@@ -72,6 +73,12 @@ class ReferenceJudge(StepJudge):
 
     def _verdict(self, label: Label, reason: str) -> Verdict:
         return Verdict(label, reason, self.name)
+
+
+@lru_cache(maxsize=4096)
+def _equations(line: str) -> tuple[Equation, ...]:
+    """A right step is read again in every prefix that it stands in."""
+    return tuple(equations(line))
 
 
 class _World:

@@ -1,0 +1,83 @@
+"""`caspo export` and `caspo import`: annotated trees to the formats of the field, and labelled solutions to trees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caspo.errors import ConfigError
+
+__all__ = ["export", "import_labelled"]
+
+
+def export(
+    source: Annotated[
+        Path, typer.Argument(help="Folder (or file) of annotated trees, or a file of labelled solutions.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write: JSONL, or Parquet for the format dataset.")],
+    to: Annotated[
+        str, typer.Option("--format", help="processbench, prm800k, math_shepherd, steps, step_dpo or dataset.")
+    ],
+    pairs: Annotated[
+        Path | None, typer.Option(help="File of the pairs built from the trees; step_dpo needs it.")
+    ] = None,
+    generator: Annotated[str, typer.Option(help="The model that wrote the steps, for the records.")] = "caspo",
+) -> None:
+    """Write annotated trees as ProcessBench, PRM800K, Math-Shepherd, plain steps, Step-DPO, or as this project's dataset.
+
+    For TRL nothing needs exporting: pairs.parquet of `caspo pairs` is its preference format.
+    """
+    from caspo.cli.show import output
+    from caspo.data.dataset import write_dataset
+    from caspo.data.formats import FORMATS, pairs_as_step_dpo, trees_as, trees_of, write_rows
+    from caspo.data.pairs import read_pairs
+    from caspo.data.store import read_trees
+    from caspo.judges.labels import read_labelled
+
+    known = (*FORMATS, "step_dpo", "dataset")
+    if to not in known:
+        raise ConfigError(f"There is no format {to!r}. Choose one of {', '.join(known)}.")
+    if (to == "step_dpo") != (pairs is not None):
+        raise ConfigError(
+            "The format step_dpo, and no other, is made of pairs: give it with --pairs, or leave both out."
+        )
+    is_trees = source.is_dir() or source.suffix == ".parquet"
+    trees = read_trees(source) if is_trees else trees_of(read_labelled(source))
+    if to == "dataset":
+        write_dataset(out, trees, generator)
+        output.print(f"{sum(len(tree.nodes) for tree in trees)} steps in {out}")
+        return
+    if pairs is not None:
+        rows, dropped = pairs_as_step_dpo(read_pairs(pairs, trees), trees, generator), {}
+    else:
+        found = trees_as(to, trees, generator)
+        rows, dropped = found.rows, found.dropped
+    write_rows(out, rows)
+    output.print(f"{len(rows)} records in {out}")
+    for reason, count in sorted(dropped.items()):
+        output.print(f"  left out: {count} paths, {reason}")
+
+
+def import_labelled(
+    source: Annotated[
+        Path, typer.Argument(help="ProcessBench, PRM800K, Math-Shepherd, Step-DPO, MR-GSM8K or steps, JSON or JSONL.")
+    ],
+    model: Annotated[str, typer.Option(help="Whose tokenizer and prompt: bundled name, folder or hub name.")],
+    out: Annotated[Path, typer.Option(help="File of trees to write, *.parquet.")],
+) -> None:
+    """Make annotated trees of labelled solutions; `caspo annotate --rescore` then gives them a model's entropies."""
+    from transformers import AutoTokenizer
+
+    from caspo.cli.show import output
+    from caspo.data.formats import trees_of
+    from caspo.data.store import write_trees
+    from caspo.engines.models import resolve
+    from caspo.judges.labels import read_labelled
+
+    solutions = read_labelled(source)
+    trees = trees_of(solutions, AutoTokenizer.from_pretrained(resolve(model)))
+    write_trees(out, trees)
+    steps = sum(len(tree.nodes) for tree in trees)
+    output.print(f"{len(solutions)} solutions: {len(trees)} trees with {steps} distinct steps in {out}")

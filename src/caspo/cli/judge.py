@@ -1,0 +1,65 @@
+"""`caspo judge`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caspo.errors import ConfigError
+
+__all__ = ["judge"]
+
+
+def judge(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Labelled solutions (ProcessBench, PRM800K, Math-Shepherd, MR-GSM8K, Step-DPO, steps), or annotated trees."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the verdicts and scores.json.")],
+    name: Annotated[
+        str, typer.Option("--judge", help="reference, arithmetic, labels, rollouts, language_model or reward_model.")
+    ] = "arithmetic",
+    model: Annotated[str | None, typer.Option(help="Model that completes the steps, for the judge rollouts.")] = None,
+    score_against: Annotated[
+        str | None,
+        typer.Option(help="labels: how good the judge is, the labels (or verdicts) of the file being the truth."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Solutions to judge, the first of the file.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the judge, for example samples=8.")
+    ] = None,
+) -> None:
+    """Judge the steps of finished solutions: OUT/part-*.json, and with --score-against OUT/scores.json and a table.
+
+    Killed, the same command goes on.
+    """
+    from caspo.cli.show import bars, judge_table, output
+    from caspo.config import claim_folder, settings_from
+    from caspo.data.formats import read_solutions
+    from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
+    from caspo.stages import ModelSettings, TaskSettings, open_judge
+
+    if score_against not in (None, "labels"):
+        raise ConfigError(f"--score-against is {score_against!r}; the only truth there is are the labels of the file.")
+    task = settings_from(TaskSettings, [f"judge.kind={name}", *(f"judge.{override}" for override in overrides or ())])
+    assert task.judge is not None
+    if name == "rollouts" and model is None:
+        raise ConfigError("The judge rollouts has a model complete the steps: name it with --model.")
+    solutions = read_solutions(source)[:limit]
+    claim_folder(out, JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=digest(solutions)))
+    base = None if model is None else ModelSettings(name=model)
+    chosen = open_judge(task, base, out / "verdicts.jsonl")
+    with bars() as show:
+        judged = judge_solutions(solutions, chosen, out, lambda done, total: show.stage("judge", done, total))
+    if score_against is None:
+        counts = Counter(label for one in judged for label in one.verdicts)
+        told = ", ".join(f"{counts[label]} {label}" for label in ("right", "wrong", "unknown"))
+        output.print(f"{len(judged)} solutions, steps: {told}; verdicts in {out}")
+        return
+    output.print(judge_table(score_judge(name, judged, out)))
+    output.print(f"Scores: {out / 'scores.json'}")

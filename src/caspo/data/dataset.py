@@ -1,0 +1,98 @@
+"""The published step dataset: annotated trees as Parquet that `read_trees` reads, with every signal of a step beside it.
+
+The columns of the tree schema (store.py) come first, so a file of the dataset can be trained on; then ``model`` and one
+``signal_<name>`` for each of `SIGNALS`. Traces keep 12 bits of their mantissa (a relative error of at most 1.3e-4): what
+follows is zero and costs nothing on the disk. Signals and confidence are computed before that, from the exact traces.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from caspo.confidence import SIGNALS, signals
+from caspo.data.store import SCHEMA_VERSION, TRACE_COLUMNS, TREE_SCHEMA, tree_rows
+from caspo.errors import DataError
+from caspo.storage import write_file
+from caspo.types import Tree
+
+__all__ = ["DATASET_SCHEMA", "card_table", "write_dataset"]
+
+_MANTISSA = 12
+"""Bits that are kept of the 23."""
+
+DATASET_SCHEMA = pa.schema(
+    [*TREE_SCHEMA, ("model", pa.string()), *((f"signal_{name}", pa.float32()) for name in SIGNALS)]
+)
+
+
+def write_dataset(path: Path, trees: Sequence[Tree], model: str) -> None:
+    """Write annotated trees as one file of the dataset, atomically; equal trees give equal bytes.
+
+    Raises:
+        DataError: there are no nodes, or a node has no trace to publish.
+    """
+    rows = []
+    for tree in trees:
+        for node, row in zip(tree.nodes, tree_rows(tree), strict=True):
+            if node.step.trace.kind == "none":
+                raise DataError(
+                    f"Question {tree.question.id} has steps without entropies. Score them first: caspo annotate --rescore."
+                )
+            row |= {name: _rounded(row[name]) for name in TRACE_COLUMNS}
+            row |= {f"signal_{name}": value for name, value in signals(node.step.trace).items()}
+            rows.append(row | {"model": model})
+    if not rows:
+        raise DataError("The trees hold no steps: there is nothing to publish.")
+    table = pa.Table.from_pylist(rows, schema=DATASET_SCHEMA.with_metadata({"caspo_schema": str(SCHEMA_VERSION)}))
+    floats = [f"{name}.list.element" for name in TRACE_COLUMNS]
+    others = [name for name in DATASET_SCHEMA.names if name not in (*TRACE_COLUMNS, "entropy_upper")]
+    write_file(
+        path,
+        lambda temporary: pq.write_table(
+            table, temporary, compression="zstd", compression_level=19, use_dictionary=others,
+            column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"), store_schema=True,
+        ),
+    )  # fmt: skip
+
+
+def card_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The statistics of a file of the dataset, as the dataset's card states them (Markdown)."""
+    labels = Counter(row["verdict"] for row in rows)
+    groups: dict[tuple[str, int], set[str]] = {}
+    for row in rows:
+        groups.setdefault((row["question_id"], row["parent"]), set()).add(row["verdict"])
+    mixed = sum({"right", "wrong"} <= found for found in groups.values())
+    tokens = sum(len(row["token_ids"]) for row in rows)
+    lines = [
+        ("steps (rows)", f"{len(rows):,}"),
+        ("questions", f"{len({row['question_id'] for row in rows}):,}"),
+        ("samples (sum of `count`)", f"{sum(row['count'] for row in rows):,}"),
+        ("right, wrong, unknown", ", ".join(f"{labels[name]:,}" for name in ("right", "wrong", "unknown"))),
+        ("prefixes, of which with a right and a wrong continuation", f"{len(groups):,}, {mixed:,}"),
+        ("steps that end a solution", f"{sum(row['final'] for row in rows):,}"),
+        ("greatest depth", f"{max(row['depth'] for row in rows)}"),
+        ("tokens", f"{tokens:,}"),
+    ]
+    for name in ("right", "wrong"):
+        chosen = [row for row in rows if row["verdict"] == name]
+        if chosen:
+            entropy = np.mean([-row["signal_entropy"] for row in chosen])
+            confidence = np.mean([row["confidence"] for row in chosen])
+            lines.append((f"{name} steps: mean entropy (nats), mean confidence", f"{entropy:.3f}, {confidence:.3f}"))
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in lines)])
+
+
+def _rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """To ``_MANTISSA`` bits, to the nearest."""
+    drop = 23 - _MANTISSA
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    half, kept = np.uint32(1 << (drop - 1)), np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
+    return ((bits + half) & kept).view(np.float32)

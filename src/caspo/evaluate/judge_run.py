@@ -1,0 +1,73 @@
+"""Judging labelled solutions, in chunks that survive a kill, and what came of it.
+
+``<folder>/part-0000.json`` holds the verdicts of a chunk; ``scores.json`` (`judge_scores`) is written last. A chunk in
+which the judge failed somewhere (an endpoint was down) is judged again next time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from caspo.config import Config
+from caspo.evaluate.judge_scores import Judged, judge_scores
+from caspo.judges.base import FAILED, Chain, Judge, chain_key
+from caspo.judges.labels import LabelledSolution
+from caspo.storage import read_json, write_json
+
+__all__ = ["JudgeRun", "digest", "judge_solutions", "score_judge"]
+
+_CHUNK = 200
+"""Solutions judged between two files."""
+
+
+class JudgeRun(Config):
+    """What a folder of verdicts was made of; `claim_folder` refuses to go on with another."""
+
+    judge: dict[str, Any]
+    """Its settings."""
+    model: str | None = None
+    """The model that completes steps, for `rollouts`."""
+    solutions: str
+    """Digest of what was judged."""
+
+
+def digest(solutions: Sequence[LabelledSolution]) -> str:
+    """A digest of the questions and steps, and of nothing that a judge is not told."""
+    keys = (chain_key(Chain(s.question, s.steps, s.ended)) for s in solutions)
+    return hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
+
+
+def judge_solutions(
+    solutions: Sequence[LabelledSolution],
+    judge: Judge,
+    folder: Path,
+    on_chunk: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Judged]:
+    """The verdicts of a judge on solutions, with what they are labelled; chunks that are there already are read."""
+    judged: list[Judged] = []
+    for part, start in enumerate(range(0, len(solutions), _CHUNK)):
+        file = folder / f"part-{part:04d}.json"
+        chunk = solutions[start : start + _CHUNK]
+        records = read_json(file) if file.exists() else None
+        if records is None or any(v["reason"].startswith(FAILED) for r in records for v in r["verdicts"]):
+            verdicts = judge.judge([Chain(s.question, s.steps, s.ended) for s in chunk])
+            records = [
+                {"id": s.id, "verdicts": [{"label": v.label, "reason": v.reason} for v in found]}
+                for s, found in zip(chunk, verdicts, strict=True)
+            ]
+            write_json(file, records)
+        judged += [
+            Judged(s, tuple(v["label"] for v in record["verdicts"])) for s, record in zip(chunk, records, strict=True)
+        ]
+        on_chunk(start + len(chunk), len(solutions))
+    return judged
+
+
+def score_judge(name: str, judged: Sequence[Judged], folder: Path) -> dict[str, Any]:
+    """Write ``scores.json``: how good the judge called ``name`` is against the labels."""
+    scores = {"schema": 1, "judge": name, "against": "labels", "sets": judge_scores(judged)}
+    write_json(folder / "scores.json", scores)
+    return scores
