@@ -6,6 +6,8 @@ batches, the methods in turns.
 
 `--curve` gives every method the budgets 1, 2, 4, ... 32 (samples, paths, or beams times children) and prints accuracy
 against tokens. `--ablation` gives CaT every signal for its votes, and the paper's choice: entropy for all decisions.
+`--overpruned` chooses where to prune on validation questions, as `caspo calibrate` does, and counts on test questions how
+often the last right path is lost.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ from typing import Any
 import numpy as np
 from measure import Figure, difference, ratio, report
 
+from caspo.calibrate import PRUNE_GRID, right_path
 from caspo.confidence import SIGNALS
 from caspo.engines.hf import HFEngine
+from caspo.engines.memo import MemoEngine
 from caspo.engines.models import load
 from caspo.engines.prompts import INSTRUCTION
 from caspo.evaluate.statistics import bootstrap_ci, paired_difference, wilson
 from caspo.search import METHODS, Method
+from caspo.search.threshold import choose_pruning
 from caspo.tasks.base import Task
 from caspo.tasks.jsonl import JsonlTask
 from caspo.tasks.stories import StoriesTask
@@ -156,6 +161,33 @@ def ablation(bench: Bench, questions: Sequence[Question]) -> list[dict[str, Any]
     return rows
 
 
+def overpruned(bench: Bench, chosen_on: Sequence[Question], tested_on: Sequence[Question]) -> dict[str, Figure]:
+    """How often a question loses its last right path to pruning at the thresholds that alpha gives on other questions."""
+    memo = MemoEngine(bench.engine)
+
+    def reached(questions: Sequence[Question]) -> np.ndarray[Any, Any]:
+        """(n, K): whether a finished path was right at each threshold, of the questions with such a path at 0."""
+        columns = []
+        for threshold in PRUNE_GRID:
+            method = bench.method("cat", prune_below=threshold)
+            trees = [solution.tree for solution in method.solve(questions, memo)]
+            columns.append([right_path(bench.task, q, tree) for q, tree in zip(questions, trees, strict=True)])
+        found = np.array(columns, float).T
+        return found[found[:, 0] == 1]
+
+    held, fresh = reached(chosen_on), reached(tested_on)
+    figures = {}
+    for alpha in (0.02, 0.05, 0.1, 0.2):
+        below, _ = choose_pruning(PRUNE_GRID, held, alpha)
+        lost = int((fresh[:, PRUNE_GRID.index(below)] == 0).sum())
+        figures[f"overpruned_at_alpha_{alpha:g}"] = difference(
+            lost / len(fresh), *wilson(lost, len(fresh)),
+            f"{lost} of {len(fresh)} test questions with a right path, pruned below {below:g}, chosen on {len(held)} others "
+            "with one", "share",
+        )  # fmt: skip
+    return figures
+
+
 def main() -> None:
     """Run what was asked for and print tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -170,6 +202,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=160, help="of a path")
     parser.add_argument("--curve", action="store_true")
     parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--overpruned", action="store_true", help="only how often the last right path is pruned")
     args = parser.parse_args()
     if args.quick:
         args.questions, args.seeds = 200, 1
@@ -178,6 +211,11 @@ def main() -> None:
     file = args.task.endswith((".jsonl", ".json"))
     task: Task = JsonlTask(Path(args.task)) if file else StoriesTask(tuple(int(v) for v in args.task.split(",")))
     bench = Bench(engine, task, {"max_tokens": args.max_tokens})
+    if args.overpruned:
+        split = "test" if file else "validation"
+        held = task.questions(split, args.questions, args.seeds)
+        report(overpruned(bench, held, task.questions("test", args.questions, 0)), args.json, args)
+        return
     sets = [task.questions("test", args.questions, seed) for seed in range(args.seeds)]
     more: dict[str, Any] = {}
     figures = headline(bench, sets)

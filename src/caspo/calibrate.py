@@ -47,7 +47,7 @@ from caspo.storage import read_json, write_json
 from caspo.tasks.base import Task
 from caspo.types import Question, Solution, Tree
 
-__all__ = ["PRUNE_GRID", "CalibrateSettings", "Calibration", "calibrate_stage", "calibration_questions"]
+__all__ = ["PRUNE_GRID", "CalibrateSettings", "Calibration", "calibrate_stage", "calibration_questions", "right_path"]
 
 PRUNE_GRID = (0.0, 1e-6, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Thresholds of a path's confidence that are tried; settled before any question is looked at."""
@@ -186,7 +186,7 @@ def _search_grid(
                 write_trees(file.with_suffix(".parquet"), [solution.tree for solution in solutions])
             columns.append(
                 [
-                    {**_outcome(task, q, s), "found": _found(task, q, s.tree), "tokens": s.generated_tokens}
+                    {**_outcome(task, q, s), "found": right_path(task, q, s.tree), "tokens": s.generated_tokens}
                     for q, s in zip(chunk, solutions, strict=True)
                 ]
             )
@@ -240,7 +240,7 @@ def _in_parts(
     return rows
 
 
-def _found(task: Task, question: Question, tree: Tree) -> bool:
+def right_path(task: Task, question: Question, tree: Tree) -> bool:
     """Whether a path was finished that states the right answer."""
     ends = (node for node in tree.nodes if node.decision == "finished")
     return any(
