@@ -318,3 +318,12 @@ def test_a_task_without_a_file(tmp_path: Path) -> None:
     assert len(stages.open_task(task, "test").questions("test", 5, 0)) == 1
     with pytest.raises(ConfigError, match=r"set task\.train"):
         stages.open_task(task, "train")
+
+
+def test_measuring_needs_no_training_section(tmp_path: Path) -> None:
+    """A recipe without `train` is refused at once where a round would train, and is no obstacle to measuring."""
+    recipe = {key: value for key, value in RECIPE.items() if key != "train"}
+    with pytest.raises(ConfigError, match="nothing of training"):
+        run_recipe(CaspoRecipe.model_validate({**recipe, "rounds": 1}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert CaspoRecipe.model_validate({**recipe, "rounds": 0}).train is None

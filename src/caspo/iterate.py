@@ -74,6 +74,8 @@ def run_recipe(recipe: CaspoRecipe, out: Path, reporter: Reporter | None = None)
             "`caspo run` is one process that starts the others when it trains. Run it without a launcher, and name the file "
             "of `accelerate config` in the recipe: accelerate=FILE."
         )
+    if recipe.rounds:
+        _ = recipe.training  # that it is missing is said before anything is measured
     show = reporter or _Silent()
     claim_folder(out, recipe)
     with _only_process(out):
@@ -138,7 +140,7 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, show: Rep
         source,
         recipe.model,
         [(read_trees(f / "tree"), f / "pairs" / "pairs.parquet") for f in folders],
-        recipe.train,
+        recipe.training,
         recipe.seed,
         folder,
         stepped,

@@ -129,9 +129,24 @@ class CaspoRecipe(Config):
     """File of `accelerate config`: training then runs as its processes (`recipes/accelerate/` has some)."""
     annotate: AnnotateStage = AnnotateStage()
     pairs: PairSettings = PairSettings()
-    train: StepDPOSettings
+    train: StepDPOSettings | None = None
+    """Needed by what trains."""
     validation: ValidationStage = ValidationStage()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @property
+    def training(self) -> StepDPOSettings:
+        """The settings of training.
+
+        Raises:
+            ConfigError: the recipe has none.
+        """
+        if self.train is None:
+            raise ConfigError(
+                "The recipe says nothing of training. Add a section `train` with at least its learning_rate, or set rounds "
+                "to 0 to measure the model as it is."
+            )
+        return self.train
 
 
 def open_task(settings: TaskSettings, split: Literal["train", "test"]) -> Task:

@@ -61,13 +61,13 @@ def plan(
     tokens = micros = None
     if trees or pairs:
         tokens, micros = count_tokens(
-            *trees_and_pairs(read_rounds(trees or [], pairs or [])), settings.train, settings.seed
+            *trees_and_pairs(read_rounds(trees or [], pairs or [])), settings.training, settings.seed
         )
-    forward = largest_forward(settings.train, micros)
+    forward = largest_forward(settings.training, micros)
     config = _config(settings.model)
     needed, size = memory(
         config,
-        settings.train,
+        settings.training,
         forward,
         placed,
         gpu=settings.model.device != "cpu",
@@ -145,7 +145,7 @@ def _config(model: ModelSettings) -> Any:
 def _memory_table(recipe: CaspoRecipe, devices: Devices, needed: Memory, size: ModelSize) -> Any:
     from rich.table import Table
 
-    train, full = recipe.train, devices.sharding == "full"
+    train, full = recipe.training, devices.sharding == "full"
     by = f" / {devices.number}" if full and devices.number > 1 else ""
     ways = [f"{size.total / 1e6:,.1f}M parameters", f"{size.trained / 1e6:,.1f}M trained", train.precision]
     ways += ["gradient checkpointing"] if train.gradient_checkpointing else []
@@ -182,7 +182,7 @@ def _bounds(recipe: CaspoRecipe) -> tuple[int, int]:
     """Print what the recipe allows at most; tokens sampled and trained on in all rounds, without prompts."""
     from caspo.cli.show import output
 
-    annotate, train, rounds = recipe.annotate, recipe.train, recipe.rounds
+    annotate, train, rounds = recipe.annotate, recipe.training, recipe.rounds
     prefixes = 1 + annotate.width * (annotate.max_depth - 1)
     steps = annotate.questions * prefixes * annotate.samples
     pairs = annotate.questions * prefixes * 2 * recipe.pairs.per_group
@@ -207,7 +207,7 @@ def _counted(recipe: CaspoRecipe, tokens: Tokens, context: int | None) -> tuple[
     """Print what was counted; no tokens to sample, and those to train on in all epochs."""
     from caspo.cli.show import output
 
-    train = recipe.train
+    train = recipe.training
     output.print(
         f"{tokens.pairs:,} pairs in {tokens.trees:,} trees: {tokens.unique:,} unique tokens; every pair in rows of its own "
         f"would have {tokens.separate:,} ({tokens.separate / tokens.unique:.1f} times as many)."

@@ -51,7 +51,7 @@ def annotate(
 
     settings = _load(recipe, overrides, out)
     if rescore is not None:
-        trees = rescore_stage(settings.model, settings.train, rescore, out / "tree")
+        trees = rescore_stage(settings.model, settings.training, rescore, out / "tree")
     else:
         questions = training_questions(settings, 1)
         engine = cache(lambda: open_engine(settings.model))
@@ -113,7 +113,7 @@ def train(
             settings.model.name,
             settings.model,
             data,
-            settings.train,
+            settings.training,
             settings.seed,
             out,
             lambda step, total: show.stage("train", step, total) if first else None,
