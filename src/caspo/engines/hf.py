@@ -29,8 +29,8 @@ from caspo.types import TokenTrace
 
 __all__ = ["HFEngine"]
 
-_PREFILL_TOKENS = 4096
-"""Tokens of one prefill pass, padding included: bounds its memory."""
+_PREFILL_TOKENS_CPU, _PREFILL_TOKENS_GPU = 1024, 4096
+"""Tokens of one prefill pass, padding included: bounds its memory. On a CPU shorter passes pad less and lose nothing."""
 
 _SHARED = 16
 """Tokens that sequences must share at their beginning to have it computed once; of fewer, copying costs as much."""
@@ -204,10 +204,11 @@ class HFEngine:
             self._prefill({shared: None})  # what all prompts begin with, once
         begun = {ids: self._beginning(ids) for ids in missing}
         missing.sort(key=lambda ids: len(ids) - _length(begun[ids]))
+        most = _PREFILL_TOKENS_CPU if self.device.type == "cpu" else _PREFILL_TOKENS_GPU
         while missing:
             batch: dict[tuple[int, ...], Prefix | None] = {}
             for ids in missing:
-                if batch and (len(batch) + 1) * (len(ids) - _length(begun[ids])) > _PREFILL_TOKENS:
+                if batch and (len(batch) + 1) * (len(ids) - _length(begun[ids])) > most:
                     break
                 batch[ids] = begun[ids]
             found.update(self._prefill(batch))
