@@ -20,7 +20,7 @@ import torch
 from transformers import DynamicCache
 
 from caspo.engines.base import Completion, OnDone, Request
-from caspo.engines.kv import Prefix, PrefixStore, RowPool, owned
+from caspo.engines.kv import Prefix, PrefixStore, RowPool, owned, shared_length
 from caspo.engines.prompts import INSTRUCTION, prompt_ids
 from caspo.engines.queue import Row, WorkQueue
 from caspo.engines.sampling import draw, uniforms
@@ -295,7 +295,7 @@ def _common_prefix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     if not sequences:
         return ()
     first, last = min(sequences), max(sequences)
-    return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
+    return first[: shared_length(first, last)]
 
 
 def _length(prefix: Prefix | None) -> int:

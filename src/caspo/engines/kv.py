@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["Prefix", "PrefixStore", "RowPool", "owned"]
+__all__ = ["Prefix", "PrefixStore", "RowPool", "owned", "shared_length"]
 
 Prefix = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of a token sequence of length n: per layer two tensors (H, n, D)."""
@@ -211,7 +211,7 @@ class PrefixStore:
     def longest(self, ids: tuple[int, ...]) -> int:
         """How many tokens at the beginning of ``ids`` stand at the beginning of a stored sequence."""
         at = bisect_left(self._sorted, ids)  # what shares most with ids stands next to where it would
-        return max((_shared(ids, other) for other in self._sorted[max(0, at - 1) : at + 1]), default=0)
+        return max((shared_length(ids, other) for other in self._sorted[max(0, at - 1) : at + 1]), default=0)
 
     def put(self, ids: tuple[int, ...], prefix: Prefix) -> None:
         """Keep a sequence, dropping the oldest ones over the budget."""
@@ -232,7 +232,8 @@ class PrefixStore:
         self._bytes = 0
 
 
-def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def shared_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """How many tokens two sequences begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
