@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from caspo.errors import EngineError
 from caspo.types import TokenTrace
 
-__all__ = ["Completion", "Engine", "Finish", "OnDone", "Request", "Watch"]
+__all__ = ["Batch", "Completion", "Engine", "Finish", "Message", "OnDone", "Request", "ServingEngine", "Watch"]
 
 Finish = Literal["eos", "stop", "length", "abandoned"]
 
@@ -80,3 +81,56 @@ class Engine(Protocol):
 
     def forget(self) -> None:
         """Drop whatever was kept of earlier prefixes, so that the next call pays for all of its own."""
+
+
+class Batch(Protocol):
+    """Continuations under way, gone on with step by step; requests come and go between steps. One thread's alone."""
+
+    @property
+    def free(self) -> int:
+        """How many more requests it takes now."""
+
+    def add(self, place: int, request: Request) -> None:
+        """Take a request in. ``place`` is the caller's name for it, not in use by another one.
+
+        Raises:
+            EngineError: this request can never be served; the others are not touched.
+        """
+
+    def drop(self, place: int) -> None:
+        """Give up a request: it is no longer decoded, and nothing is heard of it again. A finished one is left alone."""
+
+    def step(self) -> list[tuple[int, Completion | EngineError]]:
+        """Go on with all of them, by a token or for a moment; those that finished or failed, with their places."""
+
+    def close(self) -> None:
+        """Give up what is under way, and free what it holds."""
+
+
+Message = Mapping[str, str]
+"""A chat message: ``role`` (system, user, assistant) and ``content``."""
+
+
+class ServingEngine(Engine, Protocol):
+    """An engine that many users share: requests join and leave while others are under way.
+
+    All but `batch` may be called from any thread, also while a batch is under way.
+    """
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and continuation together, at most."""
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text as it is: no template, no special token added."""
+
+    def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Tokens of the prompt that asks for the assistant's next message. `prompt` is this with the engine's instruction
+        and one question.
+
+        Raises:
+            DataError: the model's template cannot render these messages.
+        """
+
+    def batch(self, most: int | None = None) -> Batch:
+        """An empty batch of ``most`` requests at once (the engine's own limit by default)."""
