@@ -35,7 +35,7 @@ class Recording(ScriptedEngine):
         waiting = list(range(len(asked)))
         while waiting:
             place = waiting.pop(0 if rng is None else rng.randrange(len(waiting)))
-            done[place] = self._play(asked[place])
+            done[place] = self.play(asked[place])
             more = on_done(place, done[place]) if on_done is not None else []
             waiting += range(len(asked), len(asked) + len(more))
             asked += more

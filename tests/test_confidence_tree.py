@@ -173,8 +173,8 @@ def test_abandoning_is_pruning_early(signal: str) -> None:
 
 def _never_abandons(script: Script, **more: Any) -> Solution:
     class Deaf(ScriptedEngine):
-        def _play(self, request: Request) -> Completion:
-            return super()._play(replace(request, watch=None))
+        def play(self, request: Request) -> Completion:
+            return super().play(replace(request, watch=None))
 
     return ConfidenceTree(ConfidenceTreeSettings(paths=8, **more)).solve([Q], Deaf(script))[0]
 

@@ -140,11 +140,11 @@ def test_a_stopped_trace_has_no_vote() -> None:
     """Whatever is measured of it afterwards, and though it has stated its answer."""
 
     class Doubting(Recording):
-        def _play(self, request: Request) -> Completion:
+        def play(self, request: Request) -> Completion:
             watch = request.watch
             if watch is not None:
                 request = replace(request, watch=lambda token, m: token != ord(".") and watch(token, m))
-            return super()._play(request)
+            return super().play(request)
 
     engine = Doubting({"Q\n": ends((FIVE, 1), (SIX, 1))})
     (solution,) = online(samples=12, warm_up=4, consensus=1.0).solve([Q], engine, 1)
@@ -231,11 +231,11 @@ def test_equal_traces_are_equal_up_to_rounding() -> None:
     """What a batch adds to the last digits neither stops a trace nor takes its vote."""
 
     class Noisy(Recording):
-        def _play(self, request: Request) -> Completion:
+        def play(self, request: Request) -> Completion:
             noise, watch = random.Random(request.seed).uniform(-1e-3, 1e-3), request.watch
             if watch is not None:
                 request = replace(request, watch=lambda token, m: watch(token, [*m[:5], m[5] + noise]))
-            found = super()._play(request)
+            found = super().play(request)
             assert found.top_k_logprob is not None
             return replace(found, top_k_logprob=found.top_k_logprob + np.float32(noise))
 
@@ -256,8 +256,8 @@ def test_deepconf_settings() -> None:
         DeepConfOfflineSettings(top_k=1)
 
     class Silent(ScriptedEngine):
-        def _play(self, request: Request) -> Completion:
-            return replace(super()._play(replace(request, top_k=0)), top_k_logprob=None)
+        def play(self, request: Request) -> Completion:
+            return replace(super().play(replace(request, top_k=0)), top_k_logprob=None)
 
     for method in (DeepConfOffline(), DeepConfOnline()):
         with pytest.raises(EngineError, match="measured no top-k log-probabilities"):

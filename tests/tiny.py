@@ -147,8 +147,8 @@ class Counting(ScriptedEngine):
         self.tokens: dict[str, int] = {}
         self.requests: list[Request] = []
 
-    def _play(self, request: Request) -> Completion:
-        completion = super()._play(request)
+    def play(self, request: Request) -> Completion:
+        completion = super().play(request)
         self.requests.append(request)
         name = "".join(self.pieces(request.prefix_ids)).partition("\n")[0]
         self.tokens[name] = self.tokens.get(name, 0) + len(completion.token_ids)

@@ -13,19 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from transformers import DynamicCache
 
-from caspo.engines.base import Completion, OnDone, Request
+from caspo.engines.base import Completion, Message, OnDone, Request
+from caspo.engines.hf_batch import HFBatch
 from caspo.engines.kv import Prefix, PrefixStore, RowPool, owned, shared_length
-from caspo.engines.prompts import INSTRUCTION, prompt_ids
-from caspo.engines.queue import Row, WorkQueue
-from caspo.engines.sampling import draw, uniforms
-from caspo.errors import EngineError, ModelError
-from caspo.types import TokenTrace
+from caspo.engines.prompts import INSTRUCTION, chat_ids, prompt_ids
+from caspo.engines.queue import run
+from caspo.engines.rows import check
+from caspo.errors import ModelError
 
 __all__ = ["HFEngine"]
 
@@ -70,7 +69,7 @@ class HFEngine:
         config = model.config.get_text_config(decoder=True)
         self.context_length = int(getattr(config, "max_position_embeddings", 1 << 30))
         self._layers = int(config.num_hidden_layers)
-        self._store = PrefixStore(store_bytes)
+        self.store = PrefixStore(store_bytes)
         self._pool: RowPool | None = None
         generation = getattr(model.generation_config, "eos_token_id", None)
         listed = generation if isinstance(generation, list) else [generation]
@@ -85,9 +84,33 @@ class HFEngine:
         """Tokens of the prompt that asks ``question``, in the model's chat template if it has one."""
         return prompt_ids(self.tokenizer, question, self.instruction)
 
+    def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Tokens of the prompt that asks for the assistant's next message."""
+        return chat_ids(self.tokenizer, messages)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text as it is."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token; special tokens are empty."""
         return [self._pieces[i] for i in token_ids]
+
+    def piece(self, token: int) -> str:
+        """The text of one token; of a special one empty."""
+        return self._pieces[token]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of some tokens, without special ones."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that can never be served.
+
+        Raises:
+            EngineError: its prefix leaves no room in the model's context.
+        """
+        check(request, self.context_length, self.name)
 
     @cached_property
     def _pieces(self) -> _Pieces:
@@ -95,109 +118,28 @@ class HFEngine:
 
     def forget(self) -> None:
         """Drop the keys and values of all prefixes."""
-        self._store.clear()
+        self.store.clear()
 
-    @torch.inference_mode()
     def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
         """Sample every request, and those that ``on_done`` adds; results in the order of their places.
 
         Raises:
             EngineError: a prefix leaves no room in the model's context, or the model returned NaN or infinite logits.
         """
-        if not requests:
-            return []
-        columns = self._columns(requests)
-        capacity = self._capacity(columns)
-        if on_done is None:
-            capacity = min(capacity, len(requests))
-        queue = WorkQueue(requests, on_done, self._check)
-        pool = self._pool_for(columns, capacity)
-        rows: list[Row] = []
-        while True:
-            free = pool.capacity - len(rows)
-            if not rows or free >= max(1, pool.capacity // 8):
-                new = queue.take(free)
-                if new:
-                    columns = self._columns([row.request for row in new])
-                    if columns > pool.columns:
-                        pool.widen(columns, max(self._capacity(columns), len(rows) + len(new)))
-                    self._admit(pool, new)
-                    rows += new
-                elif not rows:
-                    return queue.finished()
-            for at in reversed(self._step(pool, rows)):
-                row = rows[at]
-                completion = self._complete(row)
-                if row.request.keep:
-                    self._store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(at))
-                pool.remove(at)
-                rows[at] = rows[-1]
-                rows.pop()
-                queue.done(row.place, completion)
+        for request in requests:
+            self.check(request)
+        return run(self.batch(len(requests) if on_done is None else None), requests, on_done)
 
-    def _step(self, pool: RowPool, rows: list[Row]) -> list[int]:
-        """Decode one token for every row; the places of the rows that finished, ascending."""
-        logits_BV = self.model(
-            input_ids=torch.tensor([[row.last] for row in rows], device=self.device),
-            attention_mask=pool.mask(),
-            position_ids=pool.positions(),
-            past_key_values=pool.cache,
-            use_cache=True,
-        ).logits[:, -1]
-        pool.advance()
-        uniform = uniforms(
-            np.array([row.request.seed & 0xFFFFFFFFFFFFFFFF for row in rows], dtype=np.uint64),
-            np.array([len(row.tokens) for row in rows], dtype=np.uint64),
-        )
-        drawn = draw(
-            logits_BV,
-            torch.tensor([row.request.temperature for row in rows], device=self.device),
-            torch.tensor([row.request.top_p for row in rows], device=self.device),
-            torch.tensor(uniform, dtype=torch.float32, device=self.device),
-            [1 if row.tokens else row.request.rank for row in rows],
-            [row.request.top_k for row in rows],
-        )
-        finished = []
-        for place, (row, token, measured) in enumerate(
-            zip(rows, drawn.tokens.tolist(), drawn.statistics.tolist(), strict=True)
-        ):
-            row.tokens.append(token)
-            row.statistics.append(measured)
-            row.finish = self._finish(row, token)
-            if row.finish is None and row.request.watch is not None and not row.request.watch(token, measured):
-                row.finish = "abandoned"
-            if row.finish is not None:
-                finished.append(place)
-        return finished
+    def batch(self, most: int | None = None) -> HFBatch:
+        """An empty batch of ``most`` requests at once, ``max_rows`` at most, fewer where memory is short."""
+        return HFBatch(self, min(most or self.max_rows, self.max_rows))
 
-    def _finish(self, row: Row, token: int) -> Literal["eos", "stop", "length"] | None:
-        """Why the row ends with ``token``, or None. A full context is `length`: nothing can be continued from there."""
-        request = row.request
-        if token in self.eos_ids:
-            return "eos"
-        if len(request.prefix_ids) + len(row.tokens) >= self.context_length:
-            return "length"
-        tail, row.text = len(row.text), row.text + self._pieces[token]
-        for stop in request.stop:
-            at = row.text.find(stop, max(0, tail - len(stop) + 1))
-            while at >= 0:
-                if row.text[:at].strip():
-                    return "stop"
-                at = row.text.find(stop, at + 1)
-        return "length" if len(row.tokens) >= request.max_new_tokens else None
+    # What follows is for `HFBatch`.
 
-    def _complete(self, row: Row) -> Completion:
-        columns = np.array(row.statistics, dtype=np.float32).T.copy()
-        assert row.finish is not None
-        tokens = row.tokens[:-1] if row.finish == "eos" else row.tokens
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        top_k = columns[5] if row.request.top_k else None
-        return Completion(tuple(row.tokens), text, TokenTrace(*columns[:5]), row.finish, top_k)
-
-    def _admit(self, pool: RowPool, new: list[Row]) -> None:
-        """Give every new row the keys and values of its prefix (all but its last token, which the next step feeds)."""
-        needed = list(dict.fromkeys(row.request.prefix_ids[:-1] for row in new))
-        found = {ids: self._store.get(ids) for ids in needed}
+    def prefixes(self, sequences: Sequence[tuple[int, ...]]) -> list[Prefix]:
+        """The keys and values of each sequence, computed where they are not there."""
+        needed = list(dict.fromkeys(sequences))
+        found = {ids: self.store.get(ids) for ids in needed}
         missing = [ids for ids in needed if found[ids] is None]
         shared = _common_prefix(missing)
         if len(missing) > 1 and len(shared) >= _SHARED and _length(self._beginning(shared)) < len(shared) - 1:
@@ -214,16 +156,16 @@ class HFEngine:
             found.update(self._prefill(batch))
             missing = missing[len(batch) :]
         prefixes = []
-        for row in new:
-            prefix = found[row.request.prefix_ids[:-1]]
+        for ids in sequences:
+            prefix = found[ids]
             assert prefix is not None
             prefixes.append(prefix)
-        pool.admit(prefixes)
+        return prefixes
 
     def _beginning(self, ids: tuple[int, ...]) -> Prefix | None:
         """Keys and values that are there of the beginning of ``ids``, if worth it; at least one token is left to compute."""
-        kept = min(self._store.longest(ids), len(ids) - 1)
-        return self._store.get(ids[:kept]) if kept >= _SHARED else None
+        kept = min(self.store.longest(ids), len(ids) - 1)
+        return self.store.get(ids[:kept]) if kept >= _SHARED else None
 
     def _prefill(self, batch: Mapping[tuple[int, ...], Prefix | None]) -> dict[tuple[int, ...], Prefix]:
         """Keys and values of every sequence of ``batch``, of whose beginning some are there.
@@ -253,41 +195,35 @@ class HFEngine:
         for i, ids in enumerate(batch):
             own = slice(width - len(ids), width)
             prefix = owned([(layer.keys[i, :, own], layer.values[i, :, own]) for layer in cache.layers])
-            self._store.put(ids, prefix)
+            self.store.put(ids, prefix)
             result[ids] = prefix
         return result
 
-    def _pool_for(self, columns: int, capacity: int) -> RowPool:
-        """The pool of the last call if it is large enough: fresh memory costs seconds on some machines."""
+    def pool_for(self, columns: int, capacity: int) -> RowPool:
+        """The pool of an earlier batch if it is large enough: fresh memory costs seconds on some machines."""
         pool, self._pool = self._pool, None  # the old one is freed before a larger one is made
         if pool is None or pool.columns < columns or pool.capacity < capacity:
             del pool
             pool = RowPool(self._layers, capacity, columns, self.device)
         pool.clear()
-        self._pool = pool
         return pool
 
-    def _columns(self, requests: Sequence[Request]) -> int:
+    def give_back(self, pool: RowPool) -> None:
+        """Keep a pool for the next batch."""
+        self._pool = pool
+
+    def columns(self, requests: Sequence[Request]) -> int:
         """Columns of a pool for these requests, rounded up so that a search that goes deeper keeps its pool."""
         longest = max(min(len(r.prefix_ids) + r.max_new_tokens, self.context_length) for r in requests)
         return -(-(longest + 64) // 128) * 128
 
-    def _capacity(self, columns: int) -> int:
+    def capacity(self, columns: int) -> int:
         """Rows that fit into the memory."""
         config = self.model.config.get_text_config(decoder=True)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         row_bytes: int = 2 * self._layers * heads * width * columns * self.model.dtype.itemsize
         return max(1, min(self.max_rows, self.pool_bytes // row_bytes))
-
-    def _check(self, request: Request) -> None:
-        if len(request.prefix_ids) < 2:
-            raise EngineError("A prompt needs at least two tokens. Is the question or the chat template empty?")
-        if len(request.prefix_ids) >= self.context_length:
-            raise EngineError(
-                f"A prompt of {len(request.prefix_ids)} tokens leaves no room in the context of {self.name} "
-                f"({self.context_length} tokens). Shorten the question, or use a model with a longer context."
-            )
 
 
 def _common_prefix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from caspo.engines.base import Message
 from caspo.errors import DataError
 
-__all__ = ["INSTRUCTION", "PLAIN_TEMPLATE", "prompt_ids", "solution_ids"]
+__all__ = ["INSTRUCTION", "PLAIN_TEMPLATE", "chat_ids", "prompt_ids", "solution_ids"]
 
 INSTRUCTION = "Solve the problem step by step, one short step a line. The last line is: The answer is X."
 """What an instruction-tuned model is asked for. Models that were trained to write steps do not need it."""
@@ -28,16 +30,26 @@ def prompt_ids(tokenizer: Any, question: str, instruction: str = INSTRUCTION) ->
     """
     if not question.strip():
         raise DataError("The question is empty: there is nothing to solve. Give a question with some text.")
+    system = [{"role": "system", "content": instruction}] if instruction else []
+    return chat_ids(tokenizer, [*system, {"role": "user", "content": question.strip()}])
+
+
+def chat_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
+    """Tokens of the prompt that asks for the next message of a conversation, in the tokenizer's chat template.
+
+    A system message stands before the first question where a template refuses system messages.
+
+    Raises:
+        DataError: the template cannot render these messages.
+    """
     template = tokenizer.chat_template or PLAIN_TEMPLATE
-    user = {"role": "user", "content": question.strip()}
-    system = {"role": "system", "content": instruction}
     try:
-        text = _render(tokenizer, [system, user] if instruction else [user], template)
+        text = _render(tokenizer, messages, template)
     except Exception as error:  # templates raise jinja2 errors of their own when they take no system message
-        if not instruction:
+        if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
             raise DataError(f"The model's chat template cannot render a question: {error}") from error
-        user["content"] = f"{instruction}\n\n{user['content']}"
-        text = _render(tokenizer, [user], template)
+        joined = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+        return chat_ids(tokenizer, [{"role": "user", "content": joined}, *messages[2:]])
     ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     bos = tokenizer.bos_token_id
     if template == PLAIN_TEMPLATE and getattr(tokenizer, "add_bos_token", False) and bos is not None:
@@ -51,7 +63,9 @@ def solution_ids(tokenizer: Any, solution: str) -> tuple[int, ...]:
     return (*ids, tokenizer.eos_token_id)
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], template: str) -> str:
+def _render(tokenizer: Any, messages: Sequence[Message], template: str) -> str:
     return str(
-        tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            list(messages), chat_template=template, tokenize=False, add_generation_prompt=True
+        )
     )

@@ -21,7 +21,8 @@ from typing import Literal
 
 import numpy as np
 
-from caspo.engines.base import Completion, Finish, OnDone, Request
+from caspo.engines.base import Completion, Finish, Message, OnDone, Request
+from caspo.engines.queue import run
 from caspo.errors import ConfigError, DataError, EngineError
 from caspo.types import TokenTrace
 
@@ -71,6 +72,19 @@ class ScriptedEngine:
             raise DataError("The question is empty: there is nothing to solve. Give a question with some text.")
         return tuple(map(ord, f"{question}\n"))
 
+    @property
+    def context_length(self) -> int:
+        """No limit."""
+        return 1 << 30
+
+    def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """As `prompt` for a single question; of more messages one a line."""
+        return self.prompt("\n".join(message["content"] for message in messages))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The text's characters."""
+        return tuple(map(ord, text))
+
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The character of each token; EOS is empty."""
         return ["" if token == EOS else chr(token) for token in token_ids]
@@ -84,15 +98,14 @@ class ScriptedEngine:
         Raises:
             EngineError: the script has no continuation for a text.
         """
-        waiting = list(requests)
-        completions: list[Completion] = []
-        for place, request in enumerate(waiting):  # grows while it is read
-            completions.append(self._play(request))
-            if on_done is not None:
-                waiting += on_done(place, completions[-1])
-        return completions
+        return run(self.batch(), requests, on_done)
 
-    def _play(self, request: Request) -> Completion:
+    def batch(self, most: int | None = None) -> ScriptedBatch:
+        """An empty batch; every step plays one request to its end."""
+        return ScriptedBatch(self, 256 if most is None else most)
+
+    def play(self, request: Request) -> Completion:
+        """One request, to its end."""
         prefix = "".join(self.pieces(request.prefix_ids))
         ids: list[int] = []
         columns: list[tuple[float, ...]] = []
@@ -123,6 +136,41 @@ class ScriptedEngine:
             if not (option.text or option.eos) or option.probability <= 0:
                 raise ConfigError(f"{option!r} cannot be played: it needs a text (or eos) and a probability above 0.")
         return found
+
+
+class ScriptedBatch:
+    """The requests that wait to be played, the oldest first."""
+
+    def __init__(self, engine: ScriptedEngine, most: int) -> None:
+        self._engine, self._most = engine, most
+        self._waiting: dict[int, Request] = {}
+
+    @property
+    def free(self) -> int:
+        """How many more requests it takes now."""
+        return self._most - len(self._waiting)
+
+    def add(self, place: int, request: Request) -> None:
+        """Take a request in."""
+        self._waiting[place] = request
+
+    def drop(self, place: int) -> None:
+        """Give up a request."""
+        self._waiting.pop(place, None)
+
+    def step(self) -> list[tuple[int, Completion | EngineError]]:
+        """Play the oldest request."""
+        for place in self._waiting:
+            request = self._waiting.pop(place)
+            try:
+                return [(place, self._engine.play(request))]
+            except EngineError as error:
+                return [(place, error)]
+        return []
+
+    def close(self) -> None:
+        """Give up what waits."""
+        self._waiting.clear()
 
 
 def _tokens(option: Scripted) -> list[int]:

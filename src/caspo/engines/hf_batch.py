@@ -1,0 +1,158 @@
+"""The rows that an `HFEngine` decodes together: which are in the batch, which wait, one token for each at a step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from caspo.engines.base import Completion, Request
+from caspo.engines.kv import RowPool
+from caspo.engines.rows import Row
+from caspo.engines.sampling import Draw, draw, uniforms
+from caspo.errors import EngineError
+
+if TYPE_CHECKING:
+    from caspo.engines.hf import HFEngine
+
+__all__ = ["HFBatch"]
+
+
+class HFBatch:
+    """Continuous batching: a row that finishes leaves at once and one that waits takes its place."""
+
+    def __init__(self, engine: HFEngine, most: int) -> None:
+        self._engine, self._most = engine, most
+        self._waiting: list[Row] = []
+        self._rows: list[Row] = []
+        self._pool: RowPool | None = None
+
+    @property
+    def free(self) -> int:
+        """How many more requests it takes now."""
+        room = self._most if self._pool is None else min(self._most, self._pool.capacity)
+        return max(0, room - len(self._rows) - len(self._waiting))
+
+    def add(self, place: int, request: Request) -> None:
+        """Take a request in; it joins the batch at a step.
+
+        Raises:
+            EngineError: its prefix leaves no room in the model's context.
+        """
+        self._engine.check(request)
+        self._waiting.append(Row(place, request))
+
+    def drop(self, place: int) -> None:
+        """Free the request's row, or its place among those that wait."""
+        self._waiting = [row for row in self._waiting if row.place != place]
+        for at, row in enumerate(self._rows):
+            if row.place == place:
+                self._remove(at)
+                break
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, Completion | EngineError]]:
+        """Let some of those that wait join, if there is room for enough of them, and decode a token for every row.
+
+        Raises:
+            EngineError: a row of those that joined could not be prefilled; the batch is as it was.
+        """
+        self._join()
+        if not self._rows:
+            return []
+        pool = self._joined_pool
+        finished: list[tuple[int, Completion | EngineError]] = []
+        drawn, failures = self._draw(pool)
+        tokens, statistics = drawn.tokens.tolist(), drawn.statistics.tolist()
+        engine = self._engine
+        # From the last one on: what takes the place of a row that leaves was looked at already.
+        for at in reversed(range(len(self._rows))):
+            row, token = self._rows[at], tokens[at]
+            if at in failures:
+                finished.append((row.place, failures[at]))
+            elif row.take(
+                token,
+                statistics[at],
+                engine.piece(token),
+                ends=token in engine.eos_ids,
+                context_length=engine.context_length,
+            ):
+                finished.append((row.place, row.completion(engine.text(row.written))))
+                if row.request.keep:
+                    engine.store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(at))
+            else:
+                continue
+            self._remove(at)
+        return finished
+
+    def close(self) -> None:
+        """Give up all rows; the memory stays with the engine for its next batch."""
+        self._waiting, self._rows = [], []
+        if self._pool is not None:
+            self._engine.give_back(self._pool)
+            self._pool = None
+
+    @property
+    def _joined_pool(self) -> RowPool:
+        assert self._pool is not None
+        return self._pool
+
+    def _join(self) -> None:
+        """Admitting costs a prefill: while rows are under way, it waits until an eighth of them can come at once."""
+        if not self._waiting:
+            return
+        engine = self._engine
+        if not self._rows:
+            columns = engine.columns([row.request for row in self._waiting])
+            if self._pool is not None:
+                engine.give_back(self._pool)
+            self._pool = engine.pool_for(columns, min(self._most, engine.capacity(columns)))
+        pool = self._joined_pool
+        room = min(self._most, pool.capacity) - len(self._rows)
+        if self._rows and room < max(1, pool.capacity // 8):
+            return
+        new = self._waiting[:room]
+        columns = engine.columns([row.request for row in new])
+        if columns > pool.columns:
+            pool.widen(columns, max(min(self._most, engine.capacity(columns)), len(self._rows) + len(new)))
+        pool.admit(engine.prefixes([row.request.prefix_ids[:-1] for row in new]))
+        self._waiting = self._waiting[room:]
+        self._rows += new
+
+    def _draw(self, pool: RowPool) -> tuple[Draw, dict[int, EngineError]]:
+        """One token for every row; the rows whose logits are not numbers, with what is wrong."""
+        engine, rows = self._engine, self._rows
+        logits_BV = engine.model(
+            input_ids=torch.tensor([[row.last] for row in rows], device=engine.device),
+            attention_mask=pool.mask(),
+            position_ids=pool.positions(),
+            past_key_values=pool.cache,
+            use_cache=True,
+        ).logits[:, -1]
+        pool.advance()
+        uniform = uniforms(
+            np.array([row.request.seed & 0xFFFFFFFFFFFFFFFF for row in rows], dtype=np.uint64),
+            np.array([len(row.tokens) for row in rows], dtype=np.uint64),
+        )
+        arguments = (
+            torch.tensor([row.request.temperature for row in rows], device=engine.device),
+            torch.tensor([row.request.top_p for row in rows], device=engine.device),
+            torch.tensor(uniform, dtype=torch.float32, device=engine.device),
+            [1 if row.tokens else row.request.rank for row in rows],
+            [row.request.top_k for row in rows],
+        )
+        try:
+            return draw(logits_BV, *arguments), {}
+        except EngineError as error:
+            # Only the rows that it is true of fail: others are other people's.
+            highest_B = logits_BV.float().amax(-1)
+            bad = (~highest_B.isfinite()).nonzero().flatten().tolist()
+            logits_BV[bad] = 0.0
+            return draw(logits_BV, *arguments), dict.fromkeys(bad, error)
+
+    def _remove(self, at: int) -> None:
+        """Free a row; the last one takes its place."""
+        self._joined_pool.remove(at)
+        self._rows[at] = self._rows[-1]
+        self._rows.pop()

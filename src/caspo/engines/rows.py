@@ -1,0 +1,93 @@
+"""A request on its way through a batch: its tokens so far, and when it ends. What every decoding engine shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from caspo.engines.base import Completion, Finish, Request
+from caspo.errors import EngineError
+from caspo.types import TokenTrace
+
+__all__ = ["Row", "check"]
+
+
+@dataclass
+class Row:
+    """One continuation while it is decoded."""
+
+    place: int
+    """Its caller's name for it."""
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    statistics: list[Sequence[float]] = field(default_factory=list)
+    """What was measured of each token; see `caspo.engines.sampling.Draw`."""
+    text: str = ""
+    finish: Finish | None = None
+
+    @property
+    def last(self) -> int:
+        """The token that the next step feeds."""
+        return self.tokens[-1] if self.tokens else self.request.prefix_ids[-1]
+
+    def take(self, token: int, measured: Sequence[float], piece: str, *, ends: bool, context_length: int) -> bool:
+        """Take the next token in; whether the continuation ends with it (``finish`` says why).
+
+        Args:
+            token: the token that was drawn.
+            measured: of it, as in `caspo.engines.sampling.Draw`.
+            piece: its text.
+            ends: whether it is an EOS token.
+            context_length: of the model. A full context is `length`: nothing can be continued from there.
+        """
+        self.tokens.append(token)
+        self.statistics.append(measured)
+        self.finish = self._finish(piece, ends, context_length)
+        watch = self.request.watch
+        if self.finish is None and watch is not None and not watch(token, measured):
+            self.finish = "abandoned"
+        return self.finish is not None
+
+    def completion(self, text: str) -> Completion:
+        """The finished continuation, ``text`` being that of its tokens without EOS."""
+        assert self.finish is not None
+        columns = np.array(self.statistics, dtype=np.float32).T.copy()
+        top_k = columns[5] if self.request.top_k else None
+        return Completion(tuple(self.tokens), text, TokenTrace(*columns[:5]), self.finish, top_k)
+
+    @property
+    def written(self) -> list[int]:
+        """The tokens that make its text: all but an EOS at the end."""
+        return self.tokens[:-1] if self.finish == "eos" else self.tokens
+
+    def _finish(self, piece: str, ends: bool, context_length: int) -> Finish | None:
+        request = self.request
+        if ends:
+            return "eos"
+        if len(request.prefix_ids) + len(self.tokens) >= context_length:
+            return "length"
+        tail, self.text = len(self.text), self.text + piece
+        for stop in request.stop:
+            at = self.text.find(stop, max(0, tail - len(stop) + 1))
+            while at >= 0:
+                if self.text[:at].strip():
+                    return "stop"
+                at = self.text.find(stop, at + 1)
+        return "length" if len(self.tokens) >= request.max_new_tokens else None
+
+
+def check(request: Request, context_length: int, name: str) -> None:
+    """Refuse a request that no model with this context can serve.
+
+    Raises:
+        EngineError: its prefix is shorter than two tokens, or leaves no room.
+    """
+    if len(request.prefix_ids) < 2:
+        raise EngineError("A prompt needs at least two tokens. Is the question or the chat template empty?")
+    if len(request.prefix_ids) >= context_length:
+        raise EngineError(
+            f"A prompt of {len(request.prefix_ids)} tokens leaves no room in the context of {name} "
+            f"({context_length} tokens). Shorten the question, or use a model with a longer context."
+        )
