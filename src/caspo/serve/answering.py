@@ -14,8 +14,9 @@ from starlette.types import Receive, Scope, Send
 from caspo.engines.base import ServingEngine
 from caspo.serve.answers import Answer, Choice, Form, event, usage
 from caspo.serve.errors import ApiError
+from caspo.serve.job import Closing, Done, Event, Failed, Job, Overloaded, Ticket
 from caspo.serve.metrics import Metrics
-from caspo.serve.scheduler import Done, Event, Failed, Job, Overloaded, Scheduler, Ticket
+from caspo.serve.scheduler import Scheduler
 from caspo.serve.wire import Asked
 
 __all__ = ["Runner"]
@@ -37,7 +38,7 @@ class Runner:
             ApiError: a prompt makes no sense, too many wait, or a search failed.
         """
         start = time.perf_counter()
-        jobs = await asyncio.to_thread(asked.jobs, self._engine)
+        jobs = await asyncio.to_thread(asked.jobs, self._engine, request.scope.get("caspo.client", ""))
         prompt_tokens = sum(len(job.prompt_ids) for job in jobs[:: asked.n])
         answering = _Answering(self, asked, form, self._submitted(jobs), prompt_tokens, start)
         if asked.stream:
@@ -50,9 +51,11 @@ class Runner:
         try:
             for job in jobs:
                 tickets.append(self._scheduler.submit(job))
-        except Overloaded as error:
+        except (Overloaded, Closing) as error:
             for ticket in tickets:
                 ticket.cancel()
+            if isinstance(error, Closing):
+                raise ApiError(503, str(error), code="shutting_down", retry_after=5) from error
             raise ApiError(429, str(error), code="overloaded", retry_after=error.retry_after) from error
         return tickets
 

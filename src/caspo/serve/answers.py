@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from caspo.engines.base import ServingEngine
-from caspo.serve.scheduler import Done, Grown, Settled
-from caspo.serve.tree_json import confidence_of, tree_json
+from caspo.serve.job import Done, Grown, Settled
+from caspo.serve.tree_json import confidence_of, node_json, tree_json
 from caspo.serve.wire import Asked
-from caspo.types import Node
+from caspo.types import ROOT, Node
 
 __all__ = ["Answer", "Choice", "Form", "StopCut", "usage"]
 
@@ -87,13 +87,15 @@ class Choice:
         self._cut = StopCut(asked.stop)
         self._steps = 0
         """Steps that were shown."""
+        self._path_confidence = {ROOT: 1.0}
+        """Of the nodes that were told of."""
 
     def chunks(self, event: Settled | Grown) -> Iterator[Chunk]:
         """What a stream shows of an event."""
         if isinstance(event, Grown):
-            yield Chunk(caspo={"nodes": event.nodes})
+            yield Chunk(caspo={"nodes": [self._node(node) for node in event.nodes]})
         elif not self._asked.withheld:
-            yield from self._step(event.text, event.confidence)
+            yield from self._step(event.text, round(event.confidence, 4))
 
     def last_chunks(self, event: Done) -> Iterator[Chunk]:
         """The steps that were not shown yet; none of an answer that is withheld."""
@@ -108,6 +110,11 @@ class Choice:
         index, self._steps = self._steps, self._steps + 1
         if not self._cut.stopped:
             yield Chunk(self._cut.feed(text), {"step": {"index": index, "confidence": confidence}})
+
+    def _node(self, node: Node) -> dict[str, Any]:
+        told = node_json(node, self._path_confidence[node.parent])
+        self._path_confidence[node.id] = told["path_confidence"]
+        return told
 
     def answer(self, event: Done) -> Answer:
         """The whole answer. May ask the engine for the tokens' texts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from typing import Any
 
@@ -10,11 +9,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from caspo import __version__
 from caspo.engines.base import ServingEngine
-from caspo.serve import openapi
+from caspo.serve import openapi, page
 from caspo.serve.answering import Runner
 from caspo.serve.answers import Form
 from caspo.serve.errors import ApiError
@@ -43,10 +42,11 @@ class Application(FastAPI):
     """FastAPI with the guard around all of it."""
 
     guard: Guard
+    outermost: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the server's start and end."""
-        await self.guard(scope, receive, send)
+        await self.outermost(scope, receive, send)
 
     async def inner(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What the guard let through."""
@@ -66,11 +66,12 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
     metrics = Metrics(scheduler.load)
     runner = Runner(scheduler, engine, metrics)
     created = int(time.time())
-    open_paths = frozenset({"/healthz"} | _include_page(app))
-    app.guard = Guard(app.inner, settings, metrics, open_paths)
+    app.include_router(page.router)
+    open_paths = frozenset({"/healthz", *(route.path for route in page.router.routes)})  # the page is the same for everyone
+    app.guard = app.outermost = Guard(app.inner, settings, metrics, open_paths)
     if settings.cors:
-        app.add_middleware(
-            CORSMiddleware,
+        app.outermost = CORSMiddleware(  # outside the guard: its refusals must be readable too
+            app.guard,
             allow_origins=list(settings.cors),
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type"],
@@ -150,9 +151,3 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
 
     return app
 
-
-def _include_page(app: FastAPI) -> set[str]:
-    """Mount the page; its paths. They are open: what is on them is the same for everyone."""
-    router = importlib.import_module("caspo.serve.page").router
-    app.include_router(router)
-    return {route.path for route in router.routes}

@@ -1,7 +1,7 @@
-"""What stands before the application: who may call it, how large a body may be, what every answer carries, one line a request.
+"""What stands before the application: who may call it, how large a body may be, what every answer carries.
 
-Plain ASGI, so that it holds while a body still arrives and while a stream is sent. What it logs is the method, the route,
-the status and the time; no query, no header, no body.
+Plain ASGI, so that it holds while a body still arrives and while a stream is sent. It logs one line a
+request: the method, the route, the status and the time; no query, no header, no body.
 """
 
 from __future__ import annotations
@@ -84,11 +84,12 @@ class Guard:
 
     def _admit(self, scope: Scope) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
+        scope["caspo.client"] = (scope.get("client") or ("",))[0]
         path = scope["path"]
         if not self._digests:
             self._same_machine(headers)
         elif path not in self._open and scope["method"] != "OPTIONS":
-            self._known(headers.get(b"authorization", b""))
+            scope["caspo.client"] = self._known(headers.get(b"authorization", b""))
         if self.closing and path != "/healthz":
             raise ApiError(503, "The server is shutting down. Send the request again later.", retry_after=5)
         length = headers.get(b"content-length", b"0")
@@ -114,16 +115,14 @@ class Guard:
                 "it with API keys.",
             )
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if (
-            origin
-            and origin not in (f"http://{host}", f"https://{host}", *self._settings.cors)
-            and "*" not in self._settings.cors
-        ):
+        ours = (f"http://{host}", f"https://{host}", *self._settings.cors)
+        if origin and origin not in ours and "*" not in self._settings.cors:
             raise ApiError(
                 403, "Pages of other origins may not call this server. Allow theirs: caspo serve --cors ORIGIN."
             )
 
-    def _known(self, authorization: bytes) -> None:
+    def _known(self, authorization: bytes) -> str:
+        """Whose key it is, by a name that does not tell the key."""
         scheme, _, key = authorization.partition(b" ")
         digest = hashlib.sha256(key.strip()).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, whichever matches
@@ -133,6 +132,7 @@ class Guard:
                 "This API key is not known." if key else "An API key is needed: send Authorization: Bearer KEY.",
                 code="invalid_api_key",
             )
+        return digest.hex()[:16]
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """``receive`` that refuses a body that is too large, said or not, or too slow."""

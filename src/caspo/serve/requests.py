@@ -1,7 +1,8 @@
 """The bodies of requests, checked strictly: OpenAI's fields, and ``caspo``.
 
-A field that is not listed is refused, never dropped. What OpenAI has and this server has not is listed with the values that
-ask for nothing (``tools: []``, ``presence_penalty: 0``): clients that send every default work, and whoever asks for it is told.
+A field that is not listed is refused, never dropped. What OpenAI has and this server has not is listed with the
+values that ask for nothing (``tools: []``, ``presence_penalty: 0``): clients that send every default work, and who asks for
+it is told.
 """
 
 from __future__ import annotations

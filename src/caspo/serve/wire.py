@@ -16,8 +16,8 @@ from caspo.engines.base import ServingEngine
 from caspo.errors import DataError, EngineError
 from caspo.search import METHODS, DiPT, Method
 from caspo.serve.errors import ApiError, invalid
+from caspo.serve.job import Job
 from caspo.serve.requests import ChatMessage, ChatRequest, CompletionRequest
-from caspo.serve.scheduler import Job
 from caspo.serve.settings import ServeSettings
 from caspo.types import Question
 
@@ -54,8 +54,8 @@ class Asked:
         """Whether nothing may be shown before it is known that the answer is given at all."""
         return getattr(self.method.settings, "abstain_below", 0.0) > 0
 
-    def jobs(self, engine: ServingEngine) -> list[Job]:
-        """The searches, in the order of the choices. Asks the engine for tokens, so it may take a moment.
+    def jobs(self, engine: ServingEngine, client: str) -> list[Job]:
+        """The searches of a client, in the order of the choices. Asks the engine for tokens, so it may take a moment.
 
         Raises:
             ApiError: a prompt is too long, or cannot be rendered.
@@ -68,7 +68,16 @@ class Asked:
                 # A draw depends on the question's id: the same request with the same seed must have the same ones.
                 question = Question(f"{place}-{number}", text, "")
                 jobs.append(
-                    Job(method, question, ids, self.seed, self.stop, self.seconds, grow=self.stream and self.events)
+                    Job(
+                        method,
+                        question,
+                        ids,
+                        self.seed,
+                        self.stop,
+                        self.seconds,
+                        grow=self.stream and self.events,
+                        client=client,
+                    )
                 )
         return jobs
 
