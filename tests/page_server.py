@@ -19,11 +19,13 @@ from caspo.serve.page import router
 __all__ = ["HOSTILE", "KEY", "Fake", "serving"]
 
 KEY = "sesame-1234"
-HOSTILE = "<img src=x onerror=\"window.hacked=1\"></script><script>window.hacked=1</script><b>bold</b>"
+HOSTILE = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script><b>bold</b>'
 LONG = "antidisestablishmentarianism" * 120
 
 
-def node(number: int, parent: int, depth: int, text: str, confidence: float, path: float, decision: str) -> dict[str, Any]:
+def node(
+    number: int, parent: int, depth: int, text: str, confidence: float, path: float, decision: str
+) -> dict[str, Any]:
     """A node of the wire's tree."""
     return {
         "id": number, "parent": parent, "depth": depth, "text": text, "confidence": confidence, "path_confidence": path,
@@ -119,8 +121,15 @@ class Fake:
             yield sse({"delta": {"refusal": "Confidence 0.1234 is below abstain_below, 0.5."}})
         else:
             for index, step in enumerate(answer["steps"]):
-                yield sse({"delta": {"content": step["text"]}, "caspo": {"step": {"index": index, "confidence": step["confidence"]}}})
-        yield sse({"delta": {}, "finish_reason": "stop", "caspo": answer | {"tree": {"nodes": nodes, "prompt_tokens": 40}}})
+                yield sse(
+                    {
+                        "delta": {"content": step["text"]},
+                        "caspo": {"step": {"index": index, "confidence": step["confidence"]}},
+                    }
+                )
+        yield sse(
+            {"delta": {}, "finish_reason": "stop", "caspo": answer | {"tree": {"nodes": nodes, "prompt_tokens": 40}}}
+        )
         yield b'data: {"choices": [], "usage": {"prompt_tokens": 40, "completion_tokens": 214}}\r\n\r\n'
         yield b"data: [DONE]\n\n"
 
