@@ -96,9 +96,10 @@ class Fake:
             nodes[0]["text"], nodes[3]["text"] = HOSTILE + "\n", LONG
         answer: dict[str, Any] = {
             "answer": HOSTILE if "hostile" in question else "27", "confidence": 0.8712, "abstained": False, "method": "cat",
-            "generated_tokens": 214, "steps": [{"text": nodes[i]["text"], "confidence": nodes[i]["confidence"]} for i in ANSWER],
+            "generated_tokens": 214,
+            "steps": [{"text": nodes[i]["text"], "confidence": nodes[i]["confidence"]} for i in ANSWER],
         }  # fmt: skip
-        if "many" in question:
+        if "five thousand" in question:
             nodes += [node(10 + i, 9 + i if i % 3 else 0, 2, f"step {i}\n", 0.5, 0.5, "expanded") for i in range(5000)]
         if "silent" in question:  # a method that tells nothing of its growth
             nodes = []

@@ -91,8 +91,9 @@ def test_no_file_names_another_host(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_file_makes_markup_or_code_of_text(name: str) -> None:
-    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|DOMParser|\son[a-z]+=|javascript:|\sstyle="
-    assert not re.search(forbidden, content(name))
+    markup = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser"
+    code = r"\beval\b|new Function|\son[a-z]+=|javascript:|\sstyle="
+    assert not re.search(f"{markup}|{code}", content(name))
 
 
 def test_the_settings_offered_are_those_that_the_methods_have() -> None:
@@ -382,9 +383,15 @@ def test_five_thousand_nodes_do_not_freeze_it(visit) -> None:
     """The longest that the page leaves the browser no turn, while they are drawn."""
     tab = visit()
     tab.page.evaluate(
-        """() => { window.longest = 0; let before = performance.now();
-            setInterval(() => { const now = performance.now(); window.longest = Math.max(window.longest, now - before); before = now; }, 5); }"""
+        """() => {
+            let before = performance.now();
+            window.longest = 0;
+            setInterval(() => {
+                window.longest = Math.max(window.longest, performance.now() - before);
+                before = performance.now();
+            }, 5);
+        }"""
     )
-    tab.ask("many")
-    assert len(tab.rows()) == 5011
+    tab.ask("five thousand")
     assert tab.page.evaluate("window.longest") < 5000
+    assert tab.page.locator("#tree .row").count() == 5011

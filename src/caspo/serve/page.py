@@ -24,7 +24,8 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Cache-Control": "no-cache",  # ask each time, so that an upgraded server is not met by an old page; the ETag keeps it cheap
+    # Ask each time, so that an upgraded server is not met by an old page; the ETag keeps it cheap.
+    "Cache-Control": "no-cache",
 }
 
 _FILES = {

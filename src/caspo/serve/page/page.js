@@ -70,7 +70,8 @@ async function finish(run) {
   const steps = end.steps ?? run.steps;
   // A method that tells nothing of its growth still has a tree at the end, or at least the steps of its answer.
   const chain = steps.map((step, i) => ({ id: i, parent: i - 1, depth: i + 1, ...step, decision: "expanded" }));
-  tree.grow(end.tree?.nodes ?? (tree.steps.size || tree.waiting.length ? [] : chain));
+  const nodes = end.tree?.nodes ?? [];
+  tree.grow(nodes.length || !tree.empty ? nodes : chain);
   await tree.finish(steps.map((step) => step.text));
   showResult(run, end);
 }

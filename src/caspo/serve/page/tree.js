@@ -119,6 +119,11 @@ export class ReasoningTree {
     }
   }
 
+  /** Whether no node has arrived. */
+  get empty() {
+    return this.steps.size === 0 && !this.waiting.some(({ node }) => node);
+  }
+
   counts() {
     const found = { steps: this.steps.size, pruned: 0, finished: 0, tokens: 0 };
     for (const { node } of this.steps.values()) {
