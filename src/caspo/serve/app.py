@@ -67,7 +67,9 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
     runner = Runner(scheduler, engine, metrics)
     created = int(time.time())
     app.include_router(page.router)
-    open_paths = frozenset({"/healthz", *(route.path for route in page.router.routes)})  # the page is the same for everyone
+    open_paths = frozenset(
+        {"/healthz", *(route.path for route in page.router.routes)}
+    )  # the page is the same for everyone
     app.guard = app.outermost = Guard(app.inner, settings, metrics, open_paths)
     if settings.cors:
         app.outermost = CORSMiddleware(  # outside the guard: its refusals must be readable too
@@ -150,4 +152,3 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
         return JSONResponse(told.body(), error.status_code, {**told.headers, **(error.headers or {})})
 
     return app
-

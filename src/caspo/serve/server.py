@@ -1,4 +1,4 @@
-"""Listening: uvicorn under our signals. At the first one new requests are refused, those under way finish, and it ends with 0."""
+"""Listening: uvicorn under our signals. After the first one requests are refused, those under way finish, and it ends well."""
 
 from __future__ import annotations
 
