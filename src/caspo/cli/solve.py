@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from caspo.search import ConfidenceTree
     from caspo.types import Node, Question, Solution
 
-__all__ = ["solve"]
+__all__ = ["calibrated", "solve"]
 
 
 def solve(
@@ -50,7 +50,7 @@ def solve(
     if thresholds is None:
         configured = chosen(settings_from(chosen.settings_type, settings or ()))
     else:
-        configured = _calibrated(thresholds, method, model, settings)
+        configured = calibrated(thresholds, method, model, settings)
     questions, grade = _questions(question, limit, seed, data, run_code)
     named = {"name": model, "device": device} | ({} if instruction is None else {"instruction": instruction})
     engine = open_engine(ModelSettings.model_validate(named))
@@ -90,7 +90,7 @@ def solve(
         output.print(f"Solutions: {out}")
 
 
-def _calibrated(file: Path, method: str, model: str, settings: list[str] | None) -> ConfidenceTree:
+def calibrated(file: Path, method: str, model: str, settings: list[str] | None) -> ConfidenceTree:
     """CaT as it was calibrated."""
     from caspo.errors import ConfigError
     from caspo.search import ConfidenceTree, ConfidenceTreeSettings

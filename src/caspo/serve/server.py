@@ -1,4 +1,4 @@
-"""Listening: uvicorn under our signals. After the first one requests are refused, those under way finish, and it ends well."""
+"""Listening: uvicorn under our signals. After the first one requests are refused and those under way finish."""
 
 from __future__ import annotations
 
