@@ -220,6 +220,8 @@ def test_langchain_asks_and_streams(address: str) -> None:
     assert "The answer is" in sampled.invoke(QUESTION).content
 
 
+@pytest.mark.slow  # importing it takes ten seconds
+@pytest.mark.filterwarnings("ignore")
 def test_litellm_asks_and_streams(address: str) -> None:
     litellm = pytest.importorskip("litellm", reason="pip install 'caspo-llm[dev]'")
     fields: Any = {"model": f"openai/{MODEL}", "api_base": f"{address}/v1", "api_key": KEY, "messages": ASK}

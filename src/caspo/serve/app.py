@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -68,7 +69,7 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
     created = int(time.time())
     app.include_router(page.router)
     open_paths = frozenset(
-        {"/healthz", *(route.path for route in page.router.routes)}
+        {"/healthz", *(route.path for route in page.router.routes if isinstance(route, APIRoute))}
     )  # the page is the same for everyone
     app.guard = app.outermost = Guard(app.inner, settings, metrics, open_paths)
     if settings.cors:
