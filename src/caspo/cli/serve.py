@@ -50,6 +50,7 @@ def serve(
     """Serve a model behind the OpenAI API, with CaT (or another method) and the confidence of each step."""
     import logging
 
+    from caspo.answers import same_answer
     from caspo.cli.solve import calibrated
     from caspo.config import settings_from
     from caspo.engines.prompts import INSTRUCTION
@@ -85,6 +86,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     engine = open_engine(ModelSettings(name=model, device=device))
+    same_answer("1/2", "0.5")  # loads what compares answers: seconds that the first client would wait
     _listen(configured, engine, bound, active, waiting)
 
 
