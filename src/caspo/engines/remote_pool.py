@@ -40,11 +40,12 @@ class Passing(EngineError):
         message: what happened.
         down: whether the server itself has failed, not only this request.
         wait: seconds that it asks to wait.
+        answered: whether this was the server's answer.
     """
 
-    def __init__(self, message: str, *, down: bool = False, wait: float = 0.0) -> None:
+    def __init__(self, message: str, *, down: bool = False, wait: float = 0.0, answered: bool = False) -> None:
         super().__init__(message)
-        self.down, self.wait = down, wait
+        self.down, self.wait, self.answered = down, wait, answered
 
 
 class Endpoint:
@@ -271,7 +272,7 @@ class Pool:
         problem = f"{endpoint.root} answered {status}: {self.key.shown(response.text)}"
         if passing(status):
             wait = retry_after(response.headers) or 0.0
-            raise Passing(problem, down=status >= 500, wait=wait)
+            raise Passing(problem, down=status >= 500, wait=wait, answered=True)
         if status in (401, 403):
             problem += f". Put the API key into the environment variable {self.key.variable}"
         elif status == 404:

@@ -170,7 +170,7 @@ async def _works(pool: Pool, endpoint: Endpoint, path: str, body: Mapping[str, A
     try:
         await pool.request(endpoint, "POST", path, body)
     except Passing as error:
-        if error.down and "answered" not in str(error):
+        if not error.answered:
             raise
         return False
     except EngineError:
