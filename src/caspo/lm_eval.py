@@ -18,10 +18,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from caspo.config import settings_from
-from caspo.engines.base import Completion, OnDone, Request, Watch
+from caspo.engines.base import Completion, OnDone, Request
+from caspo.engines.until import Until, cut
 from caspo.errors import ConfigError, DataError
-from caspo.evaluate.paths import answer_path
-from caspo.search import METHODS, ChainOfThought, DiPT, Method
+from caspo.search import METHODS, ChainOfThought, DiPT, Method, answer_path
 from caspo.types import Question, Solution
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class HarnessModel:
         if solution.abstained:
             return ""
         ids = [token for node in answer_path(solution.tree, solution.answer) for token in node.step.token_ids]
-        return _cut(str(self._engine.tokenizer.decode(ids, skip_special_tokens=True)), until)
+        return cut(str(self._engine.tokenizer.decode(ids, skip_special_tokens=True)), until)
 
 
 class _AsWritten:
@@ -215,10 +215,10 @@ class _AsWritten:
 
     def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
         """As `Engine.generate`."""
-        watches: list[_Until] = []
+        watches: list[Until] = []
 
         def watched(request: Request) -> Request:
-            watches.append(_Until(self._written(request.prefix_ids), self._until, self._engine, request.watch))
+            watches.append(Until(self._written(request.prefix_ids), self._until, self._engine, request.watch))
             return replace(request, watch=watches[-1])
 
         def received(place: int, completion: Completion) -> list[Request]:
@@ -235,28 +235,6 @@ class _AsWritten:
         return "".join(self._engine.pieces(prefix_ids[start:]))
 
 
-class _Until:
-    """A `Watch` that ends a continuation as soon as one of the strings is written, whatever another watch wants."""
-
-    def __init__(self, written: str, until: tuple[str, ...], engine: HFEngine, inner: Watch | None) -> None:
-        self._until, self._engine, self._inner = until, engine, inner
-        self._keep = max(map(len, until), default=1) - 1
-        self._tail = self._before = written[-self._keep :] if self._keep else ""
-
-    def __call__(self, token: int, measured: Sequence[float]) -> bool:
-        """Whether to go on."""
-        text = self._tail + self._engine.pieces([token])[0]
-        self._tail = text[-self._keep :] if self._keep else ""
-        if any(stop in text for stop in self._until):
-            return False
-        return self._inner is None or self._inner(token, measured)
-
-    def ended(self, completion: Completion) -> Completion:
-        """The continuation, ended if one of the strings is in it; the last token is not always shown to a watch."""
-        text = self._before + completion.text
-        return replace(completion, finish="eos") if any(stop in text for stop in self._until) else completion
-
-
 def _device(asked: str | None) -> str:
     """The harness asks for cuda:0 when its user asked for nothing; where there is no GPU that means the CPU."""
     import torch
@@ -265,8 +243,3 @@ def _device(asked: str | None) -> str:
         logging.getLogger(__name__).warning("No GPU is there: running on the CPU.")
         return "cpu"
     return asked or "cpu"
-
-
-def _cut(text: str, until: Sequence[str]) -> str:
-    """The text before the first of the strings."""
-    return text[: min((at for stop in until if (at := text.find(stop)) >= 0), default=len(text))]

@@ -137,7 +137,7 @@ def _questions(
 
 def _told(solution: Solution) -> tuple[Node, ...]:
     """The path to report."""
-    from caspo.evaluate.paths import answer_path
+    from caspo.search import answer_path
 
     return answer_path(solution.tree, solution.answer)
 

@@ -12,13 +12,13 @@ from caspo.confidence import DEFAULT_SIGNAL, step_score
 from caspo.data.annotate import judge_trees
 from caspo.evaluate.answer_figures import answer_figures, risk_coverage
 from caspo.evaluate.calibration import Calibrator, fit, reliability
-from caspo.evaluate.paths import answer_path, faithfulness
+from caspo.evaluate.paths import faithfulness
 from caspo.evaluate.run import EvaluateSettings, Outcome, read_outcomes
 from caspo.evaluate.samples import sample_figures
 from caspo.evaluate.statistics import wilson
 from caspo.evaluate.step_figures import StepRows, sampled_method, step_figures, step_rows
 from caspo.judges.base import Chain, Judge
-from caspo.search import Method
+from caspo.search import Method, answer_path
 from caspo.types import Tree
 
 __all__ = ["round_metrics"]

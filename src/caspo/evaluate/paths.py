@@ -1,24 +1,14 @@
-"""The path that an answer stands on, and whether a right answer was reached by wrong steps."""
+"""Whether a right answer was reached by wrong steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from caspo.answers import same_answer, stated_answer
 from caspo.evaluate.statistics import wilson
-from caspo.types import Node, Tree, Verdict
+from caspo.types import Verdict
 
-__all__ = ["answer_path", "faithfulness"]
-
-
-def answer_path(tree: Tree, answer: str | None) -> tuple[Node, ...]:
-    """Of the finished paths that reached ``answer`` the most probable one; of all where none did. Empty without nodes."""
-    inner = {node.parent for node in tree.nodes}
-    ends = [node for node in tree.nodes if node.id not in inner and node.decision in ("", "finished")]
-    paths = [tree.path(node.id) for node in ends or [n for n in tree.nodes if n.id not in inner]]
-    reached = [p for p in paths if same_answer(stated_answer(tree.question, "".join(n.step.text for n in p)), answer)]
-    return max(reached or paths, key=lambda p: sum(float(n.step.trace.logprob.sum()) for n in p), default=())
+__all__ = ["faithfulness"]
 
 
 def faithfulness(paths: Sequence[Sequence[Verdict]]) -> dict[str, Any]:

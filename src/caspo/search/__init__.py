@@ -8,6 +8,7 @@ from caspo.search.best_of_n import BestOfN, BestOfNSettings
 from caspo.search.confidence_tree import ConfidenceTree, ConfidenceTreeSettings
 from caspo.search.deepconf import DeepConfOffline, DeepConfOfflineSettings, DeepConfOnline, DeepConfOnlineSettings
 from caspo.search.dipt import DiPT, DiPTSettings
+from caspo.search.paths import answer_path
 from caspo.search.sampled import ChainOfThought, ChainOfThoughtSettings, SelfConsistency, SelfConsistencySettings
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "PathSettings",
     "SelfConsistency",
     "SelfConsistencySettings",
+    "answer_path",
 ]
 
 METHODS: dict[str, type[Method[Any]]] = {

@@ -12,7 +12,8 @@ from caspo.confidence import SIGNALS
 from caspo.config import Config
 from caspo.engines.base import Completion, Engine
 from caspo.engines.drive import Asking, drive
-from caspo.types import Question, Solution
+from caspo.trees import TreeBuilder
+from caspo.types import Question, Solution, Step
 
 __all__ = ["Method", "PathSettings", "Search", "SignalName"]
 
@@ -45,6 +46,10 @@ class Search(Asking[Any], Protocol):
     """One question's search, as `Method.solve` drives it."""
 
     @property
+    def builder(self) -> TreeBuilder:
+        """The tree as far as it is known."""
+
+    @property
     def over(self) -> bool:
         """Whether it wants nothing more."""
 
@@ -69,6 +74,13 @@ class Method(ABC, Generic[S]):
     @abstractmethod
     def search(self, question: Question, engine: Engine, seed: int) -> Search:
         """The search for one question's answer."""
+
+    def settles(self, step: Step) -> bool:
+        """Whether the answer's path goes through this step, if the first path decoded does and did so in all steps before.
+
+        What is settled can be told before the search is over; by default nothing is.
+        """
+        return False
 
     def solve(
         self,

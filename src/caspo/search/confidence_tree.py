@@ -36,8 +36,9 @@ from caspo.confidence import best_possible, step_score
 from caspo.engines.base import Completion, Engine, Request, Watch
 from caspo.search.base import Method, PathSettings, SignalName
 from caspo.search.vote import vote
+from caspo.steps import StepReader
 from caspo.trees import TreeBuilder, cut_trace, join_traces
-from caspo.types import ROOT, Question, Solution, TokenTrace
+from caspo.types import ROOT, Question, Solution, Step, TokenTrace
 
 __all__ = ["ConfidenceTree", "ConfidenceTreeSettings"]
 
@@ -75,7 +76,17 @@ class ConfidenceTree(Method[ConfidenceTreeSettings]):
 
     def search(self, question: Question, engine: Engine, seed: int) -> _Search:
         """The greedy path to begin with; nothing is drawn, so the seed is not used."""
-        return _Search(TreeBuilder(question, engine.prompt(question.text)), self.settings, engine)
+        return _Search(TreeBuilder(question, engine.prompt(question.text)), self, engine)
+
+    def settles(self, step: Step) -> bool:
+        """Whether no path leaves the greedy one at this step; nothing is told that may be withheld in the end."""
+        return self.settings.abstain_below == 0 and not self.branches(step)
+
+    def branches(self, step: Step) -> bool:
+        """Whether a path may leave another one at this step: the model is unsure of it."""
+        settings = self.settings
+        several = settings.children > 1 and settings.paths > 1
+        return several and step_score(step.trace, settings.branch_signal) < settings.branch_below
 
 
 class _State(NamedTuple):
@@ -120,8 +131,9 @@ class _Finished(NamedTuple):
 class _Search:
     """The search for one question's answer. Keys are places in ``_decoding``."""
 
-    def __init__(self, builder: TreeBuilder, settings: ConfidenceTreeSettings, engine: Engine) -> None:
-        self.builder, self.settings, self.engine = builder, settings, engine
+    def __init__(self, builder: TreeBuilder, method: ConfidenceTree, engine: Engine) -> None:
+        self.builder, self.settings, self.engine = builder, method.settings, engine
+        self._branches = method.branches
         self.tokens = 0
         self.over = False
         self._state = {ROOT: _State()}
@@ -218,7 +230,7 @@ class _Search:
                     before.rank + math.log(step_score(step.trace, settings.rank_signal)),
                     before.tokens + len(step.token_ids),
                 )
-                if settings.children > 1 and step_score(step.trace, settings.branch_signal) < settings.branch_below:
+                if self._branches(step):
                     self._open_step(parent, step.token_ids, step.trace, fixed)
             parent, fixed = node, 0
             if node != nodes[-1]:
@@ -342,9 +354,7 @@ class _PruneWatch:
         self._confidence, self._room, self._engine, self._settings = confidence, room, engine, settings
         self._rows: list[Sequence[float]] = []
         """Of the step that is being written."""
-        self._line_start = 0
-        """Where its last line begins; 0 while it has no line with text before that."""
-        self._line_written = False
+        self._reader = StepReader()
         if branch.head:
             for token, row in zip(branch.head, _rows(_known(branch)), strict=False):
                 self._take(token, row)
@@ -356,17 +366,11 @@ class _PruneWatch:
         return self._confidence * possible >= self._settings.prune_below
 
     def _take(self, token: int, row: Sequence[float]) -> None:
-        """Steps end as in `caspo.steps.split_tokens`: where a line begins, blank lines before it are the step's."""
-        piece = self._engine.pieces([token])[0]
-        if piece.strip() and not self._line_written:
-            self._line_written = True
-            if self._line_start:
-                self._confidence *= step_score(_trace(self._rows[: self._line_start]), self._settings.prune_signal)
-                self._rows = self._rows[self._line_start :]
-                self._line_start = 0
+        ended = self._reader.take(self._engine.pieces([token])[0])
+        if ended:
+            self._confidence *= step_score(_trace(self._rows[:ended]), self._settings.prune_signal)
+            self._rows = self._rows[ended:]
         self._rows.append(row)
-        if "\n" in piece and (self._line_written or self._line_start):
-            self._line_start, self._line_written = len(self._rows), False
 
 
 def _rows(trace: TokenTrace) -> list[tuple[float, ...]]:

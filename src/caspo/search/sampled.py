@@ -12,7 +12,7 @@ from caspo.engines.base import Completion, Engine, Request
 from caspo.search.base import Method, PathSettings
 from caspo.search.vote import vote
 from caspo.trees import TreeBuilder, seed_of
-from caspo.types import Question, Solution
+from caspo.types import Question, Solution, Step
 
 __all__ = [
     "ChainOfThought",
@@ -139,6 +139,10 @@ class ChainOfThought(Method[ChainOfThoughtSettings]):
         """One sample."""
         temperature = self.settings.temperature
         return Samples(question, engine, seed, self.settings, name=self.name, temperature=temperature)
+
+    def settles(self, step: Step) -> bool:
+        """There is no other path."""
+        return True
 
 
 class SelfConsistency(Method[SelfConsistencySettings]):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from caspo.steps.equations import Equation, Expression, equations
 
-__all__ = ["Equation", "Expression", "equations", "split_steps", "split_tokens", "step_key"]
+__all__ = ["Equation", "Expression", "StepReader", "equations", "split_steps", "split_tokens", "step_key"]
 
 
 def split_steps(text: str) -> list[str]:
@@ -40,6 +40,30 @@ def split_tokens(token_ids: Sequence[int], pieces: Sequence[str]) -> list[tuple[
             sizes.append(i + 1 - start)
             start = i + 1
     return _spans(lines, sizes)
+
+
+class StepReader:
+    """Cuts tokens into the steps of `split_tokens` while they come: a step has ended once text follows its line break."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        """Tokens of the step that is being written."""
+        self._line_start = 0
+        """Where its last line begins; 0 while it has no line with text before that."""
+        self._line_written = False
+
+    def take(self, piece: str) -> int:
+        """Take the next token's text in; how many tokens the step has that ended before it, 0 if none did."""
+        ended = 0
+        if piece.strip() and not self._line_written:
+            self._line_written = True
+            ended = self._line_start
+            self._size -= ended
+            self._line_start = 0
+        self._size += 1
+        if "\n" in piece and (self._line_written or self._line_start):
+            self._line_start, self._line_written = self._size, False
+        return ended
 
 
 def _spans(lines: Sequence[str], sizes: Sequence[int]) -> list[tuple[int, int]]:

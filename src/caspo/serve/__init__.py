@@ -1,0 +1,1 @@
+"""CaT behind the OpenAI API: many users, one engine."""
