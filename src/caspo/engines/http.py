@@ -44,7 +44,7 @@ def passing(status: int) -> bool:
 
 def backoff(attempt: int, first: float, longest: float) -> float:
     """Seconds before try ``attempt`` + 2: doubling, at most ``longest``, jittered by a half either way."""
-    return min(longest, first * 2 ** min(attempt, 60)) * random.uniform(0.5, 1.5)
+    return float(min(longest, first * 2.0 ** min(attempt, 60))) * random.uniform(0.5, 1.5)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -12,8 +12,8 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import httpx2
@@ -92,10 +92,8 @@ class Pool:
 
     def call(self, function: Callable[[], Any]) -> None:
         """Have the loop call ``function`` soon, from another thread; nothing happens once it is closed."""
-        try:
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)
-        except RuntimeError:
-            pass
 
     def close(self) -> None:
         """Give up whatever is on its way, and the connections."""
@@ -227,11 +225,13 @@ class Pool:
         """Wait before the next try; raise where that would last beyond ``until`` (of the loop's clock)."""
         wait = max(error.wait, backoff(attempt, _FIRST_WAIT, _LONGEST_WAIT))
         if asyncio.get_running_loop().time() + wait > until:
-            raise EngineError(f"{error} (given up after {self.patience:.0f} s without progress, {attempt + 1} tries)") from error
+            raise EngineError(
+                f"{error} (given up after {self.patience:.0f} s without progress, {attempt + 1} tries)"
+            ) from error
         log.info("%s; waiting %.1f s", error, wait)
         await asyncio.sleep(wait)
 
-    async def events(self, endpoint: Endpoint, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, endpoint: Endpoint, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The events of a streamed completion. Close it to have the server stop.
 
         Raises:

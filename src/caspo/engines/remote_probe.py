@@ -180,7 +180,9 @@ async def _works(pool: Pool, endpoint: Endpoint, path: str, body: Mapping[str, A
 
 def _positions(reply: Mapping[str, Any], most: int) -> list[Position]:
     choices = reply.get("choices")
-    found = positions(choices[0], most) if isinstance(choices, list) and choices and isinstance(choices[0], dict) else []
+    found = (
+        positions(choices[0], most) if isinstance(choices, list) and choices and isinstance(choices[0], dict) else []
+    )
     if not found:
         raise ConfigError(
             "The server answers without log-probabilities, and without them there is no confidence. Start it so that "

@@ -1,4 +1,4 @@
-"""What servers write about the tokens that they sampled, in whichever of their shapes, as one record a token; and its numbers.
+"""What servers write about the tokens that they sampled, in whichever of their shapes, as one record a token, measured.
 
 Two shapes of ``choices[].logprobs`` are read:
 
