@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from caspo.engines.base import Completion, Finish, Request
-from caspo.engines.remote_stream import RANKS, Ended, Side, Token, tokens
+from caspo.engines.remote_reply import RANKS
+from caspo.engines.remote_stream import Ended, Side, Token, tokens
 from caspo.errors import CaspoError, EngineError
 from caspo.types import TokenTrace
 

@@ -18,6 +18,8 @@ from caspo.errors import ConfigError, EngineError
 __all__ = ["Features", "neutral", "probe"]
 
 _TEXT = "The capital of France is the city of"
+_COMPARED = 5
+"""Most probable tokens that are compared between temperatures."""
 _SAME = 1e-2
 """Nats by which the same log-probability may differ from one request to the next: batches round differently."""
 
@@ -98,8 +100,8 @@ async def probe(pool: Pool, endpoint: Endpoint, model: str, most: int) -> Featur
     if ids:
         prompt = [token for position in greedy for token in [position.taken.token] * 2]
         ids = await _works(pool, endpoint, "/v1/completions", asking.body(0.0, 1.0, 1) | {"prompt": prompt})
-    plain = _positions(await asking(1.0, 1.0), asking.most)
-    odd = _positions(await asking(2.0, 0.9), asking.most)
+    plain = _positions(await asking(1.0, 1.0, _COMPARED), asking.most)
+    odd = _positions(await asking(2.0, 0.9, _COMPARED), asking.most)
     messages = [{"role": "user", "content": "1"}]
     template = await _works(pool, endpoint, "/apply-template", {"messages": messages}) or (
         owner != "llamacpp" and await _works(pool, endpoint, "/tokenize", {"model": model, "messages": messages})
@@ -121,7 +123,7 @@ async def probe(pool: Pool, endpoint: Endpoint, model: str, most: int) -> Featur
 
 
 class _Asking:
-    """Completions of two tokens of one text."""
+    """Completions of one token of one text."""
 
     def __init__(self, pool: Pool, endpoint: Endpoint, model: str) -> None:
         self.pool, self.endpoint, self.model = pool, endpoint, model
@@ -140,16 +142,16 @@ class _Asking:
                     problem = error
         raise problem
 
-    async def __call__(self, temperature: float, top_p: float) -> dict[str, Any]:
-        body = self.body(temperature, top_p, 2)
+    async def __call__(self, temperature: float, top_p: float, most: int | None = None) -> dict[str, Any]:
+        body = self.body(temperature, top_p, most=self.most if most is None else min(most, self.most))
         reply: Any = await self.pool.request(self.endpoint, "POST", "/v1/completions", body)
         if not isinstance(reply, dict):
             raise EngineError(f"{self.endpoint.root} did not answer with an object.")
         return reply
 
-    def body(self, temperature: float, top_p: float, tokens: int) -> dict[str, Any]:
+    def body(self, temperature: float, top_p: float, most: int) -> dict[str, Any]:
         """A request."""
-        sampling = {"temperature": temperature, "top_p": top_p, "seed": 1, "max_tokens": tokens, "logprobs": self.most}
+        sampling = {"temperature": temperature, "top_p": top_p, "seed": 1, "max_tokens": 1, "logprobs": most}
         return {"model": self.model, "prompt": _TEXT, **sampling, **neutral(self.extended, None)}
 
 
@@ -193,8 +195,7 @@ def _positions(reply: Mapping[str, Any], most: int) -> list[Position]:
 
 def _agree(one: Position, other: Position) -> bool:
     """Whether two lists of one place hold the same numbers."""
-    pairs = zip(one.top, other.top, strict=False)
-    return len(one.top) == len(other.top) and all(abs(a.logprob - b.logprob) <= _SAME for a, b in pairs)
+    return all(abs(a.logprob - b.logprob) <= _SAME for a, b in zip(one.top[:_COMPARED], other.top, strict=False))
 
 
 def _yes(value: bool) -> str:

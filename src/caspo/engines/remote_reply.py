@@ -20,9 +20,13 @@ import numpy as np
 from caspo.confidence import TOLERANCE, entropy_bounds
 from caspo.errors import EngineError
 
-__all__ = ["BadReply", "Entry", "Measured", "Position", "measure", "positions"]
+__all__ = ["RANKS", "BadReply", "Entry", "Measured", "Position", "measure", "positions"]
 
 _AS_ID = "token_id:"
+_NO_LIST = "the server sent a token without the most probable ones in its place"
+
+RANKS = 32
+"""Most probable tokens of a position whose text is read, and that are remembered."""
 
 
 class BadReply(EngineError):
@@ -81,11 +85,16 @@ def positions(choice: Mapping[str, Any], most: int) -> list[Position]:
 
 
 def _of_content(item: Mapping[str, Any], most: int) -> Position:
-    return Position(_entry(item), _best([_entry(other) for other in item["top_logprobs"]], most))
+    best = sorted(item["top_logprobs"], key=lambda other: -float(other["logprob"]))[:most]
+    if not best:
+        raise BadReply(_NO_LIST)
+    return Position(_entry(item), tuple(_entry(other, read=place < RANKS) for place, other in enumerate(best)))
 
 
-def _entry(item: Mapping[str, Any]) -> Entry:
+def _entry(item: Mapping[str, Any], *, read: bool = True) -> Entry:
     token, given = item.get("id"), item.get("bytes")
+    if token is not None and not read:  # one of a whole vocabulary
+        return Entry(int(token), None, _logprob(item["logprob"]))
     text = bytes(given).decode("utf-8", "replace") if given is not None else str(item["token"])
     return Entry(None if token is None else int(token), text, _logprob(item["logprob"]))
 
@@ -124,7 +133,7 @@ def _logprob(value: Any) -> float:
 
 def _best(entries: list[Entry], most: int) -> tuple[Entry, ...]:
     if not entries:
-        raise BadReply("the server sent a token without the most probable ones in its place")
+        raise BadReply(_NO_LIST)
     return tuple(sorted(entries, key=lambda entry: -entry.logprob)[:most])
 
 

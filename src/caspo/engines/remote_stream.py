@@ -15,15 +15,13 @@ from typing import Any, NamedTuple, Protocol
 from caspo.engines.base import Finish, Request
 from caspo.engines.remote_pool import Endpoint, Passing, Pool
 from caspo.engines.remote_probe import Features, neutral
-from caspo.engines.remote_reply import BadReply, Entry, Measured, Position, measure, positions
+from caspo.engines.remote_reply import RANKS, BadReply, Entry, Measured, Position, measure, positions
 from caspo.errors import EngineError
 
-__all__ = ["RANKS", "Ended", "Side", "Token", "TopLists", "tokens"]
+__all__ = ["Ended", "Side", "Token", "TopLists", "tokens"]
 
 _BAD_TRIES = 3
 """Malformed replies to one request before it fails."""
-RANKS = 32
-"""Most probable tokens remembered of a position."""
 _REMEMBERED = 8192
 """Positions remembered."""
 
