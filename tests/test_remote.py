@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from caspo.engines.openai_compatible import OpenAICompatibleEngine, RemoteSettin
 from caspo.errors import CaspoError, ConfigError, DataError, EngineError
 from caspo.search import ChainOfThought, ConfidenceTree, ConfidenceTreeSettings
 from caspo.train.checks import check_tokens
-from caspo.types import FIRST_PIECE, Question
+from caspo.types import FIRST_PIECE, Question, Tree
 from fake_server import EOS, VOCABULARY, FakeServer, distribution, serving
 
 SHAPES = ["vllm", "sglang", "llama-cpp-python", "llama.cpp"]
@@ -261,23 +262,25 @@ def test_varentropy_of_a_few_tokens_is_refused_and_left_out_of_all_signals() -> 
 
 def test_pruning_needs_the_optimistic_bound_to_fail() -> None:
     with serving("vllm") as server, engine_for(server, top_logprobs=3) as engine:
-        trace = greedy(engine).trace
-        assert trace.entropy_upper is not None
-        optimistic, pessimistic = np.exp(-trace.entropy.mean()), np.exp(-trace.entropy_upper.mean())
-        assert optimistic > pessimistic + 0.05
-        between = ConfidenceTreeSettings(
-            children=2, paths=3, branch_below=1.0, prune_below=float((optimistic + pessimistic) / 2), max_tokens=40
-        )
-        (kept,) = ConfidenceTree(between).solve([Question("q", "q", "7")], engine)
-        above = between.model_copy(update={"prune_below": 0.99})
-        (pruned,) = ConfidenceTree(above).solve([Question("q", "q", "7")], engine)
-    scores = {}
-    for solution, limit in ((kept, between.prune_below), (pruned, 0.99)):
-        for node in solution.tree.nodes:
-            path = np.prod([step_score(n.step.trace) for n in solution.tree.path(node.id)])
-            scores[limit] = [*scores.get(limit, []), (node.decision, float(path))]
-    assert all(score < limit for limit, found in scores.items() for decision, score in found if decision == "pruned")
-    assert any(decision == "pruned" for decision, _ in scores[0.99])
+
+        def solved(prune_below: float) -> Tree:
+            settings = ConfidenceTreeSettings(
+                children=2, width=1, branch_below=1.0, prune_below=prune_below, max_tokens=40
+            )
+            return ConfidenceTree(settings).solve([Question("q", "q", "7")], engine)[0].tree
+
+        whole = solved(0.0)
+        second = [node for node in whole.nodes if not whole.children(node.id)][-1].id
+        optimistic, pessimistic = 1.0, 1.0
+        for node in whole.path(second):
+            trace = node.step.trace
+            assert trace.entropy_upper is not None
+            optimistic *= step_score(trace)
+            pessimistic *= step_score(replace(trace, entropy=trace.entropy_upper))
+        between, above = solved(0.97 * optimistic), solved(1.03 * optimistic)
+    assert pessimistic < 0.97 * optimistic, "the bounds are far enough apart for this test"
+    assert "pruned" not in {node.decision for node in between.nodes}
+    assert "pruned" in {node.decision for node in above.nodes}
 
 
 def test_a_server_that_shows_the_samplers_probabilities_serves_only_where_they_are_the_models() -> None:

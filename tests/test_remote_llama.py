@@ -16,7 +16,7 @@ import pytest
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.hf import HFEngine
-from caspo.engines.models import load
+from caspo.engines.models import load, resolve
 from caspo.engines.openai_compatible import OpenAICompatibleEngine, RemoteSettings
 from caspo.errors import EngineError
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
@@ -89,6 +89,17 @@ def test_prompts_and_pieces_are_those_of_the_models_tokenizer(remote: OpenAIComp
         own for own in wanted if own
     ]
     assert remote.encode("3 + 4 = 7\n") == local.encode("3 + 4 = 7\n")
+
+
+def test_a_tokenizer_of_ours_stands_in_for_the_servers(server: LlamaServer, remote: OpenAICompatibleEngine) -> None:
+    engine = engine_of(server, tokenizer=str(resolve("smollm2-135m")))
+    assert engine.prompt(TEXT) == remote.prompt(TEXT)
+    assert engine.pieces(engine.prompt(TEXT))[0] == "", "it knows what is special"
+    assert (
+        greedy(engine, engine.prompt(TEXT), max_new_tokens=3).text
+        == greedy(remote, remote.prompt(TEXT), max_new_tokens=3).text
+    )
+    engine.close()
 
 
 def test_greedy_tokens_and_entropies_are_those_of_hf(remote: OpenAICompatibleEngine, local: HFEngine) -> None:

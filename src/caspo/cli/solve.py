@@ -26,6 +26,10 @@ def solve(
     model: Annotated[str, typer.Option(help="Bundled name, folder, hub name, or a server's.")] = "smollm2-135m",
     engine: Annotated[str | None, typer.Option(help="hf, or openai_compatible (with --url the default).")] = None,
     url: Annotated[list[str] | None, typer.Option(help="Of a server of the model; once for every server.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Hub name or folder of a server's tokenizer, where it tells no vocabulary (vLLM)."),
+    ] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "cat",
     limit: Annotated[int, typer.Option(min=1, help="Questions of a file, at most.")] = 20,
     seed: Annotated[int, typer.Option(help="Of sampling and of the choice of questions.")] = 0,
@@ -56,7 +60,7 @@ def solve(
         configured = _calibrated(thresholds, method, model, settings)
     questions, grade = _questions(question, limit, seed, data, run_code)
     named = {"name": model, "device": device} | ({} if instruction is None else {"instruction": instruction})
-    opened = open_engine(_model(named, engine, url))
+    opened = open_engine(_model(named, engine, url, tokenizer))
     done = 0
     with bars() as show:
 
@@ -93,7 +97,7 @@ def solve(
         output.print(f"Solutions: {out}")
 
 
-def _model(named: dict[str, str], engine: str | None, urls: list[str] | None) -> ModelSettings:
+def _model(named: dict[str, str], engine: str | None, urls: list[str] | None, tokenizer: str | None) -> ModelSettings:
     """The model as it was asked for."""
     from pydantic import ValidationError
 
@@ -102,7 +106,9 @@ def _model(named: dict[str, str], engine: str | None, urls: list[str] | None) ->
 
     chosen = engine or ("openai_compatible" if urls else "hf")
     try:
-        return ModelSettings.model_validate({**named, "engine": chosen, "urls": tuple(urls or ())})
+        return ModelSettings.model_validate(
+            {**named, "engine": chosen, "urls": tuple(urls or ()), "tokenizer": tokenizer}
+        )
     except ValidationError as error:
         problems = "; ".join(str(problem["msg"]) for problem in error.errors())
         raise ConfigError(f"This model cannot be used: {problems}. Check --engine and --url.") from error

@@ -116,7 +116,7 @@ class OpenAICompatibleEngine:
         if size is None:
             raise ConfigError(
                 f"The size of the vocabulary of {self.name} is unknown, and without it entropy has no upper bound: "
-                f"{found.server} does not tell it. Set vocab_size, or tokenizer to the model's (hub name or folder)."
+                f"{found.server} does not tell it. Set vocab_size, or tokenizer (--tokenizer: hub name or folder)."
             )
         self.features: Features = replace(
             found, ids=found.ids and (found.tokenizes or self._tokenizer is not None), vocab_size=size
