@@ -156,11 +156,6 @@ class Pool:
         """The endpoints, for messages."""
         return ", ".join(e.root for e in self.endpoints)
 
-    @property
-    def healthy(self) -> bool:
-        """Whether any endpoint is up."""
-        return any(e.up for e in self.endpoints)
-
     def _leave_out(self, endpoint: Endpoint, why: str) -> None:
         if endpoint.up:
             log.warning("%s is left out until it answers again: %s", endpoint.root, why)
