@@ -67,6 +67,11 @@ def _values(trace: TokenTrace, name: str, low: float | None = None, high: float 
             "caspo annotate RECIPE --rescore TREES --out FOLDER."
         )
     values = np.asarray(getattr(trace, name), dtype=np.float64)
+    if name == "varentropy" and values.size and np.isnan(values).all():
+        raise DataError(
+            "varentropy cannot be had from the most probable tokens alone, which is all that this server shows. Choose "
+            "another signal, or ask for the whole vocabulary (llama.cpp: top_logprobs)."
+        )
     if values.ndim != 1:
         raise DataError(f"a trace's {name} has shape {values.shape}, expected (T,). Pass one step of one sequence.")
     if values.size == 0:
@@ -156,8 +161,9 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
 
 
 def signals(trace: TokenTrace) -> dict[str, float]:
-    """All signals of one step, by name."""
-    return {name: signal(trace) for name, signal in SIGNALS.items()}
+    """All signals of one step, by name; those that a trace of the most probable tokens cannot tell are left out."""
+    untold = ("varentropy",) if trace.kind == "top_k" else ()
+    return {name: signal(trace) for name, signal in SIGNALS.items() if name not in untold}
 
 
 def step_score(trace: TokenTrace, signal: str = DEFAULT_SIGNAL) -> float:

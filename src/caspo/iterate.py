@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from caspo.config import claim_folder
 from caspo.data.store import read_trees
-from caspo.engines.hf import HFEngine
+from caspo.engines.base import Engine
 from caspo.errors import ConfigError, EngineError
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
@@ -35,9 +35,12 @@ from caspo.report.page import write_report
 from caspo.search import ChainOfThoughtSettings
 from caspo.stages import (
     CaspoRecipe,
+    ModelSettings,
     annotate_stage,
+    check_local,
     open_engine,
     open_judge,
+    open_local,
     open_task,
     pairs_stage,
     train_stage,
@@ -46,6 +49,9 @@ from caspo.stages import (
 from caspo.storage import read_json, write_json
 
 __all__ = ["Reporter", "run_recipe"]
+
+
+E = TypeVar("E", bound=Engine)
 
 
 class Reporter(Protocol):
@@ -75,6 +81,7 @@ def run_recipe(recipe: CaspoRecipe, out: Path, reporter: Reporter | None = None)
             "of `accelerate config` in the recipe: accelerate=FILE."
         )
     if recipe.rounds:
+        check_local(recipe.model, "A run with rounds of training")
         _ = recipe.training  # that it is missing is said before anything is measured
     show = reporter or _Silent()
     claim_folder(out, recipe)
@@ -113,7 +120,7 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, show: Rep
         shutil.rmtree(folder / "train", ignore_errors=True)
         return dict(read_json(folder / "training.json"))
     questions = training_questions(recipe, index)
-    with _lazy_engine(recipe, source) as engine:
+    with _lazy_engine(recipe, source, open_local) as engine:
 
         def annotated(done: int, total: int) -> None:
             clock.tick()
@@ -181,7 +188,7 @@ def _validate(recipe: CaspoRecipe, out: Path, index: int, show: Reporter, clock:
         clock.tick()
         show.stage(f"round {index}: validation", done, total)
 
-    with _lazy_engine(recipe, _model_of(recipe, out, index)) as engine:
+    with _lazy_engine(recipe, _model_of(recipe, out, index), open_engine) as engine:
         evaluate_methods(open_task(recipe.task, "train"), engine, settings, recipe.seed - 1, folder, solved)
     outcomes, _ = read_outcomes(folder, "chain_of_thought")
     return {"n": len(outcomes), "accuracy": sum(o.correct for o in outcomes) / len(outcomes)}
@@ -192,7 +199,7 @@ def _measure_round(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Evaluate round ``index`` and keep its calibrator; its entries for `metrics.json` and for the report."""
     folder = out / f"round-{index}"
-    with _lazy_engine(recipe, _model_of(recipe, out, index)) as engine:
+    with _lazy_engine(recipe, _model_of(recipe, out, index), open_engine) as engine:
 
         def solved(method: str, done: int, total: int) -> None:
             clock.tick()
@@ -252,13 +259,15 @@ def _model_of(recipe: CaspoRecipe, out: Path, index: int) -> str:
 
 
 @contextmanager
-def _lazy_engine(recipe: CaspoRecipe, name: str) -> Iterator[Callable[[], HFEngine]]:
+def _lazy_engine(
+    recipe: CaspoRecipe, name: str, opened: Callable[[ModelSettings, str], E]
+) -> Iterator[Callable[[], E]]:
     """An engine that is loaded when first used (a resumed stage may need none) and freed at the end."""
-    held: list[HFEngine] = []
+    held: list[E] = []
 
-    def get() -> HFEngine:
+    def get() -> E:
         if not held:
-            held.append(open_engine(recipe.model, name))
+            held.append(opened(recipe.model, name))
         return held[0]
 
     try:

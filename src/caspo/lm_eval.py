@@ -81,7 +81,7 @@ class HarnessModel:
         **settings: Any,
     ) -> None:
         super().__init__()
-        from caspo.stages import ModelSettings, open_engine
+        from caspo.stages import ModelSettings, open_local
 
         if method not in METHODS or method == DiPT.name:
             known = ", ".join(name for name in METHODS if name != DiPT.name)
@@ -93,7 +93,7 @@ class HarnessModel:
         self._method({"max_tokens": _MAX_GEN_TOKS})  # a wrong setting fails before the model is loaded
         named = {"name": pretrained, "dtype": dtype, "device": _device(device), "max_rows": max_rows}
         model = ModelSettings.model_validate({**named, "trust_remote_code": trust_remote_code})
-        self._engine = open_engine(model)
+        self._engine = open_local(model)
         self._seed = seed
         self._warned = False
 

@@ -21,8 +21,10 @@ from caspo.config import Config
 from caspo.data.annotate import AnnotateSettings, annotate
 from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
 from caspo.data.store import read_trees, write_trees
+from caspo.engines.base import Engine, ServingEngine
 from caspo.engines.hf import HFEngine
 from caspo.engines.models import cache_dir, load
+from caspo.engines.openai_compatible import OpenAICompatibleEngine, RemoteSettings
 from caspo.engines.prompts import INSTRUCTION
 from caspo.errors import ConfigError, DataError
 from caspo.evaluate.calibration import fit
@@ -42,20 +44,23 @@ from caspo.train.units import judged_nodes
 from caspo.types import Question, StepPair, Tree
 
 __all__ = [
-    "AnnotateStage", "CaspoRecipe", "ModelSettings", "TaskSettings", "TrainingData", "annotate_stage", "open_engine",
-    "open_judge", "open_task", "pairs_stage", "read_rounds", "rescore_stage", "train_stage", "training_questions",
-    "trees_and_pairs", "validation_questions",
+    "AnnotateStage", "CaspoRecipe", "ModelSettings", "TaskSettings", "TrainingData", "annotate_stage", "check_local",
+    "open_engine", "open_judge", "open_local", "open_task", "pairs_stage", "read_rounds", "rescore_stage", "train_stage",
+    "training_questions", "trees_and_pairs", "validation_questions",
 ]  # fmt: skip
 
 _CHUNK = 40
 """Questions annotated between two files."""
 
 
-class ModelSettings(Config):
-    """The model and where it runs."""
+class ModelSettings(RemoteSettings):
+    """The model and where it runs. What `RemoteSettings` adds is for `openai_compatible`; the rest of this is for `hf`, but
+    ``name`` and ``instruction``, which are for all."""
 
+    engine: Literal["hf", "openai_compatible"] = "hf"
+    """`hf`: in this process, and what is trained. `openai_compatible`: on servers (docs/engines.md)."""
     name: str
-    """Bundled name, folder or hub name."""
+    """Bundled name, folder or hub name; for `openai_compatible` the name that the server gives it."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of sampling; training keeps float32 masters."""
     device: str = "cpu"
@@ -64,6 +69,14 @@ class ModelSettings(Config):
     trust_remote_code: bool = False
     max_rows: int = Field(256, ge=1)
     """Rows decoded at once."""
+
+    @model_validator(mode="after")
+    def _servers(self) -> ModelSettings:
+        if self.engine == "openai_compatible" and not self.urls:
+            raise ValueError("the engine openai_compatible needs urls, a list of its servers")
+        if self.urls and self.engine != "openai_compatible":
+            raise ValueError(f"urls are for the engine openai_compatible, not for {self.engine}")
+        return self
 
 
 class TaskSettings(Config):
@@ -191,13 +204,38 @@ def open_judge(settings: TaskSettings, model: ModelSettings | None = None, cache
         if model is None and name is None:
             raise ConfigError(f"The judge {chosen.kind!r} samples from the model of a recipe. Use it in a recipe.")
         base = model or ModelSettings(name=name or "")
-        return open_engine(base if instruction is None else base.model_copy(update={"instruction": instruction}), name)
+        return open_local(base if instruction is None else base.model_copy(update={"instruction": instruction}), name)
 
     return make_judge(chosen, engine, model.name if model else "", cache)
 
 
-def open_engine(settings: ModelSettings, name: str | None = None) -> HFEngine:
-    """The engine for a recipe's model, or for another model (a round's) with the same settings."""
+def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngine:
+    """The engine for a recipe's model, or for another model (a round's) with the same settings.
+
+    Raises:
+        ConfigError: another model than the one that the servers serve.
+    """
+    if settings.engine == "openai_compatible" and name in (None, settings.name):
+        return OpenAICompatibleEngine(settings, settings.name, settings.instruction)
+    return open_local(settings, name)
+
+
+def check_local(settings: ModelSettings, what: str) -> None:
+    """Refuse to do ``what`` with a model of which only a server has the weights."""
+    if settings.engine != "hf":
+        raise ConfigError(
+            f"{what} needs the model's weights, and the engine {settings.engine} has none of them. Set model.engine=hf and "
+            "model.name to the model's folder or hub name (model.urls=[])."
+        )
+
+
+def open_local(settings: ModelSettings, name: str | None = None) -> HFEngine:
+    """The engine `hf`, for what needs the model itself.
+
+    Raises:
+        ConfigError: the recipe's model is on a server.
+    """
+    check_local(settings, "A judge or a round that loads a model")
     model, tokenizer = load(
         name or settings.name,
         dtype=settings.dtype,
@@ -209,7 +247,7 @@ def open_engine(settings: ModelSettings, name: str | None = None) -> HFEngine:
 
 def annotate_stage(
     questions: Sequence[Question],
-    engine: Callable[[], HFEngine],
+    engine: Callable[[], Engine],
     judge: Judge,
     settings: AnnotateSettings,
     seed: int,
@@ -251,6 +289,7 @@ def rescore_stage(model: ModelSettings, settings: StepDPOSettings, trees: Path, 
         raise DataError(f"{trees} holds no *.parquet files of trees. Check the path.")
     missing = [file for file in files if not (folder / file.name).exists()]
     if missing:
+        check_local(model, "Rescoring")
         loaded, tokenizer = load(model.name, device=model.device, trust_remote_code=model.trust_remote_code)
         scorer = Scorer(loaded, packed=settings.layout == "packed")
     for file in missing:
@@ -312,6 +351,7 @@ def train_stage(
     if file.exists():
         shutil.rmtree(out / "train", ignore_errors=True)  # left where a kill came between the two
         return dict(read_json(file))
+    check_local(model, "Training")
     trees, pairs = trees_and_pairs(data)
     scores = None
     if reference is not None and reference != source:

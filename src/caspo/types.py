@@ -14,13 +14,28 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ROOT", "Label", "Node", "Question", "Solution", "Step", "StepPair", "TokenTrace", "Tree", "Verdict"]
+__all__ = [
+    "FIRST_PIECE",
+    "ROOT",
+    "Label",
+    "Node",
+    "Question",
+    "Solution",
+    "Step",
+    "StepPair",
+    "TokenTrace",
+    "Tree",
+    "Verdict",
+]
 
 Floats = NDArray[np.float32]
 Label = Literal["right", "wrong", "unknown"]
 
 ROOT = -1
 """The parent id of a first step: the prompt itself."""
+
+FIRST_PIECE = 1 << 30
+"""Token ids from here on are no model's: numbers for pieces of text, of an engine whose server gives no ids."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,11 @@ class Tree:
     question: Question
     prompt_ids: tuple[int, ...]
     nodes: tuple[Node, ...]
+
+    @property
+    def tokens(self) -> Literal["model", "pieces"]:
+        """Whose its tokens are: `model`, or `pieces`, numbers for text that mean nothing to a model (`FIRST_PIECE`)."""
+        return "pieces" if any(token >= FIRST_PIECE for token in self.prompt_ids) else "model"
 
     @cached_property
     def _children(self) -> dict[int, tuple[Node, ...]]:

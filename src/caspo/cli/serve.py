@@ -21,7 +21,13 @@ def serve(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Bundled name, folder or hub name.")] = "smollm2-135m",
+    model: Annotated[str, typer.Option(help="Bundled name, folder, hub name, or a server's.")] = "smollm2-135m",
+    engine: Annotated[str | None, typer.Option(help="hf, or openai_compatible (with --url the default).")] = None,
+    url: Annotated[list[str] | None, typer.Option(help="Of a server of the model; once for every server.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Hub name or folder of a server's tokenizer, where it tells no vocabulary (vLLM)."),
+    ] = None,
     served_name: Annotated[str | None, typer.Option(help="What clients call it; the model's name by default.")] = None,
     method: Annotated[str, typer.Option(help=f"Of requests that name none: {', '.join(METHODS)}.")] = "cat",
     thresholds: Annotated[
@@ -51,11 +57,11 @@ def serve(
     import logging
 
     from caspo.answers import same_answer
-    from caspo.cli.solve import calibrated
+    from caspo.cli.solve import asked_model, calibrated
     from caspo.config import settings_from
     from caspo.engines.prompts import INSTRUCTION
     from caspo.errors import ConfigError
-    from caspo.stages import ModelSettings, open_engine
+    from caspo.stages import open_engine
 
     if method not in METHODS:
         raise ConfigError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")
@@ -85,9 +91,9 @@ def serve(
     bound = listening(configured)  # before the model: an address that is taken is told at once
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    engine = open_engine(ModelSettings(name=model, device=device))
+    opened = open_engine(asked_model({"name": model, "device": device}, engine, url, tokenizer))
     same_answer("1/2", "0.5")  # loads what compares answers: seconds that the first client would wait
-    _listen(configured, engine, bound, active, waiting)
+    _listen(configured, opened, bound, active, waiting)
 
 
 def _listen(settings: ServeSettings, engine: Any, bound: Any, active: int, waiting: int) -> None:

@@ -12,9 +12,10 @@ from caspo.search import METHODS
 
 if TYPE_CHECKING:
     from caspo.search import ConfidenceTree
+    from caspo.stages import ModelSettings
     from caspo.types import Node, Question, Solution
 
-__all__ = ["calibrated", "solve"]
+__all__ = ["asked_model", "calibrated", "solve"]
 
 
 def solve(
@@ -22,7 +23,13 @@ def solve(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Bundled name, folder or hub name.")] = "smollm2-135m",
+    model: Annotated[str, typer.Option(help="Bundled name, folder, hub name, or a server's.")] = "smollm2-135m",
+    engine: Annotated[str | None, typer.Option(help="hf, or openai_compatible (with --url the default).")] = None,
+    url: Annotated[list[str] | None, typer.Option(help="Of a server of the model; once for every server.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Hub name or folder of a server's tokenizer, where it tells no vocabulary (vLLM)."),
+    ] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "cat",
     limit: Annotated[int, typer.Option(min=1, help="Questions of a file, at most.")] = 20,
     seed: Annotated[int, typer.Option(help="Of sampling and of the choice of questions.")] = 0,
@@ -41,7 +48,7 @@ def solve(
     from caspo.cli.show import bars, output
     from caspo.config import settings_from
     from caspo.errors import ConfigError
-    from caspo.stages import ModelSettings, open_engine
+    from caspo.stages import open_engine
     from caspo.storage import write_text
 
     if method not in METHODS:
@@ -53,7 +60,7 @@ def solve(
         configured = calibrated(thresholds, method, model, settings)
     questions, grade = _questions(question, limit, seed, data, run_code)
     named = {"name": model, "device": device} | ({} if instruction is None else {"instruction": instruction})
-    engine = open_engine(ModelSettings.model_validate(named))
+    opened = open_engine(asked_model(named, engine, url, tokenizer))
     done = 0
     with bars() as show:
 
@@ -62,7 +69,7 @@ def solve(
             done += solved
             show.stage("solve", done, len(questions))
 
-        solutions = configured.solve(questions, engine, seed, advance)
+        solutions = configured.solve(questions, opened, seed, advance)
     lines, graded = [], []
     for asked, solution in zip(questions, solutions, strict=True):
         right = grade(asked, solution.answer) if asked.answer else None
@@ -88,6 +95,25 @@ def solve(
     if out is not None:
         write_text(out, "\n".join(lines) + "\n")
         output.print(f"Solutions: {out}")
+
+
+def asked_model(
+    named: dict[str, str], engine: str | None, urls: list[str] | None, tokenizer: str | None
+) -> ModelSettings:
+    """The model as it was asked for."""
+    from pydantic import ValidationError
+
+    from caspo.errors import ConfigError
+    from caspo.stages import ModelSettings
+
+    chosen = engine or ("openai_compatible" if urls else "hf")
+    try:
+        return ModelSettings.model_validate(
+            {**named, "engine": chosen, "urls": tuple(urls or ()), "tokenizer": tokenizer}
+        )
+    except ValidationError as error:
+        problems = "; ".join(str(problem["msg"]) for problem in error.errors())
+        raise ConfigError(f"This model cannot be used: {problems}. Check --engine and --url.") from error
 
 
 def calibrated(file: Path, method: str, model: str, settings: list[str] | None) -> ConfidenceTree:

@@ -80,7 +80,7 @@ def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -
     from caspo.storage import read_json
 
     settings = _load(recipe, overrides, out)
-    tokenizer = AutoTokenizer.from_pretrained(resolve(settings.model.name))
+    tokenizer = AutoTokenizer.from_pretrained(resolve(settings.model.tokenizer or settings.model.name))
     pairs_stage(read_trees(trees), settings.pairs, tokenizer, out)
     output.print_json(data=read_json(out / "report.json"))
 

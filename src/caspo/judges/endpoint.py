@@ -10,28 +10,23 @@ Not covered: streaming, tools, other APIs. The key is read from the environment 
 
 from __future__ import annotations
 
-import email.utils
 import logging
-import os
-import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
 from pydantic import Field
 
 from caspo.config import Config
+from caspo.engines.http import Key, backoff, passing, retry_after
 from caspo.errors import ConfigError
 
 __all__ = ["Answer", "Endpoint", "EndpointSettings"]
 
 log = logging.getLogger(__name__)
-
-_RETRIED = frozenset({408, 409, 425, 429})
 
 
 class EndpointSettings(Config):
@@ -73,6 +68,7 @@ class Endpoint:
 
     def __init__(self, settings: EndpointSettings, model: str, instruction: str, sampling: Mapping[str, float]) -> None:
         self.settings, self.model, self.instruction, self.sampling = settings, model, instruction, sampling
+        self._key = Key(settings.key_variable)
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
         """An answer to each prompt, in order; at most `concurrency` are asked at once.
@@ -85,7 +81,7 @@ class Endpoint:
         with (
             httpx2.Client(
                 timeout=self.settings.timeout,
-                headers={"Authorization": f"Bearer {self._key()}"} if self._key() else {},
+                headers=self._key.headers(),
                 limits=httpx2.Limits(max_connections=self.settings.concurrency),
             ) as client,
             ThreadPoolExecutor(self.settings.concurrency) as executor,
@@ -105,7 +101,7 @@ class Endpoint:
             if attempt:
                 log.info("%s: %s; waiting %.1f s", self.settings.url, problem, wait)
                 time.sleep(wait)
-            wait = min(self.settings.longest_wait, self.settings.first_wait * 2**attempt) * random.uniform(0.5, 1.5)
+            wait = backoff(attempt, self.settings.first_wait, self.settings.longest_wait)
             try:
                 response = client.post(url, json=body)
             except httpx2.RequestError as error:
@@ -117,27 +113,19 @@ class Endpoint:
                     return Answer(text) if text.strip() else Answer(None, "the model's reply holds no text")
                 problem = "the endpoint's reply is cut off or empty"
                 continue
-            problem = f"the endpoint answered {response.status_code}: {self._shown(response)}"
+            problem = f"the endpoint answered {response.status_code}: {self._key.shown(response.text)}"
             if response.status_code in (401, 404):
                 raise ConfigError(
                     f"{problem}. Check the judge's endpoint ({url}), its model ({self.model}), and the API key in the "
                     f"environment variable {self.settings.key_variable}."
                 )
-            if response.status_code not in _RETRIED and response.status_code < 500:
+            if not passing(response.status_code):
                 return Answer(None, problem)
-            asked = _retry_after(response.headers)
+            asked = retry_after(response.headers)
             if asked is not None and asked > self.settings.longest_wait:
                 return Answer(None, f"{problem}; it asks to wait {asked:.0f} s")
             wait = max(wait, asked or 0.0)
         return Answer(None, f"{problem} ({self.settings.retries + 1} tries)")
-
-    def _shown(self, response: httpx2.Response) -> str:
-        """The beginning of a body; some servers repeat the key that they refuse."""
-        text = " ".join(response.text.split())
-        return (text.replace(self._key(), "***") if self._key() else text)[:200]
-
-    def _key(self) -> str:
-        return os.environ.get(self.settings.key_variable, "").strip()
 
 
 def _content(response: httpx2.Response) -> str | None:
@@ -147,19 +135,3 @@ def _content(response: httpx2.Response) -> str | None:
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return text if isinstance(text, str) else ""
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait: a number of them, or a date."""
-    value = headers.get("retry-after", "").strip()
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        when = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())

@@ -59,6 +59,11 @@ def check_tokens(trees: Sequence[Tree], model: Any, tokenizer: Any = None) -> No
     context = getattr(config, "max_position_embeddings", None)
     for tree in trees:
         name = f"The tree of question {tree.question.id}"
+        if tree.tokens == "pieces":
+            raise DataError(
+                f"{name} was sampled from a server that gives no token ids: its tokens are pieces of text, and text that is "
+                "tokenised again is not what was sampled. Sample from a server with ids (vLLM, llama.cpp), or with hf."
+            )
         if not tree.prompt_ids:
             raise DataError(f"{name} has no prompt tokens: nothing predicts its first steps. Sample it again.")
         used = {*tree.prompt_ids, *(t for node in tree.nodes for t in node.step.token_ids)}

@@ -1,0 +1,339 @@
+"""Engine `openai_compatible`: any server with OpenAI's ``/v1/completions`` that shows log-probabilities.
+
+vLLM, SGLang, llama.cpp's server, llama-cpp-python's, or several of them side by side. Entropies are bounds from the most
+probable tokens (`caspo.confidence.entropy_bounds`): a trace holds the lower one as its `entropy`, the upper one beside it;
+of a server that shows the whole vocabulary (llama.cpp) they are exact. What the server can do is asked at start-up.
+
+Where a server gives token ids, prompts are sent as ids and nothing is ever tokenised again. Where it gives none, every
+piece of text gets a number of its own (from `FIRST_PIECE` on), prompts are sent as text, and trees are unfit for training.
+Characters made of several tokens may then be lost between two steps.
+
+Not here: the chat API, which hides the prompt's tokens, and training.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from caspo.config import Config
+from caspo.engines.base import Completion, Message, OnDone, Request
+from caspo.engines.http import Key
+from caspo.engines.prompts import INSTRUCTION, chat_ids
+from caspo.engines.queue import run
+from caspo.engines.remote_batch import RemoteBatch
+from caspo.engines.remote_pool import Endpoint, Passing, Pool
+from caspo.engines.remote_probe import Features, probe
+from caspo.engines.remote_reply import BadReply, Entry
+from caspo.engines.remote_stream import TopLists
+from caspo.errors import ConfigError, DataError, EngineError
+from caspo.types import FIRST_PIECE
+
+__all__ = ["OpenAICompatibleEngine", "RemoteSettings"]
+
+log = logging.getLogger(__name__)
+
+_ANY_LENGTH = 1 << 30
+
+
+class RemoteSettings(Config):
+    """Where the servers of a model are, and how patient we are. They must all serve the same model."""
+
+    urls: tuple[str, ...] = ()
+    """Of the servers, for example http://localhost:8000/v1; requests go to the one with the least to do."""
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the API key; servers of your own need none."""
+    top_logprobs: int = Field(20, ge=2)
+    """Most probable tokens asked for at each position; as many as the vocabulary has make entropies exact (llama.cpp)."""
+    vocab_size: int | None = Field(None, ge=2)
+    """Of the output layer, where neither the server nor ``tokenizer`` tells it."""
+    tokenizer: str | None = None
+    """Hub name or folder of the model's tokenizer, where the server does not tokenise; no weights are loaded."""
+    concurrency: int = Field(32, ge=1)
+    """Requests on their way to one server at once."""
+    timeout: float = Field(120.0, gt=0)
+    """To the first token, seconds."""
+    token_timeout: float = Field(60.0, gt=0)
+    """From one token to the next, seconds."""
+    patience: float = Field(120.0, gt=0)
+    """A request without any progress is tried again for so long, seconds; also while no server is up."""
+
+    @field_validator("urls")
+    @classmethod
+    def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} is no URL of a server; one begins with http:// or https://")
+            if "@" in url.partition("://")[2].partition("/")[0]:
+                raise ValueError("a URL with a password in it would stand in logs; put a key into key_variable")
+        return urls
+
+
+class OpenAICompatibleEngine:
+    """Continues prefixes on servers.
+
+    Args:
+        settings: where they are.
+        name: the model's name there.
+        instruction: what the prompt asks for, besides the question.
+
+    Raises:
+        ConfigError: no server answers, or one cannot be used for this; the message says what it lacks.
+    """
+
+    def __init__(self, settings: RemoteSettings, name: str, instruction: str = INSTRUCTION) -> None:
+        if not settings.urls:
+            raise ConfigError("The engine openai_compatible needs urls: where the servers are (--url, or model.urls).")
+        self.name, self.instruction, self.settings = name, instruction, settings
+        self.known = TopLists()
+        self._texts: dict[int, str] = {}
+        self._ends: set[int] = set()
+        self._pieces: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._tokenizer = _tokenizer(settings.tokenizer) if settings.tokenizer else None
+        self.pool = Pool(
+            settings.urls, Key(settings.key_variable), concurrency=settings.concurrency, timeout=settings.timeout,
+            token_timeout=settings.token_timeout, patience=settings.patience,
+        )  # fmt: skip
+        try:
+            self._set_up()
+        except BaseException:
+            self.pool.close()
+            raise
+
+    def _set_up(self) -> None:
+        self._asked = self.pool.wait_for(self._first())
+        self.pool.admit = self._admit
+        found = self._asked
+        size = self.settings.vocab_size or found.vocab_size or _vocab_size(self.settings.tokenizer, self._tokenizer)
+        if size is None:
+            raise ConfigError(
+                f"The size of the vocabulary of {self.name} is unknown, and without it entropy has no upper bound: "
+                f"{found.server} does not tell it. Set vocab_size, or tokenizer (--tokenizer: hub name or folder)."
+            )
+        self.features: Features = replace(
+            found, ids=found.ids and (found.tokenizes or self._tokenizer is not None), vocab_size=size
+        )
+        self.vocab_size, self.k = size, min(self.settings.top_logprobs, found.top_logprobs, size)
+        self.context_length = found.context_length or _ANY_LENGTH
+        if self._tokenizer is not None and self._tokenizer.eos_token_id is not None:
+            self._ends.add(int(self._tokenizer.eos_token_id))
+        log.info("%s", self.features.describe())
+        if self.k < self.settings.top_logprobs and self.k < size:
+            log.warning("%s shows %d most probable tokens, not %d", found.server, self.k, self.settings.top_logprobs)
+        if not self.features.ids:
+            log.warning("%s gives no token ids (or nothing tokenises): trees are unfit for training", found.server)
+
+    async def _first(self) -> Features:
+        problems = []
+        for endpoint in self.pool.endpoints:
+            try:
+                features = await probe(self.pool, endpoint, self.name, self.settings.top_logprobs)
+            except Passing as error:
+                problems.append(str(error))
+                continue
+            except BadReply as error:
+                raise ConfigError(f"{endpoint.root} cannot be used: {error}.") from error
+            endpoint.known = True
+            return features
+        raise ConfigError(
+            f"No server of {self.name} answers ({'; '.join(problems)}). Start it, or check its URL (--url, model.urls)."
+        )
+
+    async def _admit(self, endpoint: Endpoint) -> None:
+        """Whether an endpoint can take part: what its neighbours show, it must show too."""
+        found, asked = await probe(self.pool, endpoint, self.name, self.settings.top_logprobs), self._asked
+        same = ("model", "ids", "vocab_size", "greedy_raw", "sampled_raw", "extended")
+        differing = [name for name in same if getattr(found, name) != getattr(asked, name)]
+        if differing or found.top_logprobs < self.k:
+            raise ConfigError(
+                f"{endpoint.root} is not like {self.pool.endpoints[0].root}: they differ in "
+                f"{', '.join(differing) or 'top_logprobs'}. Start both with the same model, version and options."
+            )
+
+    def close(self) -> None:
+        """Give up what is under way, and the connections."""
+        self.pool.close()
+
+    def prompt(self, question: str) -> tuple[int, ...]:
+        """Tokens of the prompt that asks ``question``, in the model's chat template if anyone knows it."""
+        if not question.strip():
+            raise DataError("The question is empty: there is nothing to solve. Give a question with some text.")
+        system = [{"role": "system", "content": self.instruction}] if self.instruction else []
+        return self.chat([*system, {"role": "user", "content": question.strip()}])
+
+    def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Tokens of the prompt that asks for the assistant's next message.
+
+        Raises:
+            DataError: the template cannot render these messages.
+        """
+        if self._tokenizer is not None:
+            ids = chat_ids(self._tokenizer, messages)
+            return ids if self.features.ids else self._number_of(str(self._tokenizer.decode(ids)))
+        if not self.features.template:
+            questions = [m["content"] for m in messages if m["role"] == "user"]
+            return self.encode("".join(f"Question: {question}\nAnswer:\n" for question in questions))
+        try:
+            return self._rendered(list(messages))
+        except EngineError as error:
+            if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
+                raise DataError(f"The model's chat template cannot render this conversation: {error}") from error
+            joined = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+            return self.chat([{"role": "user", "content": joined}, *messages[2:]])
+
+    def _rendered(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        if self.features.server == "llama.cpp":
+            text = str(self._ask("/apply-template", {"messages": messages}, "prompt"))
+            return self._encoded(text, special=True) if self.features.ids else self._number_of(text)
+        body = {"model": self.name, "messages": messages, "add_generation_prompt": True}
+        ids = tuple(int(token) for token in self._ask("/tokenize", body, "tokens"))
+        return ids if self.features.ids else self._number_of(self._detokenized(ids))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text as it is."""
+        if not self.features.ids:
+            return self._number_of(text) if text else ()
+        if self._tokenizer is not None:
+            return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._encoded(text, special=False)
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token; special tokens are empty."""
+        return [self._piece(token) for token in token_ids]
+
+    def forget(self) -> None:
+        """Forget what was seen; what the servers keep of prefixes is theirs."""
+        self.pool.call(self.known.clear)
+
+    def batch(self, most: int | None = None) -> RemoteBatch:
+        """An empty batch of ``most`` requests at once (as many as the servers take at once by default)."""
+        return RemoteBatch(self, most or self.settings.concurrency * len(self.pool.endpoints))
+
+    def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
+        """Sample every request, and those that ``on_done`` adds; results in the order of their places.
+
+        Raises:
+            EngineError: a request was refused, or failed for longer than our patience.
+        """
+        return run(self.batch(), requests, on_done)
+
+    # What a batch needs (`Side`).
+
+    def number(self, entry: Entry, *, last: bool = False) -> int:
+        """The id of a token: the server's, or one for its text; ``last``: it ended a text."""
+        if not self.features.ids:
+            return self._number_of("" if last else entry.text or "")[0]
+        if entry.token is None:
+            raise BadReply("the server sent a token without its id")
+        if last:
+            self._ends.add(entry.token)
+            self._texts[entry.token] = ""
+        elif entry.text is not None:
+            self._texts.setdefault(entry.token, entry.text)
+        return entry.token
+
+    async def resolved(self, entry: Entry) -> int:
+        """The id of a token of a list, which may have come as text only."""
+        if entry.token is not None or not self.features.ids:
+            return self.number(entry)
+        text = entry.text or ""
+        if self._tokenizer is not None:
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = (await self.pool.ask("POST", "/tokenize", _tokenize(self.name, text, special=False)))["tokens"]
+        if len(ids) != 1:
+            raise EngineError(f"The server names the token {text!r} by its text only, and that is {len(ids)} tokens.")
+        return int(ids[0])
+
+    def ends(self, token: int | None, text: str | None) -> bool:
+        """Whether a token is known to end a text."""
+        known = None if self._tokenizer is None else self._tokenizer.eos_token
+        return token in self._ends or (text is not None and text == known)
+
+    def prompt_of(self, ids: Sequence[int]) -> str | list[int]:
+        """What to send for a prefix."""
+        return list(ids) if self.features.ids else "".join(self.pieces(ids))
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens together."""
+        text = "".join(self.pieces(token_ids))
+        if "\ufffd" in text and self.features.ids:  # a character of several tokens
+            return self._detokenized([token for token in token_ids if token not in self._ends])
+        return text
+
+    def _piece(self, token: int) -> str:
+        if token >= FIRST_PIECE:
+            return self._pieces[token - FIRST_PIECE]
+        if token not in self._texts:
+            before = list(
+                self.encode("a")[-1:]
+            )  # inside a text: some tokenizers drop the space that a text begins with
+            self._texts[token] = self._detokenized([*before, token])[len(self._detokenized(before)) :]
+        return self._texts[token]
+
+    @cached_property
+    def _before(self) -> tuple[list[int], int]:
+        """A token to stand before another (some tokenizers drop the space that a text begins with), and its length."""
+        before = list(self.encode("a")[-1:])
+        return before, len(self._detokenized(before))
+
+    def _number_of(self, text: str) -> tuple[int]:
+        with self._lock:
+            if text not in self._numbers:
+                self._numbers[text] = FIRST_PIECE + len(self._pieces)
+                self._pieces.append(text)
+            return (self._numbers[text],)
+
+    def _encoded(self, text: str, *, special: bool) -> tuple[int, ...]:
+        found = self._ask("/tokenize", _tokenize(self.name, text, special=special), "tokens")
+        return tuple(int(token) for token in found)
+
+    def _detokenized(self, ids: Sequence[int]) -> str:
+        if self._tokenizer is not None:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        body = {"model": self.name, "tokens": list(ids)}
+        key = "content" if self.features.server == "llama.cpp" else "prompt"
+        return str(self._ask("/detokenize", body, key))
+
+    def _ask(self, path: str, body: dict[str, Any], key: str) -> Any:
+        reply = self.pool.wait_for(self.pool.ask("POST", path, body))
+        if not isinstance(reply, dict) or key not in reply:
+            raise EngineError(f"{path} of {self.features.server} answered without {key!r}. Is it the server it was?")
+        return reply[key]
+
+
+def _tokenize(model: str, text: str, *, special: bool) -> dict[str, Any]:
+    """A request to ``/tokenize`` in the words of llama.cpp and of vLLM; ``special``: add what begins every text."""
+    llama = {"content": text, "add_special": special, "parse_special": True}
+    return {"model": model, "prompt": text, "add_special_tokens": special, **llama}
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The tokenizer {name!r} cannot be loaded ({str(error)[:200]}). Check model.tokenizer."
+        ) from error
+
+
+def _vocab_size(name: str | None, tokenizer: Any) -> int | None:
+    """Of the output layer by the model's configuration; that of the tokenizer where there is none."""
+    if name is None:
+        return None
+    from transformers import AutoConfig
+
+    try:
+        return int(AutoConfig.from_pretrained(name).get_text_config(decoder=True).vocab_size)
+    except (OSError, ValueError, AttributeError):
+        return len(tokenizer)

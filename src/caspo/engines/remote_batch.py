@@ -1,0 +1,187 @@
+"""Continuations under way on servers, one stream each, as a `Batch`.
+
+Streams are read in the pool's thread; stop strings, watches and the end of a continuation are decided in the thread of the
+batch's owner, and a stream is closed as soon as one is to end, so that its server stops decoding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from caspo.engines.base import Completion, Finish, Request
+from caspo.engines.remote_reply import RANKS
+from caspo.engines.remote_stream import Ended, Side, Token, tokens
+from caspo.errors import CaspoError, EngineError
+from caspo.types import TokenTrace
+
+__all__ = ["RemoteBatch"]
+
+_WAIT = 0.05
+"""Seconds that a step waits for something to arrive."""
+
+
+@dataclass
+class _Row:
+    """A continuation as its owner sees it."""
+
+    request: Request
+    task: asyncio.Task[None] | None = None
+    gone: bool = False
+    ids: list[int] = field(default_factory=list)
+    statistics: list[tuple[float, ...]] = field(default_factory=list)
+    upper: list[float] = field(default_factory=list)
+    text: str = ""
+    shown_end: bool = False
+    """The last of ``ids`` is the EOS token, which some servers do not show."""
+
+
+class RemoteBatch:
+    """Implements `Batch`."""
+
+    def __init__(self, side: Side, most: int) -> None:
+        self._side, self._most = side, most
+        self._rows: dict[int, tuple[int, _Row]] = {}
+        self._serial = itertools.count()
+        self._arrived: queue.SimpleQueue[tuple[int, int, Token | Ended | EngineError]] = queue.SimpleQueue()
+
+    @property
+    def free(self) -> int:
+        """How many more requests it takes now."""
+        return max(0, self._most - len(self._rows))
+
+    def add(self, place: int, request: Request) -> None:
+        """Take a request in."""
+        side = self._side
+        _refuse(request, side)
+        serial, row = next(self._serial), _Row(request)
+        self._rows[place] = serial, row
+
+        def begin() -> None:
+            if not row.gone:
+                row.task = asyncio.get_running_loop().create_task(self._follow(place, serial, request))
+
+        side.pool.call(begin)
+
+    def drop(self, place: int) -> None:
+        """Close the stream of a request, so that its server stops."""
+        found = self._rows.pop(place, None)
+        if found is not None:
+            self._cancel(found[1])
+
+    def step(self) -> list[tuple[int, Completion | EngineError]]:
+        """Take in what has arrived; wait for it for a moment if nothing has."""
+        finished: list[tuple[int, Completion | EngineError]] = []
+        if not self._rows:
+            return finished
+        wait = _WAIT
+        while True:
+            try:
+                place, serial, event = self._arrived.get(timeout=wait) if wait else self._arrived.get_nowait()
+            except queue.Empty:
+                return finished
+            wait = 0.0
+            current, row = self._rows.get(place, (-1, None))
+            if row is None or current != serial:
+                continue  # of a request that was given up
+            done = self._take(row, event)
+            if done is not None:
+                self.drop(place)
+                finished.append((place, done))
+
+    def close(self) -> None:
+        """Close all streams."""
+        for place in list(self._rows):
+            self.drop(place)
+
+    def _cancel(self, row: _Row) -> None:
+        row.gone = True
+
+        def cancel() -> None:
+            if row.task is not None:
+                row.task.cancel()
+
+        self._side.pool.call(cancel)
+
+    def _take(self, row: _Row, event: Token | Ended | EngineError) -> Completion | EngineError | None:
+        if isinstance(event, EngineError):
+            return event
+        if isinstance(event, Ended):
+            return self._complete(row, event.finish)
+        request, (token, measured) = row.request, event[:2]
+        statistics = measured[:5] + ((event.top_k,) if request.top_k else ())
+        row.ids.append(token)
+        row.statistics.append(statistics)
+        row.upper.append(measured.upper)
+        row.shown_end = event.last
+        finish = "eos" if event.last else self._finish(row, token)
+        if finish is None and request.watch is not None and not request.watch(token, statistics):
+            finish = "abandoned"
+        return None if finish is None else self._complete(row, finish)
+
+    def _finish(self, row: _Row, token: int) -> Finish | None:
+        request = row.request
+        if len(request.prefix_ids) + len(row.ids) >= self._side.context_length:
+            return "length"
+        tail, row.text = len(row.text), row.text + self._side.pieces([token])[0]
+        for stop in request.stop:
+            at = row.text.find(stop, max(0, tail - len(stop) + 1))
+            while at >= 0:
+                if row.text[:at].strip():
+                    return "stop"
+                at = row.text.find(stop, at + 1)
+        return "length" if len(row.ids) >= request.max_new_tokens else None
+
+    def _complete(self, row: _Row, finish: Finish) -> Completion | EngineError:
+        if not row.ids:
+            return EngineError("The server ended a continuation before its first token. Check the prompt and its log.")
+        side = self._side
+        columns = np.array(row.statistics, dtype=np.float32).T.copy()
+        full = side.k >= side.vocab_size
+        trace = TokenTrace(*columns[:5])
+        if not full:
+            trace = replace(trace, kind="top_k", k=side.k, entropy_upper=np.array(row.upper, dtype=np.float32))
+        text = side.text(row.ids[:-1] if row.shown_end else row.ids)
+        return Completion(tuple(row.ids), text, trace, finish, columns[5] if row.request.top_k else None)
+
+    async def _follow(self, place: int, serial: int, request: Request) -> None:
+        """Read a continuation to its end, over as many streams as that takes."""
+        try:
+            async with aclosing(tokens(self._side, request)) as events:
+                async for event in events:
+                    self._arrived.put((place, serial, event))
+        except asyncio.CancelledError:
+            raise
+        except EngineError as error:
+            self._arrived.put((place, serial, error))
+        except CaspoError as error:
+            self._arrived.put((place, serial, EngineError(str(error))))
+        except Exception as error:  # a bug of ours must not leave its owner waiting
+            self._arrived.put((place, serial, EngineError(f"Reading a stream failed: {type(error).__name__}: {error}")))
+
+
+def _refuse(request: Request, side: Side) -> None:
+    features = side.features
+    if features.ids and len(request.prefix_ids) >= side.context_length:
+        raise EngineError(
+            f"A prompt of {len(request.prefix_ids)} tokens leaves no room in the context of {features.model} "
+            f"({side.context_length} tokens). Shorten the question, or serve the model with a longer context."
+        )
+    if request.top_k > side.k:
+        raise EngineError(f"The mean of the top {request.top_k} was asked for, and the server shows {side.k}.")
+    if request.rank > min(side.k, RANKS):
+        raise EngineError(f"A token of rank {request.rank} was asked for, and the server shows {side.k}.")
+    greedy = request.temperature == 0
+    raw = features.greedy_raw if greedy else features.sampled_raw
+    if not raw and (greedy or request.temperature != 1 or request.top_p != 1):
+        raise EngineError(
+            f"{features.server} shows the sampler's log-probabilities, not the model's, at temperature "
+            f"{request.temperature:g} and top_p {request.top_p:g}: they would be taken for confidence. Use temperature 1 "
+            "(or 0) and top_p 1, or start the server so that it shows the model's: vLLM with "
+            "--logprobs-mode raw_logprobs, SGLang with SGLANG_RETURN_ORIGINAL_LOGPROB=1 in its environment."
+        )

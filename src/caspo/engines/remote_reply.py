@@ -1,0 +1,171 @@
+"""What servers write about the tokens that they sampled, in whichever of their shapes, as one record a token, measured.
+
+Two shapes of ``choices[].logprobs`` are read:
+
+- llama.cpp's: ``content``, a list of ``{id, token, bytes, logprob, top_logprobs: [...]}``;
+- OpenAI's older one (vLLM, SGLang, llama-cpp-python): ``tokens``, ``token_logprobs`` and ``top_logprobs``, a mapping from
+  text to log p for every token; token ids stand beside it (``token_ids``) or in it ("token_id:17"), if asked for.
+
+Missing, NaN and positive log-probabilities are errors, never confidence. Not here: requests and streams.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from caspo.confidence import TOLERANCE, entropy_bounds
+from caspo.errors import EngineError
+
+__all__ = ["RANKS", "BadReply", "Entry", "Measured", "Position", "measure", "positions"]
+
+_AS_ID = "token_id:"
+_NO_LIST = "the server sent a token without the most probable ones in its place"
+
+RANKS = 32
+"""Most probable tokens of a position whose text is read, and that are remembered."""
+
+
+class BadReply(EngineError):
+    """The server's reply is not what its API promises; another try may be."""
+
+
+class Entry(NamedTuple):
+    """One token at one position."""
+
+    token: int | None
+    """None where the server gives no ids."""
+    text: str | None
+    """Empty for special tokens; None where only the id was given."""
+    logprob: float
+
+
+class Position(NamedTuple):
+    """A sampled token, and the most probable ones in its place, most probable first."""
+
+    taken: Entry
+    top: tuple[Entry, ...]
+
+
+class Measured(NamedTuple):
+    """The numbers of `TokenTrace` of one position, and the upper bound of its entropy."""
+
+    entropy: float
+    """The lower bound, or exact if the whole vocabulary was there."""
+    logprob: float
+    max_logprob: float
+    margin: float
+    varentropy: float
+    """NaN unless the whole vocabulary was there: a few tokens bound it badly."""
+    upper: float
+
+
+def positions(choice: Mapping[str, Any], most: int) -> list[Position]:
+    """The tokens of one ``choices`` entry, each with at most ``most`` alternatives.
+
+    A sampled token that servers append when it is not among the most probable comes last by its log p, and is cut off.
+
+    Raises:
+        BadReply: tokens without log-probabilities, or such that are none.
+    """
+    logprobs = choice.get("logprobs")
+    try:
+        if not logprobs:
+            if choice.get("token_ids"):
+                raise BadReply("the server sent tokens without log-probabilities")
+            return []
+        if isinstance(logprobs.get("content"), list):
+            return [_of_content(item, most) for item in logprobs["content"]]
+        return _of_lists(choice, logprobs, most)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise BadReply(f"the server's log-probabilities are malformed ({type(error).__name__}: {error})") from error
+
+
+def _of_content(item: Mapping[str, Any], most: int) -> Position:
+    best = sorted(item["top_logprobs"], key=lambda other: -float(other["logprob"]))[:most]
+    if not best:
+        raise BadReply(_NO_LIST)
+    return Position(_entry(item), tuple(_entry(other, read=place < RANKS) for place, other in enumerate(best)))
+
+
+def _entry(item: Mapping[str, Any], *, read: bool = True) -> Entry:
+    token, given = item.get("id"), item.get("bytes")
+    if token is not None and not read:  # one of a whole vocabulary
+        return Entry(int(token), None, _logprob(item["logprob"]))
+    text = bytes(given).decode("utf-8", "replace") if given is not None else str(item["token"])
+    return Entry(None if token is None else int(token), text, _logprob(item["logprob"]))
+
+
+def _of_lists(choice: Mapping[str, Any], logprobs: Mapping[str, Any], most: int) -> list[Position]:
+    tokens: Sequence[str] = logprobs["tokens"]
+    values, tops, ids = logprobs["token_logprobs"], logprobs["top_logprobs"], choice.get("token_ids")
+    if not len(tokens) == len(values) == len(tops or ()) or (ids is not None and len(ids) != len(tokens)):
+        raise BadReply(
+            f"the server sent {len(ids) if ids is not None else len(tokens)} tokens with {len(values)} log-probabilities "
+            f"and {len(tops or ())} lists of the most probable ones"
+        )
+    found = []
+    for place, (token, value, top) in enumerate(zip(tokens, values, tops, strict=True)):
+        taken = _named(token, value)
+        if ids is not None and taken.token is None:
+            taken = taken._replace(token=int(ids[place]))
+        found.append(Position(taken, _best([_named(name, p) for name, p in top.items()], most)))
+    return found
+
+
+def _named(name: str, value: Any) -> Entry:
+    if name.startswith(_AS_ID):
+        return Entry(int(name.removeprefix(_AS_ID)), None, _logprob(value))
+    return Entry(None, name, _logprob(value))
+
+
+def _logprob(value: Any) -> float:
+    number = float(value)
+    if math.isnan(number):
+        raise BadReply("the server sent a log-probability that is NaN")
+    if number > TOLERANCE:
+        raise BadReply(f"the server sent a log-probability of {number:.6g}, which is above 0")
+    return min(number, 0.0)
+
+
+def _best(entries: list[Entry], most: int) -> tuple[Entry, ...]:
+    if not entries:
+        raise BadReply(_NO_LIST)
+    return tuple(sorted(entries, key=lambda entry: -entry.logprob)[:most])
+
+
+def measure(position: Position, k: int, vocab_size: int) -> Measured:
+    """Entropy and the rest of one position, of whose ``k`` most probable tokens the server was asked for.
+
+    Where fewer came, because two of them read alike and stood in one mapping, a token above the last may be missing: the
+    lower bound then is that of all the rest in one token.
+
+    Raises:
+        BadReply: the probabilities cannot be those of the most probable tokens.
+    """
+    logs = np.array([entry.logprob for entry in position.top])
+    probs = np.exp(logs)
+    if not math.isfinite(position.taken.logprob):
+        raise BadReply("the server sent a token of probability 0")
+    if position.taken.logprob > logs[0] + TOLERANCE and len(logs) >= min(k, vocab_size):
+        raise BadReply("the sampled token is more probable than the most probable one")
+    try:
+        low, high = (float(bound[0]) for bound in entropy_bounds(logs[None], vocab_size))
+    except EngineError as error:
+        if len(logs) >= min(k, vocab_size):
+            raise BadReply(str(error)) from error
+        low = high = math.inf
+    varentropy = math.nan
+    if len(logs) >= vocab_size:
+        finite = np.where(probs > 0, logs, 0.0)
+        varentropy = max(0.0, float((probs * finite**2).sum() - (probs * finite).sum() ** 2))
+    elif len(logs) < k:
+        rest = max(0.0, 1.0 - float(probs.sum()))
+        known = float(-(probs * np.where(probs > 0, logs, 0.0)).sum())
+        low = known - (rest * math.log(rest) if rest > 0 else 0.0)
+        high = low + rest * math.log(max(1, vocab_size - len(logs)))
+    margin = float(probs[0] - (probs[1] if len(probs) > 1 else max(0.0, 1.0 - probs[0])))
+    return Measured(low, position.taken.logprob, float(logs[0]), max(0.0, margin), varentropy, high)

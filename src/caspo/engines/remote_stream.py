@@ -1,0 +1,265 @@
+"""One continuation on servers: its streams, read token by token and measured, until it is over.
+
+A stream that breaks goes on, there or on another server, from the tokens that have arrived: no token is told of twice.
+What it then draws at a temperature above 0 is a fresh draw. All of this runs in the pool's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, NamedTuple, Protocol
+
+from caspo.engines.base import Finish, Request
+from caspo.engines.remote_pool import Endpoint, Passing, Pool
+from caspo.engines.remote_probe import Features, neutral
+from caspo.engines.remote_reply import RANKS, BadReply, Entry, Measured, Position, measure, positions
+from caspo.errors import EngineError
+
+__all__ = ["Ended", "Side", "Token", "TopLists", "tokens"]
+
+_BAD_TRIES = 3
+"""Malformed replies to one request before it fails."""
+_REMEMBERED = 8192
+"""Positions remembered."""
+
+
+class Side(Protocol):
+    """What a batch needs of its engine."""
+
+    pool: Pool
+    features: Features
+    k: int
+    vocab_size: int
+    context_length: int
+    known: TopLists
+
+    def number(self, entry: Entry, *, last: bool = False) -> int:
+        """The id of a token: the server's, or one for its text; ``last``: it ended a text."""
+
+    async def resolved(self, entry: Entry) -> int:
+        """The id of a token of a list, which may have come as text only."""
+
+    def ends(self, token: int | None, text: str | None) -> bool:
+        """Whether a token is known to end a text."""
+
+    def prompt_of(self, ids: Sequence[int]) -> str | list[int]:
+        """What to send for a prefix."""
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens together."""
+
+
+class TopLists:
+    """The most probable tokens at positions that were seen, so that asking for one of them costs no request."""
+
+    def __init__(self) -> None:
+        self._lists: OrderedDict[int, Position] = OrderedDict()
+
+    @staticmethod
+    def key(ids: Sequence[int], start: int = 0) -> int:
+        """Of a sequence; ``start`` is the key of what stands before it."""
+        for token in ids:
+            start = hash((start, token))
+        return start
+
+    def put(self, key: int, position: Position) -> None:
+        """Remember what came after a sequence."""
+        self._lists[key] = position
+        self._lists.move_to_end(key)
+        if len(self._lists) > _REMEMBERED:
+            self._lists.popitem(last=False)
+
+    def get(self, key: int) -> Position | None:
+        """What came after a sequence, if it was seen."""
+        return self._lists.get(key)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._lists.clear()
+
+
+class Token(NamedTuple):
+    token: int
+    measured: Measured
+    top_k: float
+    """Mean log p of the request's top k; 0 if it asks for none."""
+    last: bool
+    """It is the EOS token."""
+
+
+class Ended(NamedTuple):
+    """The server ended the continuation, after the tokens told of."""
+
+    finish: Finish
+
+
+async def tokens(side: Side, request: Request) -> AsyncGenerator[Token | Ended, None]:
+    """What happens to a request until it is over.
+
+    Raises:
+        EngineError: it was refused, or failed for longer than the pool's patience.
+    """
+    clock = asyncio.get_running_loop().time
+    reader = _Reader(side, request)
+    if request.rank > 1:
+        chosen = await _ranked(side, request)
+        yield reader.take(chosen, last=side.ends(chosen.taken.token, chosen.taken.text))
+    attempt, bad, until = 0, 0, clock() + side.pool.patience
+    while True:
+        try:
+            async with side.pool.place() as endpoint:
+                events = side.pool.events(endpoint, _body(side, request, reader.ids))
+                async with aclosing(events):
+                    async for found in reader.read(events):
+                        attempt, until = 0, clock() + side.pool.patience
+                        yield found
+            if reader.over:
+                return
+        except BadReply as error:
+            bad += 1
+            if bad >= _BAD_TRIES:
+                raise EngineError(f"{error} ({bad} times). Check the server ({side.pool.names}).") from error
+        except Passing as error:
+            await side.pool.pause(error, attempt, until)
+            attempt += 1
+
+
+async def _ranked(side: Side, request: Request) -> Position:
+    """The token of the request's rank, as if it had been sampled."""
+    key = TopLists.key(request.prefix_ids)
+    position = side.known.get(key)
+    if position is None:
+        body = _body(side, request, []) | {"max_tokens": 1, "temperature": 0.0, "stream": False}
+        body.pop("stream_options", None)
+
+        async def look(endpoint: Endpoint) -> Position:
+            reply = await side.pool.request(endpoint, "POST", "/v1/completions", body)
+            found = positions(_choice(reply), side.k)
+            if not found:
+                raise BadReply("the server sent no log-probabilities")
+            return found[0]
+
+        position = await side.pool.retried(look)
+        side.known.put(key, position._replace(top=position.top[:RANKS]))
+    if request.rank > len(position.top):
+        raise EngineError(
+            f"A token of rank {request.rank} was asked for, and the server shows {len(position.top)} at most. "
+            "Ask for fewer children, or raise top_logprobs."
+        )
+    entry = position.top[request.rank - 1]
+    return Position(entry._replace(token=await side.resolved(entry)), position.top)
+
+
+class _Reader:
+    """Turns the events of one continuation's streams into its tokens."""
+
+    def __init__(self, side: Side, request: Request) -> None:
+        self.side, self.request = side, request
+        self.ids: list[int] = []
+        self.over = False
+        self._key = TopLists.key(request.prefix_ids)
+
+    def take(self, position: Position, *, last: bool) -> Token:
+        """Note a token."""
+        side = self.side
+        measured = measure(position, side.k, side.vocab_size)
+        token = side.number(position.taken, last=last)
+        side.known.put(self._key, position._replace(top=position.top[:RANKS]))
+        self._key = TopLists.key([token], self._key)
+        self.ids.append(token)
+        k = self.request.top_k
+        top_k = sum(entry.logprob for entry in position.top[:k]) / min(k, len(position.top)) if k else 0.0
+        self.over = self.over or last
+        return Token(token, measured, top_k, last)
+
+    async def read(self, events: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[Token | Ended, None]:
+        """Read one stream. A token without text is held back until it is known whether it was the end."""
+        side = self.side
+        held: list[Position] = []
+        finish: str | None = None
+        received, named = 0, 0
+        async for event in events:
+            self._check_model(event)
+            named = max(named, _counted(event))
+            if not event.get("choices"):
+                continue
+            choice = _choice(event)
+            new = positions(choice, side.k)
+            if choice.get("text") and not new and finish is None:
+                raise BadReply("the server sent text without log-probabilities")
+            received += len(new)
+            finish = choice.get("finish_reason") or finish
+            _refuse_lost(received, named - (finish == "stop"), final=False)
+            waiting, held = held + new, []
+            for position in waiting:
+                final = position is waiting[-1]
+                ended = side.ends(position.taken.token, position.taken.text)
+                if final and not ended and finish == "stop":
+                    ended = bool(new) or position.taken.text == ""
+                elif final and not ended and finish is None and position.taken.text == "":
+                    held = [position]
+                    continue
+                yield self.take(position, last=ended)
+                if ended:
+                    return
+        if finish is None:
+            raise Passing("a stream ended in the middle")
+        _refuse_lost(received, named - (finish == "stop"), final=True)
+        if finish not in ("stop", "length"):
+            raise Passing(f"the server ended a stream for the reason {finish!r}")
+        self.over = True
+        yield Ended("eos" if finish == "stop" else "length")
+
+    def _check_model(self, event: Mapping[str, Any]) -> None:
+        told = event.get("model")
+        if told and told != self.side.features.model:
+            raise BadReply(f"the reply is of the model {told!r}, not of {self.side.features.model!r}")
+
+
+def _choice(event: Any) -> Mapping[str, Any]:
+    choices = event.get("choices") if isinstance(event, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise BadReply("the server's reply holds no choice")
+    return choices[0]
+
+
+def _counted(event: Mapping[str, Any]) -> int:
+    """How many tokens the server says that it has generated."""
+    usage, timings = event.get("usage") or {}, event.get("timings") or {}
+    return int(max(usage.get("completion_tokens") or 0, timings.get("predicted_n") or 0))
+
+
+def _refuse_lost(received: int, named: int, *, final: bool) -> None:
+    if received < named:
+        raise EngineError(
+            f"The server generated {named} tokens and told of {received}. llama.cpp's server leaves out the tokens of a "
+            "character that is made of several (an emoji, say); where one token was lost there is no confidence"
+            + (", and its reply is not whole." if final else ".")
+        )
+
+
+def _body(side: Side, request: Request, received: Sequence[int]) -> dict[str, Any]:
+    features = side.features
+    room = request.max_new_tokens - len(received)
+    if features.ids:
+        room = min(room, side.context_length - len(request.prefix_ids) - len(received))
+    body: dict[str, Any] = {
+        "model": features.model,
+        "prompt": side.prompt_of((*request.prefix_ids, *received)),
+        "max_tokens": max(1, room),
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "seed": (request.seed + len(received)) % 2**31,
+        "logprobs": side.k,
+        "stream": True,
+        **neutral(features.extended, side.vocab_size),
+    }
+    if features.extended:
+        body["stream_options"] = {"include_usage": True}
+    return body
