@@ -99,8 +99,8 @@ class Asked:
             raise invalid(str(error), "messages" if chat else "prompt") from error
         except EngineError as error:
             raise ApiError(503, f"The engine cannot tell the prompt's tokens: {error}") from error
-        if not ids:
-            raise invalid("The prompt has no tokens: there is nothing to continue.", "prompt")
+        if len(ids) < 2:  # engines decode after the prompt but its last token, which must be something
+            raise invalid("The prompt has fewer than two tokens: there is too little to continue.", "prompt")
         return text, ids
 
     def _within(self, prompt: int, context: int) -> Method[Any]:
