@@ -78,7 +78,7 @@ class LlamaBatch:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Completion | EngineError]]:
-        """Let those join for which there is room, compute prompts, and decode a token for every row whose prompt is there."""
+        """Let those join for which there is room, compute prompts, and draw a token for every row whose prompt is there."""
         engine = self._engine
         with engine.lock:
             engine.alive()

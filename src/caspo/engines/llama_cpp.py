@@ -218,7 +218,7 @@ class LlamaCppEngine:
         api = self._api
         settings = api.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max, settings.n_batch = cells, strands, self.chunk
-        settings.n_outputs_max = self.max_rows
+        settings.n_outputs_max = strands
         settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
         settings.kv_unified = True  # one memory for all, so that sequences can share cells
         settings.swa_full = True  # a sliding window would forget cells that others still continue from
