@@ -30,6 +30,8 @@ class _Fed:
     strand: Strand
     computed: int = 0
     """Tokens of its prefix that it computed itself."""
+    suspect: bool = False
+    """Its logits were NaN beside others, which a neighbour's NaN can do: it has to show alone what it gives."""
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -156,7 +158,8 @@ class LlamaBatch:
         """Which tokens each row is fed, and whether these are all that are missing; prompts share what the others leave."""
         left = self._engine.chunk
         planned = []
-        for fed in sorted(self._rows, key=lambda fed: fed.missing > 1):
+        suspects = [fed for fed in self._rows if fed.suspect][:1]
+        for fed in suspects or sorted(self._rows, key=lambda fed: fed.missing > 1):
             new = fed.ids[len(fed.strand.ids) :][:left]
             if new:
                 planned.append((fed, new, len(new) == fed.missing))
@@ -172,10 +175,11 @@ class LlamaBatch:
         tokens, statistics = drawn.tokens.tolist(), drawn.statistics.tolist()
         for at, fed in enumerate(asked):
             row, token = fed.row, tokens[at]
-            if at in failures:
+            alone, fed.suspect = fed.suspect or len(self._rows) == 1, at in failures
+            if fed.suspect and alone:
                 finished.append((row.place, failures[at]))
                 self._leave(fed)
-            elif row.take(
+            elif not fed.suspect and row.take(
                 token,
                 statistics[at],
                 engine.piece(token),
@@ -185,7 +189,7 @@ class LlamaBatch:
                 finished.append((row.place, row.completion(engine.tokenizer.decode(row.written))))
                 self._leave(fed, keep=row.request.keep)
         if failures:
-            engine.cells.wipe()  # the keys of a NaN are NaN, and so is their product with a weight of zero
+            engine.cells.wipe()  # the keys and values of a NaN are NaN, and so is their product with a weight of zero
         return finished
 
     def _leave(self, fed: _Fed, keep: bool = False) -> None:

@@ -296,6 +296,7 @@ def _load(api: Any, file: Path, device_layers: int) -> Any:
         )
     settings = api.llama_model_default_params()
     settings.n_gpu_layers = device_layers
+    settings.use_extra_bufts = False  # repacked weights: their AMX kernels end the process on some machines (Q4_1)
     _errors.clear()
     model = api.llama_model_load_from_file(str(file).encode(), settings)
     if not model:

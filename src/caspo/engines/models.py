@@ -41,7 +41,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _SHIPPED = Path(__file__).resolve().parent.parent / "bundled"
-_MANIFEST, _WHOLE = "manifest.json", "whole.gguf"
+_MANIFEST, _WHOLE = "manifest.json", "parts.gguf"
 _CONVERSION = "1"
 """Part of every cache key: raise it when a conversion changes, and old folders are no longer used."""
 _HASH_ON_USE = 64 * 2**20
