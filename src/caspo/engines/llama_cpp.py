@@ -222,6 +222,7 @@ class LlamaCppEngine:
         settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
         settings.kv_unified = True  # one memory for all, so that sequences can share cells
         settings.swa_full = True  # a sliding window would forget cells that others still continue from
+        settings.flash_attn_type = 0  # on a CPU it costs entropies their third digit
         settings.type_k = settings.type_v = _CACHE_TYPES[dtype]
         context = api.llama_init_from_model(model, settings)
         if not context:
