@@ -235,8 +235,8 @@ def check_local(settings: ModelSettings, what: str) -> None:
     """Refuse to do ``what`` with a model that cannot be loaded here as what is trained."""
     if settings.engine != "hf":
         raise ConfigError(
-            f"{what} needs the model's weights, and the engine {settings.engine} does not give them. Set model.engine=hf and "
-            "model.name to the model's folder or hub name (model.urls=[])."
+            f"{what} needs the model's weights, and the engine {settings.engine} does not give them. Set model.engine=hf "
+            "and model.name to the model's folder or hub name (model.urls=[])."
         )
 
 

@@ -93,9 +93,9 @@ def serve(
     bound = listening(configured)  # before the model: an address that is taken is told at once
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    engine = open_engine(ModelSettings(name=model, device=device))
+    opened = open_engine(asked_model({"name": model, "device": device}, engine, url, tokenizer))
     same_answer("1/2", "0.5")  # loads what compares answers: seconds that the first client would wait
-    _listen(configured, engine, bound, active, waiting)
+    _listen(configured, opened, bound, active, waiting)
 
 
 def _listen(settings: ServeSettings, engine: Any, bound: Any, active: int, waiting: int) -> None:
