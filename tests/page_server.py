@@ -99,8 +99,8 @@ class Fake:
             "generated_tokens": 214,
             "steps": [{"text": nodes[i]["text"], "confidence": nodes[i]["confidence"]} for i in ANSWER],
         }  # fmt: skip
-        if "five thousand" in question:
-            nodes += [node(10 + i, 9 + i if i % 3 else 0, 2, f"step {i}\n", 0.5, 0.5, "expanded") for i in range(5000)]
+        if "thousands" in question:
+            nodes += [node(10 + i, 9 + i if i % 3 else 0, 2, f"step {i}\n", 0.5, 0.5, "expanded") for i in range(3000)]
         if "silent" in question:  # a method that tells nothing of its growth
             nodes = []
         for place, one in enumerate(nodes[:10]):

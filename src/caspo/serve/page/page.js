@@ -83,6 +83,8 @@ function fail(error, run) {
   let reason = stopped ? "What had grown by then is kept." : error.message;
   if (error.status === 401) {
     reason = key ? "The server refused this key." : "This server wants a key.";
+    key = null;
+    sessionStorage.removeItem(KEPT);
     showKeyForm();
   } else if (error.status === 429) {
     reason = `The server is busy. ${error.retryAfter === null ? "Try again in a moment." : `Try again in ${seconds(error.retryAfter)}.`}`;
@@ -193,6 +195,9 @@ async function loadModels() {
   return names[0];
 }
 
+/** Show the model's name before anything is asked; what goes wrong here is said when a question is. */
+const greet = () => loadModels().catch((error) => error.status === 401 && showKeyForm());
+
 // The key: in memory, or in this tab's storage if the reader wants it so; never in an address
 
 function showKeyForm() {
@@ -210,6 +215,7 @@ $("key-form").addEventListener("submit", (event) => {
   $("key-form").hidden = true;
   $("question").focus();
   if (pending && !running) ask(pending);
+  else greet();
 });
 
 // Copies: the request as others would send it, with the key left to the environment
@@ -278,4 +284,4 @@ for (const button of $("examples").querySelectorAll("button")) {
 for (const button of $("copies").querySelectorAll("button")) button.addEventListener("click", () => copy(button.dataset.copy));
 tree.showLegend($("legend"));
 settingsChanged();
-loadModels().catch((error) => error.status === 401 && showKeyForm());
+greet();
