@@ -21,6 +21,7 @@ NAMES = ["index.html", "page.css", "page.js", "tree.js", "stream.js"]
 ROUTES = ["/", "/page.css", "/page.js", "/tree.js", "/stream.js"]
 QUESTION = "How many pears does Mia have?"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+DESKTOP = {"width": 1280, "height": 800}
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -130,7 +131,7 @@ def browser() -> Iterator[object]:
         pytest.skip("no chromium on this machine: apt-get install chromium")
     with playwright.sync_playwright() as driver:
         launched = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched
+        yield launched.new_context()
         launched.close()
 
 
@@ -144,17 +145,18 @@ def server() -> Iterator[tuple[Fake, str]]:
 class Visit:
     """A tab on the page, and everything that it did which it may not do."""
 
-    def __init__(self, browser, fake: Fake, url: str, **options) -> None:
+    def __init__(self, browser, fake: Fake, url: str, size=DESKTOP, **media) -> None:
         self.fake, self.url = fake, url
         fake.bodies.clear(), fake.paths.clear(), fake.hung_up.clear()
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        self.page = self.context.new_page()
+        self.page = browser.new_page()
+        self.page.set_viewport_size(size)
+        self.page.emulate_media(**media)
         self.page.set_default_timeout(10_000)
         self.errors: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.context.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(url)
 
     def ask(self, question: str, state: str = "answered") -> None:
@@ -179,13 +181,13 @@ class Visit:
 def visit(browser, server, request):
     visits: list[Visit] = []
 
-    def start(**options) -> Visit:
-        visits.append(Visit(browser, *server, **options))
+    def start(*size, **media) -> Visit:
+        visits.append(Visit(browser, *server, *size, **media))
         return visits[-1]
 
     yield start
     for one in visits:
-        one.context.close()
+        one.page.close()
         # What every test here holds: nothing left this machine, and nothing went wrong unseen.
         assert one.requests
         assert [url for url in one.requests if not url.startswith((one.url, "data:"))] == []
@@ -348,7 +350,7 @@ def test_settings_are_sent_where_changed_and_copies_hold_no_key(visit) -> None:
 
 
 def test_a_row_being_read_stays_where_it_is_while_others_grow_above(visit) -> None:
-    tab = visit(viewport={"width": 360, "height": 220})
+    tab = visit({"width": 360, "height": 220})
     tab.fake.pause = 0.03
     try:
         tab.page.fill("#question", QUESTION)
@@ -366,7 +368,7 @@ def test_a_row_being_read_stays_where_it_is_while_others_grow_above(visit) -> No
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_never_scrolls_sideways(visit, scheme: str) -> None:
-    tab = visit(viewport={"width": 360, "height": 740}, color_scheme=scheme, reduced_motion="reduce")
+    tab = visit({"width": 360, "height": 740}, color_scheme=scheme, reduced_motion="reduce")
     wide = "document.documentElement.scrollWidth > innerWidth"
     assert not tab.page.evaluate(wide)
     tab.page.click("summary")
