@@ -103,6 +103,9 @@ class Fake:
             nodes += [node(10 + i, 9 + i if i % 3 else 0, 2, f"step {i}\n", 0.5, 0.5, "expanded") for i in range(3000)]
         if "silent" in question:  # a method that tells nothing of its growth
             nodes = []
+        if "undecided" in question:  # a method that decides nothing about single steps
+            for one in nodes:
+                one["decision"] = ""
         for place, one in enumerate(nodes[:10]):
             yield sse({"delta": {}, "caspo": {"nodes": [{**one, "decision": "dropped", "final": False}]}})
             yield b": keep-alive\n\n"

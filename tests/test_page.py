@@ -281,6 +281,14 @@ def test_a_method_that_tells_no_growth_still_shows_the_steps_of_its_answer(visit
     assert tab.rows(".answer:not(.question)") == [TREE[i]["text"].strip() for i in ANSWER]
 
 
+def test_a_method_without_decisions_shows_which_paths_ended(visit) -> None:
+    tab = visit()
+    tab.ask("undecided")
+    assert tab.rows(".finished") == ["The answer is 27."] * 2
+    assert "10 steps · 2 finished" in tab.text("#counts")
+    assert tab.page.locator(".growing").count() == 0
+
+
 @pytest.mark.parametrize(
     ("question", "reason"), [("error", "The engine failed: NaN."), ("lost", "connection ended before")]
 )

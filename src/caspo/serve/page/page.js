@@ -7,7 +7,7 @@ import { confidenceColour, el, fixed, ReasoningTree } from "./tree.js";
 
 const $ = (id) => document.getElementById(id);
 const form = $("ask-form");
-const fields = [...form.querySelectorAll(".fields [name]")];
+const fields = [...$("settings").querySelectorAll("[name]")];
 const KEPT = "caspo-key";
 
 let key = sessionStorage.getItem(KEPT);
@@ -158,6 +158,7 @@ function toggleRunning(on) {
   $("ask").hidden = on;
   $("stop").hidden = !on;
   $("tree").setAttribute("aria-busy", on);
+  $("tree").classList.toggle("growing", on);
   if (had === $("ask") && on) $("stop").focus();
   if (had === $("stop") && !on) $("ask").focus();
 }
@@ -267,8 +268,8 @@ $("question").addEventListener("keydown", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.controller.abort();
 });
-form.addEventListener("input", settingsChanged);
-form.addEventListener("invalid", () => (form.querySelector(".settings").open = true), true); // what is folded away cannot be pointed at
+$("settings").addEventListener("input", settingsChanged);
+$("settings").addEventListener("invalid", () => ($("settings").open = true), true); // what is folded away cannot be pointed at
 $("stop").addEventListener("click", () => running?.controller.abort());
 $("defaults").addEventListener("click", () => {
   for (const field of fields) if (field.name !== "model") field.value = "";
