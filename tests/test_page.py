@@ -425,7 +425,7 @@ def test_events_are_the_same_wherever_the_stream_is_cut_and_however_its_lines_en
     found = tab.page.evaluate(
         r"""async () => {
             const { EventCutter } = await import("/stream.js");
-            const text = ": hello\n\ndata: one\r\n\r\ndata:two\ndata: lines\n\nevent: x\rdata: three\r\rdata: four\n\n";
+            const text = ": hello\n\ndata: one\r\n\r\ndata:two\r\ndata: lines\n\nevent: x\rdata: three\r\rdata: four\n\n";
             const found = new Set();
             for (let a = 0; a <= text.length; a++) for (let b = a; b <= text.length; b++) {
                 const cutter = new EventCutter();
@@ -436,3 +436,21 @@ def test_events_are_the_same_wherever_the_stream_is_cut_and_however_its_lines_en
         }"""
     )
     assert found == ['["one","two\\nlines","three","four"]']
+
+
+def test_characters_cut_in_the_middle_arrive_whole(visit) -> None:
+    tab = visit()
+    found = tab.page.evaluate(
+        r"""async () => {
+            const { streamChat } = await import("/stream.js");
+            const bytes = new TextEncoder().encode('data: {"text": "ῥεῖ 🙂"}\n\ndata: [DONE]\n\n');
+            const body = new ReadableStream({
+                start(to) { for (const byte of bytes) to.enqueue(Uint8Array.of(byte)); to.close(); },
+            });
+            window.fetch = async () => new Response(body, { headers: { "Content-Type": "text/event-stream" } });
+            const found = [];
+            await streamChat({}, { onChunk: (chunk) => found.push(chunk.text) });
+            return found;
+        }"""
+    )
+    assert found == ["ῥεῖ 🙂"]
