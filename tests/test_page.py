@@ -359,7 +359,7 @@ def test_settings_are_sent_where_changed_and_copies_hold_no_key(visit) -> None:
 
 def test_a_row_being_read_stays_where_it_is_while_others_grow_above(visit) -> None:
     tab = visit({"width": 360, "height": 220})
-    tab.fake.pause = 0.03
+    tab.fake.pause = 0.015
     try:
         tab.page.fill("#question", QUESTION)
         tab.page.press("#question", "Enter")

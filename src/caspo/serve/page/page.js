@@ -133,6 +133,7 @@ function showResult(run, end) {
   ].filter(Boolean).join(" · ");
   $("copies").hidden = false;
   last.text = (end.steps ?? run.steps).map((step) => step.text).join("");
+  $("copies").querySelector("[data-copy=text]").hidden = !last.text;
   say(`${$("state").textContent}: ${answer} Confidence ${fixed(end.confidence)}. ${$("reason").textContent}`);
 }
 
