@@ -357,7 +357,7 @@ def test_smollm2_does_not_depend_on_its_neighbours(smollm: tuple[LlamaCppEngine,
 
 @pytest.mark.slow
 def test_gemma3_has_the_same_prompts_and_continues_across_its_window() -> None:
-    """A sliding window of 512 tokens: a step from the middle of a longer sequence is that of an engine that knows nothing."""
+    """A step from the middle of a sequence longer than the window of 512 tokens is that of an engine that knows nothing."""
     ours = open_llama_cpp("gemma3-270m", instruction="", dtype="float32", device="cpu", max_rows=4)
     hf = HFEngine(*load("gemma3-270m"), instruction="")
     for text in ODD:

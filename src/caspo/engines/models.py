@@ -374,7 +374,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 # The cache
 
 
-def _cached_folder(name: str, digest: str, build: Callable[[Path], None]) -> Path:
+def _cached_folder(name: str, digest: str, build: Callable[[Path], object]) -> Path:
     """The cache folder for ``name`` and ``digest``, built by ``build`` if it is missing or damaged.
 
     Processes that start together wait for the one that builds, instead of each needing its time and memory. The rename
@@ -405,7 +405,7 @@ def _cached_folder(name: str, digest: str, build: Callable[[Path], None]) -> Pat
     return folder
 
 
-def _build(build: Callable[[Path], None], folder: Path) -> None:
+def _build(build: Callable[[Path], object], folder: Path) -> None:
     """Run ``build`` and write down what it made: the size and sha256 of every file."""
     build(folder)
     for file in folder.iterdir():
