@@ -2,7 +2,8 @@
 
 On float32 weights (the tiny model that we ship, written as GGUF) all three agree to rounding. On SmolLM2's four-bit weights
 `hf` computes with their exact values, and llama.cpp rounds activations to eight bits before each product: that is what the
-wider tolerance is for; its two builds differ from one another as much, by the order of their sums. The server gives every token's probability, from which its entropy is exact.
+wider tolerance is for; its two builds differ from one another as much, by the order of their sums. The server gives every
+token's probability, from which its entropy is exact.
 Run with ``-s`` to see the differences.
 """
 
