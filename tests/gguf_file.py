@@ -1,4 +1,4 @@
-"""Models of transformers as GGUF files in float32, for the tests of what reads GGUF: llama models with byte-level BPE only."""
+"""Models of transformers as GGUF files in float32, for tests: llama models with byte-level BPE only."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def write_gguf(file: Path, model: Any, tokenizer: Any, pre: str = "smollm") -> P
                 )
             out.add_tensor(f"blk.{parts[1]}.{_LAYER[kind]}.weight", data)
         elif parts[0] != "lm_head" or not config.tie_word_embeddings:
-            name = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}[parts[0]]
-            out.add_tensor(f"{name}.weight", data)
+            theirs = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}[parts[0]]
+            out.add_tensor(f"{theirs}.weight", data)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()

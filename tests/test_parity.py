@@ -2,7 +2,8 @@
 
 On float32 weights (the tiny model that we ship, written as GGUF) all three agree to rounding. On SmolLM2's four-bit weights
 `hf` computes with their exact values, and llama.cpp rounds activations to eight bits before each product: that is what the
-wider tolerance is for. The server gives every token's probability, from which its entropy is exact.
+wider tolerance is for; its two builds differ from one another as much, by the order of their sums. The server gives every
+token's probability, from which its entropy is exact.
 Run with ``-s`` to see the differences.
 """
 
@@ -113,7 +114,6 @@ def test_the_same_float32_weights_give_the_same_entropies(tmp_path: Path) -> Non
 def test_the_same_four_bit_weights_give_nearly_the_same_entropies() -> None:
     model, tokenizer = load("smollm2-135m")
     found = entropies(HFEngine(model, tokenizer), gguf_file("smollm2-135m"), 4, 12)
-    largest = differences(found)
-    assert largest["llama_cpp", "server"] < 0.05  # the same arithmetic, in kernels for other processors
-    assert max(largest.values()) < 0.5
+    assert max(differences(found).values()) < 0.5
+    assert max(np.abs(found["hf"] - found[name]).mean() for name in ("llama_cpp", "server")) < 0.1
     assert found["llama_cpp takes"].mean() > 0.9

