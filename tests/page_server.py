@@ -19,7 +19,7 @@ from caspo.serve.page import router
 __all__ = ["HOSTILE", "KEY", "Fake", "serving"]
 
 KEY = "sesame-1234"
-HOSTILE = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script><b>bold</b>'
+HOSTILE = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script><b>bold</b> πάντα ῥεῖ 🙂'
 LONG = "antidisestablishmentarianism" * 120
 
 
@@ -82,27 +82,21 @@ class Fake:
         try:
             async for chunk in self._chunks(question):
                 # Cut in the middle of lines and of characters, as networks do.
-                half = len(chunk) // 2
-                yield chunk[:half]
-                await asyncio.sleep(self.pause)
-                yield chunk[half:]
+                size = 13 if "hostile" in question else len(chunk) // 2 + 1
+                for start in range(0, len(chunk), size):
+                    yield chunk[start : start + size]
+                    await asyncio.sleep(self.pause)
         except (asyncio.CancelledError, GeneratorExit):
             self.hung_up.set()
             raise
 
     async def _chunks(self, question: str) -> AsyncIterator[bytes]:
-        nodes = [dict(one) for one in TREE]
-        if "hostile" in question:
-            nodes[0]["text"], nodes[3]["text"] = HOSTILE + "\n", LONG
+        nodes = grown(question)
         answer: dict[str, Any] = {
             "answer": HOSTILE if "hostile" in question else "27", "confidence": 0.8712, "abstained": False, "method": "cat",
             "generated_tokens": 214,
-            "steps": [{"text": nodes[i]["text"], "confidence": nodes[i]["confidence"]} for i in ANSWER],
+            "steps": [{"text": (nodes or TREE)[i]["text"], "confidence": TREE[i]["confidence"]} for i in ANSWER],
         }  # fmt: skip
-        if "five thousand" in question:
-            nodes += [node(10 + i, 9 + i if i % 3 else 0, 2, f"step {i}\n", 0.5, 0.5, "expanded") for i in range(5000)]
-        if "silent" in question:  # a method that tells nothing of its growth
-            nodes = []
         for place, one in enumerate(nodes[:10]):
             yield sse({"delta": {}, "caspo": {"nodes": [{**one, "decision": "dropped", "final": False}]}})
             yield b": keep-alive\n\n"
@@ -133,6 +127,19 @@ class Fake:
         )
         yield b'data: {"choices": [], "usage": {"prompt_tokens": 40, "completion_tokens": 214}}\r\n\r\n'
         yield b"data: [DONE]\n\n"
+
+
+def grown(question: str) -> list[dict[str, Any]]:
+    """The nodes of the tree."""
+    nodes = [dict(one) for one in TREE]
+    if "hostile" in question:
+        nodes[0]["text"], nodes[3]["text"] = HOSTILE + "\n", LONG
+    if "thousands" in question:
+        more = range(len(TREE), 3000 + len(TREE))
+        nodes += [node(i, i - 1 if i % 3 else 0, 2, f"step {i}\n", 0.5, 0.5, "expanded") for i in more]
+    if "undecided" in question:  # a method that decides nothing about single steps
+        nodes = [one | {"decision": ""} for one in nodes]
+    return [] if "silent" in question else nodes  # a method that tells nothing of its growth
 
 
 def sse(choice: dict[str, Any]) -> bytes:

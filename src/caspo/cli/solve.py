@@ -24,7 +24,9 @@ def solve(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
     ] = None,
     model: Annotated[str, typer.Option(help="Bundled name, folder, hub name, or a server's.")] = "smollm2-135m",
-    engine: Annotated[str | None, typer.Option(help="hf, or openai_compatible (with --url the default).")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="hf, llama_cpp, or openai_compatible (with --url the default).")
+    ] = None,
     url: Annotated[list[str] | None, typer.Option(help="Of a server of the model; once for every server.")] = None,
     tokenizer: Annotated[
         str | None,

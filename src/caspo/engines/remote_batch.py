@@ -24,6 +24,10 @@ __all__ = ["RemoteBatch"]
 
 _WAIT = 0.05
 """Seconds that a step waits for something to arrive."""
+_NOTHING = (
+    "The server ended a text with a token that it does not show (llama-cpp-python's does so), where nothing else stood: "
+    "there is no log-probability for it, so no confidence. Use a server that shows it: vLLM, SGLang, llama.cpp."
+)
 
 
 @dataclass
@@ -139,7 +143,7 @@ class RemoteBatch:
 
     def _complete(self, row: _Row, finish: Finish) -> Completion | EngineError:
         if not row.ids:
-            return EngineError("The server ended a continuation before its first token. Check the prompt and its log.")
+            return EngineError(_NOTHING)
         side = self._side
         columns = np.array(row.statistics, dtype=np.float32).T.copy()
         full = side.k >= side.vocab_size

@@ -7,7 +7,7 @@ import { confidenceColour, el, fixed, ReasoningTree } from "./tree.js";
 
 const $ = (id) => document.getElementById(id);
 const form = $("ask-form");
-const fields = [...form.querySelectorAll(".fields [name]")];
+const fields = [...$("settings").querySelectorAll("[name]")];
 const KEPT = "caspo-key";
 
 let key = sessionStorage.getItem(KEPT);
@@ -83,6 +83,8 @@ function fail(error, run) {
   let reason = stopped ? "What had grown by then is kept." : error.message;
   if (error.status === 401) {
     reason = key ? "The server refused this key." : "This server wants a key.";
+    key = null;
+    sessionStorage.removeItem(KEPT);
     showKeyForm();
   } else if (error.status === 429) {
     reason = `The server is busy. ${error.retryAfter === null ? "Try again in a moment." : `Try again in ${seconds(error.retryAfter)}.`}`;
@@ -131,6 +133,7 @@ function showResult(run, end) {
   ].filter(Boolean).join(" · ");
   $("copies").hidden = false;
   last.text = (end.steps ?? run.steps).map((step) => step.text).join("");
+  $("copies").querySelector("[data-copy=text]").hidden = !last.text;
   say(`${$("state").textContent}: ${answer} Confidence ${fixed(end.confidence)}. ${$("reason").textContent}`);
 }
 
@@ -156,6 +159,7 @@ function toggleRunning(on) {
   $("ask").hidden = on;
   $("stop").hidden = !on;
   $("tree").setAttribute("aria-busy", on);
+  $("tree").classList.toggle("growing", on);
   if (had === $("ask") && on) $("stop").focus();
   if (had === $("stop") && !on) $("ask").focus();
 }
@@ -193,6 +197,9 @@ async function loadModels() {
   return names[0];
 }
 
+/** Show the model's name before anything is asked; what goes wrong here is said when a question is. */
+const greet = () => loadModels().catch((error) => error.status === 401 && showKeyForm());
+
 // The key: in memory, or in this tab's storage if the reader wants it so; never in an address
 
 function showKeyForm() {
@@ -210,6 +217,7 @@ $("key-form").addEventListener("submit", (event) => {
   $("key-form").hidden = true;
   $("question").focus();
   if (pending && !running) ask(pending);
+  else greet();
 });
 
 // Copies: the request as others would send it, with the key left to the environment
@@ -261,8 +269,8 @@ $("question").addEventListener("keydown", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.controller.abort();
 });
-form.addEventListener("input", settingsChanged);
-form.addEventListener("invalid", () => (form.querySelector(".settings").open = true), true); // what is folded away cannot be pointed at
+$("settings").addEventListener("input", settingsChanged);
+$("settings").addEventListener("invalid", () => ($("settings").open = true), true); // what is folded away cannot be pointed at
 $("stop").addEventListener("click", () => running?.controller.abort());
 $("defaults").addEventListener("click", () => {
   for (const field of fields) if (field.name !== "model") field.value = "";
@@ -278,4 +286,4 @@ for (const button of $("examples").querySelectorAll("button")) {
 for (const button of $("copies").querySelectorAll("button")) button.addEventListener("click", () => copy(button.dataset.copy));
 tree.showLegend($("legend"));
 settingsChanged();
-loadModels().catch((error) => error.status === 401 && showKeyForm());
+greet();

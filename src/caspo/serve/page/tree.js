@@ -14,13 +14,16 @@ const CIVIDIS = [
 
 /** What became of a step: the mark in its dot, the badge beside it, and what a screen reader hears and the details say. */
 export const DECISIONS = {
-  "": { mark: "", badge: "", means: "being continued" },
+  "": { mark: "", badge: "", means: "none yet, or the method decides nothing about single steps" },
   expanded: { mark: "", badge: "", means: "expanded: other steps follow it" },
   finished: { mark: "M6 10.2l2.8 2.8 5.4-6", badge: "finished", means: "finished: the path ends here and votes for its answer" },
   pruned: { mark: "M6.8 6.8l6.4 6.4m0-6.4l-6.4 6.4", badge: "pruned", means: "pruned: the confidence of its path fell too low" },
   dropped: { mark: "M6 10h8", badge: "dropped", means: "dropped: another path was better, or nothing could change the answer" },
   cut: { mark: "M7.8 6.3v7.4m4.4-7.4v7.4", badge: "cut", means: "cut: its tokens were used up" },
 };
+
+/** A step's decision; a method that decides nothing still has paths that end by themselves. */
+const decisionOf = ({ decision, final }) => (decision in DECISIONS && decision ? decision : final ? "finished" : "");
 
 const BATCH = 250; // nodes drawn before the browser gets a turn
 
@@ -76,7 +79,7 @@ export class ReasoningTree {
     this.box.replaceChildren();
     this.root = null;
     if (!question) return;
-    this.root = this.#newStep(-1, null, { text: question, depth: 0, decision: "question" });
+    this.root = this.#newStep(-1, null, { text: question, depth: 0 });
     this.box.append(this.root.row);
     this.#focusable(this.root.row);
   }
@@ -127,8 +130,8 @@ export class ReasoningTree {
   counts() {
     const found = { steps: this.steps.size, pruned: 0, finished: 0, tokens: 0 };
     for (const { node } of this.steps.values()) {
-      found.pruned += node.decision === "pruned";
-      found.finished += node.decision === "finished";
+      found.pruned += decisionOf(node) === "pruned";
+      found.finished += decisionOf(node) === "finished";
       found.tokens += node.tokens || 0;
     }
     return found;
@@ -196,9 +199,10 @@ export class ReasoningTree {
   }
 
   #fill({ node, row, id }) {
-    const decision = DECISIONS[node.decision] ?? DECISIONS[""];
+    const name = id === -1 ? "question" : decisionOf(node);
+    const decision = DECISIONS[name] ?? DECISIONS[""];
     const text = String(node.text ?? "").trim() || "(empty step)";
-    row.className = `row ${node.decision in DECISIONS ? node.decision || "open" : "question"}${row.step?.children.length ? " has-children" : ""}`;
+    row.className = `row ${name || "open"}${row.step?.children.length ? " has-children" : ""}`;
     row.querySelector(".text").textContent = text;
     row.querySelector(".dot path").setAttribute("d", decision.mark);
     if (id === -1) {
@@ -224,7 +228,7 @@ export class ReasoningTree {
       ["Confidence of the path so far", fixed(node.path_confidence, 4)],
       ["Tokens", String(node.tokens ?? "–")],
       ["Step", `${node.depth ?? "–"}${node.final ? ", the last one of its path" : ""}`],
-      ["Decision", (DECISIONS[node.decision] ?? DECISIONS[""]).means],
+      ["Decision", DECISIONS[decisionOf(node)].means],
     ];
     return el("dl", { class: "details" }, ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
   }
@@ -254,7 +258,7 @@ export class ReasoningTree {
       const fits = matching(here.children, texts[at]);
       if (fits.length > 1) {
         const ways = fits.map((fit) => [fit, this.#find(fit, texts, at + 1)]).filter(([, rest]) => rest);
-        const best = ways.find(([fit, rest]) => (rest.at(-1) ?? fit).node.decision === "finished") ?? ways[0];
+        const best = ways.find(([fit, rest]) => (rest.at(-1) ?? fit).node.final) ?? ways[0];
         return best ? [...path, best[0], ...best[1]] : null;
       }
       if (!fits.length) return null;

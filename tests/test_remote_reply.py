@@ -1,0 +1,100 @@
+"""Replies of servers as records: what is refused, and that the bounds hold for whatever list came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caspo.engines.remote_reply import BadReply, Entry, Position, measure, positions
+
+LISTS = {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"a": -0.5, "b": -1.5}]}
+
+
+def entropy_of(logs: np.ndarray[Any, Any]) -> float:
+    return -float((np.exp(logs) * logs).sum())
+
+
+@given(
+    st.lists(st.floats(-8, 8), min_size=3, max_size=30),
+    st.integers(2, 30),
+    st.sets(st.integers(0, 29), max_size=3),
+)
+def test_the_entropy_is_within_its_bounds_whichever_tokens_are_missing(
+    logits: list[float], k: int, missing: set[int]
+) -> None:
+    logs = np.sort(np.array(logits) - np.logaddexp.reduce(logits))[::-1]
+    k = min(k, len(logs))
+    top = [Entry(i, None, float(p)) for i, p in enumerate(logs[:k]) if i not in missing]
+    if not top:
+        return
+    found = measure(Position(top[0], tuple(top)), k, len(logs))
+    assert found.entropy - 1e-6 <= entropy_of(logs) <= found.upper + 1e-6
+    if len(top) == len(logs):
+        assert found.varentropy == pytest.approx(
+            float((np.exp(logs) * logs**2).sum()) - entropy_of(logs) ** 2, abs=1e-6
+        )
+    else:
+        assert np.isnan(found.varentropy)
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        LISTS | {"token_logprobs": []},
+        LISTS | {"top_logprobs": None},
+        LISTS | {"top_logprobs": [{}]},
+        LISTS | {"token_logprobs": [float("nan")]},
+        LISTS | {"token_logprobs": [None]},
+        LISTS | {"top_logprobs": [{"a": 1.0}]},
+        {"content": [{"id": 1, "token": "a", "logprob": -1.0}]},
+        {"content": [{"id": 1, "token": "a", "logprob": -1.0, "top_logprobs": []}]},
+        {
+            "content": [
+                {"id": 1, "token": "a", "logprob": "x", "top_logprobs": [{"id": 1, "token": "a", "logprob": -1.0}]}
+            ]
+        },
+        {"content": [3]},
+        ["tokens"],
+    ],
+)
+def test_malformed_log_probabilities_are_refused(logprobs: Any) -> None:
+    with pytest.raises(BadReply):
+        positions({"logprobs": logprobs}, 5)
+
+
+def test_tokens_without_log_probabilities_are_refused() -> None:
+    assert positions({"text": "", "logprobs": None}, 5) == []
+    with pytest.raises(BadReply):
+        positions({"logprobs": None, "token_ids": [5]}, 5)
+
+
+@pytest.mark.parametrize("top", [[-0.1, -0.1], [-3.0, -3.0]])
+def test_lists_that_cannot_be_the_most_probable_ones_are_refused(top: list[float]) -> None:
+    entries = tuple(Entry(i, None, p) for i, p in enumerate(top))
+    with pytest.raises(BadReply):
+        measure(Position(entries[0], entries), 2, 4)
+
+
+def test_a_sampled_token_more_probable_than_the_first_is_refused() -> None:
+    entries = (Entry(1, None, -1.0), Entry(2, None, -1.2))
+    with pytest.raises(BadReply, match="more probable"):
+        measure(Position(Entry(3, None, -0.5), entries), 2, 4)
+
+
+def test_the_appended_token_is_cut_off_and_ids_are_read_wherever_they_stand() -> None:
+    as_ids = {
+        "tokens": ["token_id:9"], "token_logprobs": [-4.0],
+        "top_logprobs": [{"token_id:1": -0.5, "token_id:2": -1.5, "token_id:9": -4.0}],
+    }  # fmt: skip
+    (found,) = positions({"logprobs": as_ids, "token_ids": [9]}, 2)
+    assert [entry.token for entry in found.top] == [1, 2]
+    assert (found.taken.token, found.taken.logprob) == (9, -4.0)
+    (found,) = positions({"logprobs": LISTS, "token_ids": [7]}, 2)
+    assert (found.taken.token, found.top[0].token) == (7, None)
+    part = {"id": 5, "token": "\ufffd", "bytes": [0xF0, 0x9F], "logprob": -1.0}
+    (found,) = positions({"logprobs": {"content": [part | {"top_logprobs": [part]}]}}, 2)
+    assert found.taken == Entry(5, "\ufffd", -1.0)
