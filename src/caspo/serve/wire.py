@@ -255,7 +255,7 @@ def _method(
 
 def _explained(error: ValidationError, name: str, known: list[str], given: dict[str, Any]) -> ApiError:
     problem = error.errors(include_url=False)[0]
-    key = ".".join(map(str, problem["loc"]))
+    key = ".".join(map(str, problem["loc"]))[:200]
     if problem["type"] == "extra_forbidden":
         return invalid(
             f"The method {name} has no setting {key[:100]!r}. It has {', '.join(known)}.",
