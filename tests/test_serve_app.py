@@ -225,6 +225,11 @@ def test_the_context_bounds_the_answer_and_a_request_that_asks_for_more_is_refus
         scheduler.stop(0)
 
 
+def test_a_limit_under_the_method_s_default_bounds_it() -> None:
+    with application(max_tokens=12) as (app, _):
+        assert Client(app).chat().json()["choices"][0]["finish_reason"] == "length"
+
+
 def test_an_engine_that_fails_is_a_500_and_in_a_stream_its_last_event() -> None:
     with application({"known\n": [Scripted("The answer is 1.", eos=True)]}) as (app, _):
         client = Client(app)

@@ -181,6 +181,8 @@ def _asked(
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options are for streams. Leave them out, or set stream.", "stream_options")
     method, tokens_named = _method(request, server, given)
+    if not tokens_named and not server.fixed and method.settings.max_tokens > server.max_tokens:
+        method = type(method)(method.settings.model_copy(update={"max_tokens": server.max_tokens}))
     choices = len(prompts) * (request.n or 1)
     if choices > server.max_choices:
         raise invalid(
