@@ -93,7 +93,7 @@ def serve(
     from caspo.stages import open_engine
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     opened = open_engine(asked_model({"name": model, "device": device}, engine, url, tokenizer))
     same_answer("1/2", "0.5")  # loads what compares answers: seconds that the first client would wait
     _listen(configured, opened, bound, active, waiting)
