@@ -14,10 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from caspo.engines.scripted import Scripted, ScriptedEngine
 from caspo.serve.app import create_app
-from caspo.serve.requests import ChatRequest, CompletionRequest
+from caspo.serve.errors import ApiError
+from caspo.serve.requests import ChatRequest, CompletionRequest, parse
 from caspo.serve.responses import ChatCompletion, ChatCompletionChunk, Completion
 from caspo.serve.scheduler import Scheduler
 from caspo.serve.settings import ServeSettings
@@ -133,6 +135,23 @@ def test_completions_refuse_by_name(client: Client, fields: Any, param: str) -> 
     assert refused(client.complete(**fields))["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (ChatRequest, {"messages": [1] * 100_000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [1] * 100_000}]}),
+        (CompletionRequest, {"prompt": ["a", *[1] * 100_000]}),
+        (CompletionRequest, {"prompt": [[]] * 100_000}),
+    ],
+)
+def test_a_body_full_of_mistakes_is_read_up_to_the_first(model: Any, fields: Any) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(model, json.dumps({"model": MODEL, **fields}).encode())
+    found = caught.value.__cause__
+    assert isinstance(found, ValidationError)
+    assert found.error_count() < 10
+
+
 def test_fields_at_the_values_that_ask_for_nothing_are_accepted(client: Client) -> None:
     answer = client.chat(
         frequency_penalty=0, presence_penalty=0.0, logit_bias={}, tools=[], tool_choice="none", n=1, temperature=1,
@@ -204,6 +223,11 @@ def test_the_context_bounds_the_answer_and_a_request_that_asks_for_more_is_refus
         assert refused(client.chat(max_tokens=25))["code"] == "context_length_exceeded"
     finally:
         scheduler.stop(0)
+
+
+def test_a_limit_under_the_method_s_default_bounds_it() -> None:
+    with application(max_tokens=12) as (app, _):
+        assert Client(app).chat().json()["choices"][0]["finish_reason"] == "length"
 
 
 def test_an_engine_that_fails_is_a_500_and_in_a_stream_its_last_event() -> None:

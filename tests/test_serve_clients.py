@@ -106,6 +106,16 @@ def test_choices_are_drawn_by_the_seed(client: Any) -> None:
     assert len({tuple(ask(seed)) for seed in range(6)}) > 1
 
 
+def test_choices_are_streamed_side_by_side(client: Any) -> None:
+    fields: Any = {"model": MODEL, "messages": ASK, "n": 3, "temperature": 1, "seed": 5}
+    fields["extra_body"] = {"caspo": {"method": "chain_of_thought"}}
+    whole = client.chat.completions.create(**fields)
+    texts = ["", "", ""]
+    for chunk in client.chat.completions.create(**fields, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == [choice.message.content for choice in whole.choices]
+
+
 def test_a_stop_string_ends_the_text(client: Any) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=ASK, stop=["answer is"], extra_body={"caspo": {"method": "chain_of_thought"}}

@@ -19,6 +19,7 @@ import pytest
 from pydantic import ValidationError
 
 from caspo.cli import serve as command
+from caspo.cli.main import main
 from caspo.errors import ConfigError
 from caspo.serve.server import listening
 from serving import CONTENT, MODEL, QUESTION, Client, application, server, settings
@@ -165,18 +166,13 @@ def test_the_server_says_nothing_of_itself() -> None:
 
 _SCRIPT = """
 import sys, time
+from caspo.cli.serve import _listen
 from serving import *
 def slow(text):
     time.sleep(0.02)
     return [Scripted("On.\\n", 0.6), Scripted("And on.\\n", 0.4)] if text.count("\\n") < 20 else script(text)
-engine = ScriptedEngine(slow, MODEL)
 configured = settings(grace=float(sys.argv[1]))
-scheduler = Scheduler(engine)
-app = create_app(scheduler, engine, configured)
-scheduler.start()
-bound = listening(configured)
-print(bound.getsockname()[1], flush=True)
-Server(app, scheduler, configured).run([bound])
+_listen(configured, ScriptedEngine(slow, MODEL), listening(configured), 8, 8)
 """
 
 
@@ -189,7 +185,7 @@ def test_at_sigterm_what_is_under_way_is_finished_within_the_grace(grace: float)
     )
     assert process.stdout is not None
     try:
-        url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        url = process.stdout.readline().decode().split()[2]
         while True:
             try:
                 httpx.get(f"{url}/healthz")
@@ -217,6 +213,26 @@ def test_at_sigterm_what_is_under_way_is_finished_within_the_grace(grace: float)
     finally:
         process.kill()
         process.stdout.close()
+
+
+def test_the_command_tells_a_mistake_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CASPO_API_KEYS", raising=False)
+    for arguments, message in (
+        (["--host", "0.0.0.0"], "no API key"),
+        (["--method", "magic"], "no method 'magic'"),
+        (["childen=3"], "did you mean 'children'"),
+        (["--max-body", "5"], "max_body"),
+        (["--cors", "*"], "name the origins"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["caspo", "serve", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        error = capsys.readouterr().err
+        assert left.value.code == 1
+        assert error.startswith("Error: ")
+        assert message in error
 
 
 def test_when_closing_requests_are_refused_and_health_says_so() -> None:

@@ -58,12 +58,10 @@ def serve(
     """Serve a model behind the OpenAI API, with CaT (or another method) and the confidence of each step."""
     import logging
 
-    from caspo.answers import same_answer
     from caspo.cli.solve import asked_model, calibrated
     from caspo.config import settings_from
     from caspo.engines.prompts import INSTRUCTION
     from caspo.errors import ConfigError
-    from caspo.stages import open_engine
 
     if method not in METHODS:
         raise ConfigError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")
@@ -90,7 +88,10 @@ def serve(
     )
     from caspo.serve.server import listening
 
-    bound = listening(configured)  # before the model: an address that is taken is told at once
+    bound = listening(configured)  # before the model is loaded: an address that is taken is told at once
+    from caspo.answers import same_answer
+    from caspo.stages import open_engine
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     opened = open_engine(asked_model({"name": model, "device": device}, engine, url, tokenizer))

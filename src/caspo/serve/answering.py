@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from caspo.engines.base import ServingEngine
 from caspo.serve.answers import Answer, Choice, Form, event, usage
 from caspo.serve.errors import ApiError
-from caspo.serve.job import Closing, Done, Event, Failed, Job, Overloaded, Ticket
+from caspo.serve.job import Closing, Done, Event, Failed, Job, Overloaded, Settled, Ticket
 from caspo.serve.metrics import Metrics
 from caspo.serve.scheduler import Scheduler
 from caspo.serve.wire import Asked
@@ -157,7 +157,7 @@ class _Answering:
                     yield 0, None
                     continue
                 left -= isinstance(arrived, (Done, Failed))
-                if not self._settled and not isinstance(arrived, Failed):
+                if not self._settled and isinstance(arrived, (Settled, Done)):
                     self._settled = True
                     self.metrics.first_step_seconds.observe(time.perf_counter() - self._start)
                 yield index, arrived

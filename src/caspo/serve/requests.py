@@ -1,8 +1,8 @@
 """The bodies of requests, checked strictly: OpenAI's fields, and ``caspo``.
 
-A field that is not listed is refused, never dropped. What OpenAI has and this server has not is listed with the
-values that ask for nothing (``tools: []``, ``presence_penalty: 0``): clients that send every default work, and who asks for
-it is told.
+A field that is not listed is refused, never dropped. What OpenAI has and this server has not is listed with the values that
+ask for nothing (``tools: []``, ``presence_penalty: 0``): clients that send every default work, and who asks for it is told.
+Lists are read up to their first mistake: to describe half a million of them takes a gigabyte.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class ChatMessage(_Body):
     """One message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
     """Text, or parts of it."""
     name: _Name | None = None
     """Accepted and not used."""
@@ -177,7 +177,7 @@ class _Asked(_Body):
 class ChatRequest(_Asked):
     """Body of `/v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     """The conversation; its last message is the user's."""
     max_completion_tokens: _Count | None = None
     """The newer name of ``max_tokens``."""
@@ -198,7 +198,7 @@ class ChatRequest(_Asked):
     verbosity: Literal["medium"] | None = None
     web_search_options: None = None
     store: Literal[False] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=64)] | None = None
     """Accepted and not used."""
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: _Name | None = None
@@ -208,7 +208,7 @@ class ChatRequest(_Asked):
 
 
 _Token = Annotated[int, Field(ge=0, lt=2**31)]
-_Tokens = Annotated[list[_Token], Field(min_length=1)]
+_Tokens = Annotated[list[_Token], Field(min_length=1, fail_fast=True)]
 _Text = Annotated[str, Field(min_length=1)]
 
 
@@ -216,7 +216,10 @@ class CompletionRequest(_Asked):
     """Body of `/v1/completions`."""
 
     prompt: (
-        _Text | Annotated[list[_Text], Field(min_length=1)] | _Tokens | Annotated[list[_Tokens], Field(min_length=1)]
+        _Text
+        | Annotated[list[_Text], Field(min_length=1, fail_fast=True)]
+        | _Tokens
+        | Annotated[list[_Tokens], Field(min_length=1, fail_fast=True)]
     )
     """A text or its tokens, or several: one choice for each."""
     logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
@@ -277,7 +280,7 @@ def _explained(error: ValidationError, data: Any, known: Any) -> ApiError:
     """The innermost problem: of a field that takes several forms, that of the form which was meant."""
     problems = [(_place(problem["loc"], problem["type"], data), problem) for problem in error.errors(include_url=False)]
     place, problem = max(problems, key=lambda found: len(found[0]))
-    param = ".".join(map(str, place))
+    param = ".".join(map(str, place))[:200]
     head = str(place[0]) if place else ""
     if problem["type"] == "missing":
         return invalid(f"The field {param} is missing.", param, "missing_required_parameter")

@@ -99,8 +99,8 @@ class Asked:
             raise invalid(str(error), "messages" if chat else "prompt") from error
         except EngineError as error:
             raise ApiError(503, f"The engine cannot tell the prompt's tokens: {error}") from error
-        if not ids:
-            raise invalid("The prompt has no tokens: there is nothing to continue.", "prompt")
+        if len(ids) < 2:  # engines decode after the prompt but its last token, which must be something
+            raise invalid("The prompt has fewer than two tokens: there is too little to continue.", "prompt")
         return text, ids
 
     def _within(self, prompt: int, context: int) -> Method[Any]:
@@ -181,6 +181,8 @@ def _asked(
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options are for streams. Leave them out, or set stream.", "stream_options")
     method, tokens_named = _method(request, server, given)
+    if not tokens_named and not server.fixed and method.settings.max_tokens > server.max_tokens:
+        method = type(method)(method.settings.model_copy(update={"max_tokens": server.max_tokens}))
     choices = len(prompts) * (request.n or 1)
     if choices > server.max_choices:
         raise invalid(
@@ -255,7 +257,7 @@ def _method(
 
 def _explained(error: ValidationError, name: str, known: list[str], given: dict[str, Any]) -> ApiError:
     problem = error.errors(include_url=False)[0]
-    key = ".".join(map(str, problem["loc"]))
+    key = ".".join(map(str, problem["loc"]))[:200]
     if problem["type"] == "extra_forbidden":
         return invalid(
             f"The method {name} has no setting {key[:100]!r}. It has {', '.join(known)}.",
