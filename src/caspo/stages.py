@@ -23,6 +23,7 @@ from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
 from caspo.data.store import read_trees, write_trees
 from caspo.engines.base import Engine, ServingEngine
 from caspo.engines.hf import HFEngine
+from caspo.engines.llama_cpp import open_llama_cpp
 from caspo.engines.models import cache_dir, load
 from caspo.engines.openai_compatible import OpenAICompatibleEngine, RemoteSettings
 from caspo.engines.prompts import INSTRUCTION
@@ -57,10 +58,12 @@ class ModelSettings(RemoteSettings):
     """The model and where it runs. What `RemoteSettings` adds is for `openai_compatible`; the rest of this is for `hf`, but
     ``name`` and ``instruction``, which are for all."""
 
-    engine: Literal["hf", "openai_compatible"] = "hf"
-    """`hf`: in this process, and what is trained. `openai_compatible`: on servers (docs/engines.md)."""
+    engine: Literal["hf", "llama_cpp", "openai_compatible"] = "hf"
+    """`hf`: in this process, and what is trained. `llama_cpp`: a GGUF file in this process. `openai_compatible`: on servers
+    (docs/engines.md)."""
     name: str
-    """Bundled name, folder or hub name; for `openai_compatible` the name that the server gives it."""
+    """Bundled name, folder or hub name; for `llama_cpp` a GGUF file or a bundled name, for `openai_compatible` the name that
+    the server gives it."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of sampling; training keeps float32 masters."""
     device: str = "cpu"
@@ -213,19 +216,27 @@ def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngi
     """The engine for a recipe's model, or for another model (a round's) with the same settings.
 
     Raises:
-        ConfigError: another model than the one that the servers serve.
+        ConfigError: another model than the one that the servers or the GGUF file hold.
     """
     if settings.engine == "openai_compatible" and name in (None, settings.name):
         return OpenAICompatibleEngine(settings, settings.name, settings.instruction)
+    if settings.engine == "llama_cpp" and name in (None, settings.name):
+        return open_llama_cpp(
+            settings.name,
+            instruction=settings.instruction,
+            dtype=settings.dtype,
+            device=settings.device,
+            max_rows=settings.max_rows,
+        )
     return open_local(settings, name)
 
 
 def check_local(settings: ModelSettings, what: str) -> None:
-    """Refuse to do ``what`` with a model of which only a server has the weights."""
+    """Refuse to do ``what`` with a model that cannot be loaded here as what is trained."""
     if settings.engine != "hf":
         raise ConfigError(
-            f"{what} needs the model's weights, and the engine {settings.engine} has none of them. Set model.engine=hf and "
-            "model.name to the model's folder or hub name (model.urls=[])."
+            f"{what} needs the model's weights, and the engine {settings.engine} does not give them. Set model.engine=hf "
+            "and model.name to the model's folder or hub name (model.urls=[])."
         )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from caspo import __version__
-from caspo.cli import calibrate, exchange, harness, judge, plan, run, solve, stages
+from caspo.cli import calibrate, exchange, harness, judge, plan, run, serve, solve, stages
 from caspo.errors import CaspoError
 
 __all__ = ["app", "main"]
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("solve")(solve.solve)
+app.command("serve")(serve.serve)
 app.command("plan")(plan.plan)
 app.command("annotate")(stages.annotate)
 app.command("judge")(judge.judge)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from caspo.stages import ModelSettings
     from caspo.types import Node, Question, Solution
 
-__all__ = ["solve"]
+__all__ = ["asked_model", "calibrated", "solve"]
 
 
 def solve(
@@ -24,7 +24,9 @@ def solve(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
     ] = None,
     model: Annotated[str, typer.Option(help="Bundled name, folder, hub name, or a server's.")] = "smollm2-135m",
-    engine: Annotated[str | None, typer.Option(help="hf, or openai_compatible (with --url the default).")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="hf, llama_cpp, or openai_compatible (with --url the default).")
+    ] = None,
     url: Annotated[list[str] | None, typer.Option(help="Of a server of the model; once for every server.")] = None,
     tokenizer: Annotated[
         str | None,
@@ -57,10 +59,10 @@ def solve(
     if thresholds is None:
         configured = chosen(settings_from(chosen.settings_type, settings or ()))
     else:
-        configured = _calibrated(thresholds, method, model, settings)
+        configured = calibrated(thresholds, method, model, settings)
     questions, grade = _questions(question, limit, seed, data, run_code)
     named = {"name": model, "device": device} | ({} if instruction is None else {"instruction": instruction})
-    opened = open_engine(_model(named, engine, url, tokenizer))
+    opened = open_engine(asked_model(named, engine, url, tokenizer))
     done = 0
     with bars() as show:
 
@@ -97,7 +99,9 @@ def solve(
         output.print(f"Solutions: {out}")
 
 
-def _model(named: dict[str, str], engine: str | None, urls: list[str] | None, tokenizer: str | None) -> ModelSettings:
+def asked_model(
+    named: dict[str, str], engine: str | None, urls: list[str] | None, tokenizer: str | None
+) -> ModelSettings:
     """The model as it was asked for."""
     from pydantic import ValidationError
 
@@ -114,7 +118,7 @@ def _model(named: dict[str, str], engine: str | None, urls: list[str] | None, to
         raise ConfigError(f"This model cannot be used: {problems}. Check --engine and --url.") from error
 
 
-def _calibrated(file: Path, method: str, model: str, settings: list[str] | None) -> ConfidenceTree:
+def calibrated(file: Path, method: str, model: str, settings: list[str] | None) -> ConfidenceTree:
     """CaT as it was calibrated."""
     from caspo.errors import ConfigError
     from caspo.search import ConfidenceTree, ConfidenceTreeSettings

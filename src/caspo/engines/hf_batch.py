@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.kv import RowPool
-from caspo.engines.rows import Row
-from caspo.engines.sampling import Draw, draw, uniforms
+from caspo.engines.rows import Row, draw_rows
+from caspo.engines.sampling import Draw
 from caspo.errors import EngineError
 
 if TYPE_CHECKING:
@@ -131,25 +130,7 @@ class HFBatch:
             use_cache=True,
         ).logits[:, -1]
         pool.advance()
-        uniform = uniforms(
-            np.array([row.request.seed & 0xFFFFFFFFFFFFFFFF for row in rows], dtype=np.uint64),
-            np.array([len(row.tokens) for row in rows], dtype=np.uint64),
-        )
-        arguments = (
-            torch.tensor([row.request.temperature for row in rows], device=engine.device),
-            torch.tensor([row.request.top_p for row in rows], device=engine.device),
-            torch.tensor(uniform, dtype=torch.float32, device=engine.device),
-            [1 if row.tokens else row.request.rank for row in rows],
-            [row.request.top_k for row in rows],
-        )
-        try:
-            return draw(logits_BV, *arguments), {}
-        except EngineError as error:
-            # Only the rows that it is true of fail: others are other people's.
-            highest_B = logits_BV.float().amax(-1)
-            bad = (~highest_B.isfinite()).nonzero().flatten().tolist()
-            logits_BV[bad] = 0.0
-            return draw(logits_BV, *arguments), dict.fromkeys(bad, error)
+        return draw_rows(logits_BV, rows)
 
     def _remove(self, at: int) -> None:
         """Free a row; the last one takes its place."""

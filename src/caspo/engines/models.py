@@ -34,12 +34,14 @@ from caspo.storage import read_json, write_directory
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["BUNDLED", "BundledModel", "GgufWheels", "ShippedAdapter", "ShippedFolder", "cache_dir", "load", "resolve"]
+__all__ = [
+    "BUNDLED", "BundledModel", "GgufWheels", "ShippedAdapter", "ShippedFolder", "cache_dir", "gguf_file", "load", "resolve",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 _SHIPPED = Path(__file__).resolve().parent.parent / "bundled"
-_MANIFEST = "manifest.json"
+_MANIFEST, _WHOLE = "manifest.json", "parts.gguf"
 _CONVERSION = "1"
 """Part of every cache key: raise it when a conversion changes, and old folders are no longer used."""
 _HASH_ON_USE = 64 * 2**20
@@ -221,6 +223,16 @@ def load(
     return model.to(place).eval(), tokenizer
 
 
+def gguf_file(name: str) -> Path:
+    """The GGUF file of a bundled model that is one; one that comes in parts is joined once, in the cache."""
+    source = BUNDLED[name].source
+    if not isinstance(source, GgufWheels):
+        raise ModelError(f"The bundled model {name!r} has no GGUF file. Use the hf engine for it.")
+    if len(source.parts) == 1:
+        return _wheel_files(name, source)[0]
+    return _cached_folder(f"{name}-gguf", source.sha256, lambda folder: _whole(name, source, folder)) / _WHOLE
+
+
 # Bundled models
 
 
@@ -271,15 +283,18 @@ def _wheel_files(name: str, source: GgufWheels) -> list[Path]:
     return files
 
 
-def _joined(parts: list[Path], target: Path) -> Path:
-    """One file made of ``parts``; a single part is used where it lies."""
-    if len(parts) == 1:
-        return parts[0]
-    with target.open("wb") as whole:
-        for part in parts:
-            with part.open("rb") as file:
-                shutil.copyfileobj(file, whole, 2**20)
-    return target
+def _whole(name: str, source: GgufWheels, folder: Path) -> Path:
+    """The file made of the parts, in ``folder``; a single part is used where it lies."""
+    whole, *more = parts = _wheel_files(name, source)
+    if more:
+        whole = folder / _WHOLE
+        whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+    if _sha256(whole) != source.sha256:
+        raise ModelError(
+            f"The file of the bundled model {name!r} ({whole.name}) is damaged: its sha256 is not {source.sha256}. "
+            f"Install it again with: {source.install} --force-reinstall --no-cache-dir"
+        )
+    return whole
 
 
 def _convert_gguf(name: str, source: GgufWheels, folder: Path) -> None:
@@ -292,12 +307,7 @@ def _convert_gguf(name: str, source: GgufWheels, folder: Path) -> None:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    gguf = _joined(_wheel_files(name, source), folder / "parts.gguf")
-    if _sha256(gguf) != source.sha256:
-        raise ModelError(
-            f"The file of the bundled model {name!r} ({gguf.name}) is damaged: its sha256 is not {source.sha256}. "
-            f"Install it again with: {source.install} --force-reinstall --no-cache-dir"
-        )
+    gguf = _whole(name, source, folder)
     log.info("Converting %s once into %s; this takes about a minute.", name, cache_dir())
     with _quiet(), redirect_stderr(io.StringIO()):  # its progress bar has no switch
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -364,7 +374,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 # The cache
 
 
-def _cached_folder(name: str, digest: str, build: Callable[[Path], None]) -> Path:
+def _cached_folder(name: str, digest: str, build: Callable[[Path], object]) -> Path:
     """The cache folder for ``name`` and ``digest``, built by ``build`` if it is missing or damaged.
 
     Processes that start together wait for the one that builds, instead of each needing its time and memory. The rename
@@ -395,7 +405,7 @@ def _cached_folder(name: str, digest: str, build: Callable[[Path], None]) -> Pat
     return folder
 
 
-def _build(build: Callable[[Path], None], folder: Path) -> None:
+def _build(build: Callable[[Path], object], folder: Path) -> None:
     """Run ``build`` and write down what it made: the size and sha256 of every file."""
     build(folder)
     for file in folder.iterdir():

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from caspo.engines.base import Completion, Finish, Request
+from caspo.engines.sampling import Draw, draw, uniforms
 from caspo.errors import EngineError
 from caspo.types import TokenTrace
 
-__all__ = ["Row", "check"]
+__all__ = ["Row", "check", "draw_rows"]
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Row:
             context_length: of the model. A full context is `length`: nothing can be continued from there.
         """
         self.tokens.append(token)
+        measured = measured[: 6 if self.request.top_k else 5]  # the sixth is there if any neighbour asked for it
         self.statistics.append(measured)
         self.finish = self._finish(piece, ends, context_length)
         watch = self.request.watch
@@ -91,3 +94,27 @@ def check(request: Request, context_length: int, name: str) -> None:
             f"A prompt of {len(request.prefix_ids)} tokens leaves no room in the context of {name} "
             f"({context_length} tokens). Shorten the question, or use a model with a longer context."
         )
+
+
+def draw_rows(logits_BV: torch.Tensor, rows: Sequence[Row]) -> tuple[Draw, dict[int, EngineError]]:
+    """One token for every row; the rows whose logits are not numbers, with what is wrong."""
+    device = logits_BV.device
+    uniform = uniforms(
+        np.array([row.request.seed & 0xFFFFFFFFFFFFFFFF for row in rows], dtype=np.uint64),
+        np.array([len(row.tokens) for row in rows], dtype=np.uint64),
+    )
+    arguments = (
+        torch.tensor([row.request.temperature for row in rows], device=device),
+        torch.tensor([row.request.top_p for row in rows], device=device),
+        torch.tensor(uniform, dtype=torch.float32, device=device),
+        [1 if row.tokens else row.request.rank for row in rows],
+        [row.request.top_k for row in rows],
+    )
+    try:
+        return draw(logits_BV, *arguments), {}
+    except EngineError as error:
+        # Only the rows that it is true of fail: others are other people's.
+        highest_B = logits_BV.float().amax(-1)
+        bad = (~highest_B.isfinite()).nonzero().flatten().tolist()
+        logits_BV[bad] = 0.0
+        return draw(logits_BV, *arguments), dict.fromkeys(bad, error)

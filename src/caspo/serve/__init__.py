@@ -1,1 +1,1 @@
-"""CaT behind the OpenAI API: many users, one engine."""
+"""CaT behind the OpenAI API: many users, one engine. `wire` translates, `scheduler` shares, `app` speaks HTTP."""

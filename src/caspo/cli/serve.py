@@ -1,0 +1,155 @@
+"""`caspo serve`: the OpenAI API, with CaT behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from caspo.search import METHODS
+
+if TYPE_CHECKING:
+    from caspo.serve.settings import ServeSettings
+
+__all__ = ["serve"]
+
+_KEYS = "CASPO_API_KEYS"
+
+
+def serve(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Bundled name, folder, hub name, or a server's.")] = "smollm2-135m",
+    engine: Annotated[
+        str | None, typer.Option(help="hf, llama_cpp, or openai_compatible (with --url the default).")
+    ] = None,
+    url: Annotated[list[str] | None, typer.Option(help="Of a server of the model; once for every server.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Hub name or folder of a server's tokenizer, where it tells no vocabulary (vLLM)."),
+    ] = None,
+    served_name: Annotated[str | None, typer.Option(help="What clients call it; the model's name by default.")] = None,
+    method: Annotated[str, typer.Option(help=f"Of requests that name none: {', '.join(METHODS)}.")] = "cat",
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(help="File of `caspo calibrate`: CaT with its settings, which clients may not change."),
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="System message of conversations that have none; '' for none.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    host: Annotated[str, typer.Option(help="Address; other than loopback only with API keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    api_keys: Annotated[
+        Path | None, typer.Option(help=f"File of the API keys, one a line; or the variable {_KEYS}, with commas.")
+    ] = None,
+    cors: Annotated[list[str] | None, typer.Option(help="Origin whose pages may call; may be repeated.")] = None,
+    active: Annotated[int, typer.Option(min=1, help="Searches under way at once.")] = 128,
+    waiting: Annotated[int, typer.Option(min=0, help="Searches that may wait; more are refused with 429.")] = 512,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request, at most.")] = 1 << 20,
+    max_prompt: Annotated[int | None, typer.Option(help="Tokens of a prompt, at most.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of one path, at most.")] = 4096,
+    max_budget: Annotated[int, typer.Option(help="Tokens generated for one request, at most.")] = 32768,
+    max_seconds: Annotated[float, typer.Option(help="Deadline of a request, at most.")] = 600.0,
+    grace: Annotated[float, typer.Option(help="Seconds that requests under way have at shutdown.")] = 30.0,
+) -> None:
+    """Serve a model behind the OpenAI API, with CaT (or another method) and the confidence of each step."""
+    import logging
+
+    from caspo.answers import same_answer
+    from caspo.cli.solve import asked_model, calibrated
+    from caspo.config import settings_from
+    from caspo.engines.prompts import INSTRUCTION
+    from caspo.errors import ConfigError
+    from caspo.stages import open_engine
+
+    if method not in METHODS:
+        raise ConfigError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")
+    if thresholds is None:
+        chosen = settings_from(METHODS[method].settings_type, settings or ())
+    else:
+        chosen = calibrated(thresholds, method, model, settings).settings
+    configured = _settings(
+        host=host,
+        port=port,
+        model=served_name or model,
+        method=method,
+        settings=chosen.model_dump(exclude_unset=True),
+        fixed=thresholds is not None,
+        instruction=INSTRUCTION if instruction is None else instruction,
+        keys=_keys(api_keys),
+        cors=tuple(cors or ()),
+        max_body=max_body,
+        max_prompt=max_prompt,
+        max_tokens=max_tokens,
+        max_budget=max_budget,
+        max_seconds=max_seconds,
+        grace=grace,
+    )
+    from caspo.serve.server import listening
+
+    bound = listening(configured)  # before the model: an address that is taken is told at once
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    opened = open_engine(asked_model({"name": model, "device": device}, engine, url, tokenizer))
+    same_answer("1/2", "0.5")  # loads what compares answers: seconds that the first client would wait
+    _listen(configured, opened, bound, active, waiting)
+
+
+def _listen(settings: ServeSettings, engine: Any, bound: Any, active: int, waiting: int) -> None:
+    """Serve until a signal."""
+    from caspo.serve.app import create_app
+    from caspo.serve.scheduler import Scheduler
+    from caspo.serve.server import Server
+
+    scheduler = Scheduler(engine, active=active, waiting=waiting)
+    app = create_app(scheduler, engine, settings)
+    scheduler.start()
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(
+        f"{settings.model} at http://{host}:{bound.getsockname()[1]}  (a page at /; for clients of OpenAI: "
+        f"base_url http://{host}:{bound.getsockname()[1]}/v1, model {settings.model!r}; Ctrl-C ends it)",
+        flush=True,
+    )
+    Server(app, scheduler, settings, active + waiting).run([bound])
+
+
+def _settings(**fields: Any) -> ServeSettings:
+    from pydantic import ValidationError
+
+    from caspo.errors import ConfigError
+    from caspo.serve.settings import ServeSettings
+
+    try:
+        return ServeSettings(**fields)
+    except ValidationError as error:
+        # Never the input: it may be a key.
+        told = "; ".join(
+            ": ".join([*[".".join(map(str, p["loc"]))][: bool(p["loc"])], p["msg"].removeprefix("Value error, ")])
+            for p in error.errors(include_input=False, include_url=False)
+        )
+        raise ConfigError(f"The server cannot be set so: {told}.") from None
+
+
+def _keys(file: Path | None) -> tuple[str, ...]:
+    """The API keys: of the file, else of the variable."""
+    import os
+    import sys
+
+    from caspo.errors import ConfigError
+
+    if file is None:
+        return tuple(key.strip() for key in os.environ.get(_KEYS, "").split(",") if key.strip())
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        readable = file.stat().st_mode & 0o004
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the API keys in {file}: {error}. Check the path.") from error
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))
+    if not keys:
+        raise ConfigError(f"{file} holds no API key. Write one a line, or leave out --api-keys.")
+    if readable:
+        print(f"Warning: every user of this machine can read {file}. Take that away: chmod 600 {file}", file=sys.stderr)
+    return keys

@@ -1,0 +1,198 @@
+"""The requests that a `LlamaCppEngine` decodes together: a token for each at a step, and pieces of prompts beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from caspo.engines.base import Completion, Request
+from caspo.engines.kv import shared_length
+from caspo.engines.llama_cells import Strand
+from caspo.engines.rows import Row, draw_rows
+from caspo.errors import EngineError
+
+if TYPE_CHECKING:
+    from caspo.engines.llama_cpp import LlamaCppEngine
+
+__all__ = ["LlamaBatch"]
+
+_SHARED = 16
+"""Tokens of a prompt under way that are worth waiting for, or worth keeping for other prompts that begin alike."""
+
+
+@dataclass(eq=False)
+class _Fed:
+    """A row that has a strand."""
+
+    row: Row
+    strand: Strand
+    computed: int = 0
+    """Tokens of its prefix that it computed itself."""
+    suspect: bool = False
+    """Its logits were NaN beside others, which a neighbour's NaN can do: it has to show alone what it gives."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """What its strand has to hold for the next token."""
+        return (*self.row.request.prefix_ids, *self.row.tokens)
+
+    @property
+    def missing(self) -> int:
+        """How many of these it does not hold yet: 1, unless its prompt is under way."""
+        return len(self.row.request.prefix_ids) + len(self.row.tokens) - len(self.strand.ids)
+
+
+class LlamaBatch:
+    """Continuous batching: a row joins as soon as there are cells for it, and gives its own up when they run out.
+
+    The row that came last gives way then: it waits, and its tokens are computed again later, not drawn again.
+    """
+
+    def __init__(self, engine: LlamaCppEngine, most: int) -> None:
+        self._engine, self._most = engine, most
+        self._waiting: list[Row] = []
+        self._rows: list[_Fed] = []
+        self._short = False
+        """A row gave way: none joins before another one leaves."""
+
+    @property
+    def free(self) -> int:
+        """How many more requests it takes now."""
+        return max(0, self._most - len(self._rows) - len(self._waiting))
+
+    def add(self, place: int, request: Request) -> None:
+        """Take a request in; it joins at a step.
+
+        Raises:
+            EngineError: its prefix leaves no room in the model's context, or in the engine's cells.
+        """
+        self._engine.check(request)
+        self._waiting.append(Row(place, request))
+
+    def drop(self, place: int) -> None:
+        """Free the request's cells, or its place among those that wait."""
+        self._waiting = [row for row in self._waiting if row.place != place]
+        with self._engine.lock:
+            for fed in [fed for fed in self._rows if fed.row.place == place]:
+                self._leave(fed)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, Completion | EngineError]]:
+        """Let those join for which there is room, compute prompts, and draw a token for every row whose prompt is there."""
+        engine = self._engine
+        with engine.lock:
+            engine.alive()
+            self._join()
+            finished = self._make_room()
+            if not self._rows:
+                return finished
+            planned = self._plan()
+            try:
+                logits_BV = engine.decode(
+                    [(fed.strand.id, len(fed.strand.ids), new, new_is_all) for fed, new, new_is_all in planned]
+                )
+            except EngineError as error:
+                finished += [(fed.row.place, error) for fed in self._rows]
+                self._rows = []
+                engine.cells.wipe()  # nobody knows what was written
+                return finished
+            for fed, new, new_is_all in planned:
+                engine.cells.extend(fed.strand, new)
+                if not fed.row.tokens:
+                    fed.computed += len(new)
+                if new_is_all and not fed.row.tokens and fed.computed >= _SHARED:
+                    engine.cells.keep_copy(fed.strand)
+            return finished + self._take([fed for fed, _, new_is_all in planned if new_is_all], logits_BV)
+
+    def close(self) -> None:
+        """Give up all rows; what was kept stays with the engine."""
+        self._waiting = []
+        with self._engine.lock:
+            for fed in list(self._rows):
+                self._leave(fed)
+
+    def _join(self) -> None:
+        """Let waiting rows in, as long as there are cells for what all have to compute.
+
+        One that begins like a prompt under way waits for it.
+        """
+        cells, waiting = self._engine.cells, []
+        owed = sum(fed.missing for fed in self._rows)
+        for row in self._waiting:
+            ids = (*row.request.prefix_ids, *row.tokens)
+            there = cells.longest(ids[:-1])
+            under_way = (shared_length(ids[:-1], fed.ids) for fed in self._rows if fed.missing > 1)
+            strand = None
+            if not self._short and all(shared < there + _SHARED for shared in under_way):
+                strand = cells.begin(ids[:-1])
+            if strand is not None and not cells.room(owed + len(ids) - len(strand.ids)):
+                cells.free(strand)
+                strand = None
+            if strand is None:
+                waiting.append(row)
+            else:
+                self._rows.append(_Fed(row, strand))
+                owed += self._rows[-1].missing
+        self._waiting = waiting
+
+    def _make_room(self) -> list[tuple[int, Completion | EngineError]]:
+        """Cells for this step's tokens; rows give way until there are enough. What cannot go on even alone fails."""
+        cells = self._engine.cells
+        while self._rows and not cells.room(sum(len(new) for _, new, _ in self._plan())):
+            last = self._rows[-1]
+            alone = len(self._rows) == 1
+            self._leave(last)
+            if alone:
+                error = EngineError(
+                    f"A prompt and its continuation, {len(last.ids)} tokens by now, do not fit into the {cells.size} cells "
+                    "of the engine. Raise `cells`, or ask for fewer tokens."
+                )
+                return [(last.row.place, error)]
+            self._waiting.insert(0, last.row)
+            self._short = True
+        return []
+
+    def _plan(self) -> list[tuple[_Fed, tuple[int, ...], bool]]:
+        """Which tokens each row is fed, and whether these are all that are missing; prompts share what the others leave."""
+        left = self._engine.chunk
+        planned = []
+        suspects = [fed for fed in self._rows if fed.suspect][:1]
+        for fed in suspects or sorted(self._rows, key=lambda fed: fed.missing > 1):
+            new = fed.ids[len(fed.strand.ids) :][:left]
+            if new:
+                planned.append((fed, new, len(new) == fed.missing))
+                left -= len(new)
+        return planned
+
+    def _take(self, asked: list[_Fed], logits_BV: torch.Tensor) -> list[tuple[int, Completion | EngineError]]:
+        """Draw a token for every row of the logits; those that finished or failed."""
+        engine, finished = self._engine, list[tuple[int, Completion | EngineError]]()
+        if not asked:
+            return finished
+        drawn, failures = draw_rows(logits_BV, [fed.row for fed in asked])
+        tokens, statistics = drawn.tokens.tolist(), drawn.statistics.tolist()
+        for at, fed in enumerate(asked):
+            row, token = fed.row, tokens[at]
+            alone, fed.suspect = fed.suspect or len(self._rows) == 1, at in failures
+            if fed.suspect and alone:
+                finished.append((row.place, failures[at]))
+                self._leave(fed)
+            elif not fed.suspect and row.take(
+                token,
+                statistics[at],
+                engine.piece(token),
+                ends=token in engine.tokenizer.eos_ids,
+                context_length=engine.context_length,
+            ):
+                finished.append((row.place, row.completion(engine.tokenizer.decode(row.written))))
+                self._leave(fed, keep=row.request.keep)
+        if failures:
+            engine.cells.wipe()  # the keys and values of a NaN are NaN, and so is their product with a weight of zero
+        return finished
+
+    def _leave(self, fed: _Fed, keep: bool = False) -> None:
+        self._rows.remove(fed)
+        self._short = False
+        (self._engine.cells.keep if keep else self._engine.cells.free)(fed.strand)

@@ -1,0 +1,272 @@
+"""What goes out, as the OpenAPI document tells it. Answers are built as plain JSON in `answers`; tests hold them to this."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "ChatCompletion",
+    "ChatCompletionChunk",
+    "Completion",
+    "CompletionChunk",
+    "Error",
+    "Health",
+    "Model",
+    "Models",
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class ErrorBody(_Part):
+    """What went wrong, why, and what to do."""
+
+    message: str
+    type: str
+    param: str | None
+    """The field that is at fault."""
+    code: str | None
+
+
+class Error(_Part):
+    """OpenAI's form of an error."""
+
+    error: ErrorBody
+
+
+class StepOut(_Part):
+    """A step of the answer."""
+
+    text: str
+    confidence: float = Field(ge=0, le=1)
+    """exp(-mean entropy of its tokens in nats)."""
+
+
+class NodeOut(_Part):
+    """A step of the tree."""
+
+    id: int
+    parent: int
+    """-1: the prompt."""
+    depth: int
+    text: str
+    confidence: float
+    path_confidence: float
+    """Product of the confidences from the first step on."""
+    tokens: int
+    decision: Literal["", "expanded", "finished", "pruned", "dropped", "cut"]
+    """Empty while it is under way."""
+    final: bool
+    """The model ended the solution here."""
+
+
+class TreeOut(_Part):
+    """Every step that was looked at."""
+
+    nodes: list[NodeOut]
+    prompt_tokens: int
+
+
+class CaspoOut(_Part):
+    """What the search came to."""
+
+    answer: str | None
+    """The final answer that the text states, alone; null where it states none, or where it was withheld."""
+    confidence: float = Field(ge=0, le=1)
+    """In the answer, by the method's measure (`docs/search.md`); 0 where the text states none."""
+    abstained: bool
+    """There is an answer, and it was withheld: its confidence is under ``abstain_below``."""
+    method: str
+    generated_tokens: int
+    """All that were decoded for this choice, those of pruned paths included."""
+    steps: list[StepOut]
+    tree: TreeOut | None = None
+    """If asked for."""
+
+
+class TokenOut(_Part):
+    """A token and its log probability."""
+
+    token: str
+    logprob: float
+    """Natural, of the model's own distribution."""
+    bytes: list[int] | None
+    top_logprobs: list[None] = Field(max_length=0)
+
+
+class LogprobsOut(_Part):
+    """Of the answer's tokens."""
+
+    content: list[TokenOut]
+    refusal: None
+
+
+class LegacyLogprobs(_Part):
+    """Of the answer's tokens, as `/v1/completions` has it."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: None
+    text_offset: list[int]
+
+
+class CompletionDetails(_Part):
+    """Of the tokens generated."""
+
+    reasoning_tokens: int
+    """Those that are not in the answer's text: of other paths."""
+
+
+class Usage(_Part):
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    """All that were generated for the request."""
+    total_tokens: int
+    completion_tokens_details: CompletionDetails
+
+
+class MessageOut(_Part):
+    """The answer."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: str | None
+    """Why the answer was withheld."""
+
+
+Finish = Literal["stop", "length"]
+
+
+class ChatChoice(_Part):
+    """One answer."""
+
+    index: int
+    message: MessageOut
+    finish_reason: Finish
+    """``length``: the text ends at a limit of tokens."""
+    logprobs: LogprobsOut | None
+    caspo: CaspoOut
+
+
+class _Answer(_Part):
+    id: str
+    created: int
+    """Unix time, seconds."""
+    model: str
+
+
+class ChatCompletion(_Answer):
+    """Answer of `/v1/chat/completions`."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class CompletionChoice(_Part):
+    """One answer."""
+
+    index: int
+    text: str
+    finish_reason: Finish
+    logprobs: LegacyLogprobs | None
+    caspo: CaspoOut
+
+
+class Completion(_Answer):
+    """Answer of `/v1/completions`."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class StepNote(_Part):
+    """Of the step whose text the chunk carries."""
+
+    index: int
+    confidence: float
+
+
+class StepCaspo(_Part):
+    """A step was settled."""
+
+    step: StepNote
+
+
+class NodesCaspo(_Part):
+    """The tree grew: nodes that are new, or that changed."""
+
+    nodes: list[NodeOut]
+
+
+class Delta(_Part):
+    """What is added to the message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: str | None = None
+
+
+class ChatChunkChoice(_Part):
+    """A piece of one answer."""
+
+    index: int
+    delta: Delta
+    finish_reason: Finish | None
+    logprobs: LogprobsOut | None = None
+    caspo: StepCaspo | NodesCaspo | CaspoOut | None = None
+
+
+class ChatCompletionChunk(_Answer):
+    """An event of a stream of `/v1/chat/completions`."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class CompletionChunkChoice(_Part):
+    """A piece of one answer."""
+
+    index: int
+    text: str
+    finish_reason: Finish | None
+    logprobs: LegacyLogprobs | None = None
+    caspo: StepCaspo | NodesCaspo | CaspoOut | None = None
+
+
+class CompletionChunk(_Answer):
+    """An event of a stream of `/v1/completions`."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+
+
+class Model(_Part):
+    """A model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class Models(_Part):
+    """The models."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(_Part):
+    """Whether requests are answered."""
+
+    status: Literal["ok", "unhealthy", "closing"]
