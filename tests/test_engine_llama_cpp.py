@@ -241,6 +241,27 @@ def test_one_rows_nan_fails_that_row_alone(tmp_path: Path, hf: HFEngine) -> None
         same(completion, expected)
 
 
+def test_a_failure_of_llama_cpp_fails_what_was_under_way_and_no_more(
+    ours: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise EngineError("broken")
+
+    requests = [Request(ids, i, 6) for i, ids in enumerate(prompts(ours, 4))]
+    expected = ours.generate(requests)
+    for _ in range(100):  # more often than there are sequences, so none is lost
+        batch = ours.batch()
+        for i, request in enumerate(requests):
+            batch.add(i, request)
+        with monkeypatch.context() as patch:
+            patch.setattr(ours, "decode", fail)
+            assert sorted(place for place, _ in batch.step()) == [0, 1, 2, 3]
+        assert batch.step() == []
+    assert ours.cells.used == 0
+    for a, b in zip(ours.generate(requests), expected, strict=True):
+        same(a, b)
+
+
 def test_tokens_prompts_and_pieces_are_those_of_hf(ours: LlamaCppEngine, hf: HFEngine) -> None:
     for text in ODD:
         assert ours.prompt(text) == hf.prompt(text)
@@ -310,6 +331,10 @@ def test_a_closed_engine_refuses_instead_of_crashing(gguf: Path) -> None:
     engine.close()
     with pytest.raises(EngineError, match="was closed"):
         batch.step()
+    batch.drop(0)
+    batch.close()
+    with pytest.raises(EngineError, match="was closed"):
+        engine.prompt("How?")
     with pytest.raises(EngineError, match="was closed"):
         engine.generate([Request((5, 6), 0, 9)])
 
