@@ -5,6 +5,9 @@ of searches on the engine itself. Both solve the same questions with CaT's defau
 take turns, each in a process of its own, and the ratio is that of their seconds. The clients run on the same cores as the
 server, which the bare engine has for itself. One question in five is streamed, for the time to its first step.
 
+Recovery: the same server in front of llama.cpp's, which is killed in mid-load and started again some seconds later: how many
+questions got no answer, and how soon after the start the next one did.
+
 Answers lost or mixed up: questions whose answer is known, from a scripted engine, by 128 clients: every reply must be there
 and be that of its question. Memory: what the server's process holds more after the last of them than after the first fifth.
 """
@@ -16,6 +19,7 @@ import asyncio
 import json
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -294,6 +298,67 @@ def answers(count: int) -> dict[str, Figure]:
     }
 
 
+def recovery(count: int) -> dict[str, Figure]:
+    """What becomes of questions whose upstream is killed and started again under them."""
+    script = str(Path(__file__).parent.parent / "tests" / "llama_server.py")
+    caspo = str(Path(sys.executable).with_name("caspo"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    upstream = [
+        subprocess.Popen([sys.executable, script, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ]
+    lost: list[str] = []
+    times: list[float] = []
+    started = 0.0
+
+    async def ask(client: httpx2.AsyncClient, text: str) -> None:
+        nonlocal started
+        body = {"model": "smollm2-135m", "max_tokens": 48, "messages": [{"role": "user", "content": text}]}
+        reply = await client.post("/v1/chat/completions", json=body)
+        if reply.status_code != 200 or not reply.json()["choices"][0]["message"]["content"]:
+            lost.append(reply.text[:200])
+        times.append(time.perf_counter())
+        if len(times) == count // 3:
+            upstream[0].kill()
+            await asyncio.sleep(5)
+            upstream[0] = subprocess.Popen(
+                [sys.executable, script, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            started = time.perf_counter()
+
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health")
+        address_of = f"http://127.0.0.1:{port}/v1"
+        with process(caspo, "serve", "--model", "smollm2-135m", "--url", address_of, "--port", "0") as server:
+            asyncio.run(closed_loop(address(server), questions(count), 8, ask))
+    finally:
+        upstream[0].kill()
+    for line in lost[:5]:
+        print(line)
+    after = min(at for at in times if at > started) - started
+    return {
+        "answers_lost_in_restart": difference(
+            len(lost), None, None, f"of {count}, 8 clients, upstream killed and started again after 5 s", "answers"
+        ),
+        "restart_to_next_answer_seconds": difference(after, None, None, "loading the model included", "s"),
+    }
+
+
+def wait_for(url: str) -> None:
+    """Until a server answers."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            httpx2.get(url).raise_for_status()
+        except httpx2.HTTPError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
 def main() -> None:
     """Run everything and print a table."""
     if sys.argv[1:2] == ["--bare"]:
@@ -311,7 +376,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.model, args.clients, args.seconds, args.turns, args.answers = "stories-tiny", [8], 10.0, 2, 1000
-    report(throughput(args) | answers(args.answers), args.json, args)
+    report(throughput(args) | recovery(24 if args.quick else 60) | answers(args.answers), args.json, args)
 
 
 if __name__ == "__main__":

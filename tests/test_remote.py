@@ -94,6 +94,20 @@ def test_all_samplers_of_the_server_are_neutralised() -> None:
     assert body["prompt"] == [ord("q"), ord(":")], "prompts go as ids"
 
 
+def test_the_whole_vocabulary_is_exact_also_where_a_rank_was_asked_for() -> None:
+    with serving("llama.cpp") as server, engine_for(server, top_logprobs=VOCABULARY) as engine:
+        logs = distribution("q:")
+        entropy = -float((np.exp(logs) * logs).sum())
+        for rank in (1, 2, 3):
+            for _ in ("asked", "remembered"):
+                trace = greedy(engine, rank=rank, max_new_tokens=2, top_k=40).trace
+                assert (trace.kind, trace.k, trace.entropy_upper) == ("full", None, None)
+                assert trace.entropy[0] == pytest.approx(entropy, abs=1e-4)
+                assert trace.varentropy[0] == pytest.approx((np.exp(logs) * logs**2).sum() - entropy**2, abs=1e-3)
+                assert trace.logprob[0] == pytest.approx(np.sort(logs)[-rank], abs=1e-5)
+            engine.forget()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_steps_stops_ranks_and_watches(shape: str) -> None:
     with serving(shape) as server, engine_for(server) as engine:
@@ -120,13 +134,13 @@ def test_steps_stops_ranks_and_watches(shape: str) -> None:
 
 def test_a_dropped_request_closes_its_stream() -> None:
     with serving("vllm") as server, engine_for(server) as engine:
-        server.pause = 0.02
+        server.pause = 0.2
         batch = engine.batch()
         batch.add(7, Request(engine.encode("q:"), 0, temperature=0.0))
         while not server.streaming:
             assert batch.step() == []
         batch.drop(7)
-        until = time.monotonic() + 5
+        until = time.monotonic() + 20
         while server.streaming and time.monotonic() < until:
             assert batch.step() == []
         assert (server.streaming, server.hung_up) == (0, 1)

