@@ -118,6 +118,10 @@ class ServingEngine(Engine, Protocol):
     """
 
     @property
+    def vocab_size(self) -> int:
+        """Tokens that the model knows, from 0: others never get into a batch."""
+
+    @property
     def context_length(self) -> int:
         """Tokens of prompt and continuation together, at most."""
 

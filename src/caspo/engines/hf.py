@@ -67,6 +67,7 @@ class HFEngine:
         self.max_rows, self.pool_bytes = max_rows, pool_bytes
         self.device = next(model.parameters()).device
         config = model.config.get_text_config(decoder=True)
+        self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = int(getattr(config, "max_position_embeddings", 1 << 30))
         self._layers = int(config.num_hidden_layers)
         self.store = PrefixStore(store_bytes)

@@ -86,6 +86,7 @@ class LlamaCppEngine:
         _refuse_unsupported(api, model, self._name)
         self.context_length = int(api.llama_model_n_ctx_train(model))
         self._tokenizer = GgufTokenizer(api, model)
+        self.vocab_size = self._tokenizer.size
         if not self._tokenizer.eos_ids:
             raise ModelError(
                 f"{self._name} has no end-of-sequence token, so no solution would ever end. Convert it to GGUF again, from "

@@ -73,6 +73,11 @@ class ScriptedEngine:
         return tuple(map(ord, f"{question}\n"))
 
     @property
+    def vocab_size(self) -> int:
+        """All characters, and EOS."""
+        return EOS + 1
+
+    @property
     def context_length(self) -> int:
         """No limit."""
         return 1 << 30

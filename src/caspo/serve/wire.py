@@ -312,10 +312,9 @@ def _messages(messages: Sequence[ChatMessage], instruction: str, after: str) -> 
 
 
 def _text_of(ids: Sequence[int], engine: ServingEngine) -> str:
-    try:
-        return "".join(engine.pieces(ids))
-    except (ValueError, OverflowError, IndexError, KeyError, TypeError) as error:
-        raise invalid("The prompt holds a number that is no token of the model.", "prompt") from error
+    if max(ids) >= engine.vocab_size:  # it would take the whole batch down with it
+        raise invalid(f"The prompt holds {max(ids)}; the model's tokens end at {engine.vocab_size - 1}.", "prompt")
+    return "".join(engine.pieces(ids))
 
 
 def _drawing() -> str:
