@@ -92,8 +92,8 @@ class Asked:
             elif isinstance(prompt, str):
                 text, ids = prompt, engine.encode(prompt + after)
             else:
-                ids = tuple(prompt)  # type: ignore[arg-type]
-                text = _text_of(ids, engine)
+                # Nothing looks at the text of what is given as tokens, and to ask a server for it may take a call for each.
+                text, ids = "", _known(prompt, engine)  # type: ignore[arg-type]
                 ids += engine.encode(after) if after else ()
         except DataError as error:
             raise invalid(str(error), "messages" if chat else "prompt") from error
@@ -311,10 +311,10 @@ def _messages(messages: Sequence[ChatMessage], instruction: str, after: str) -> 
     return out, text
 
 
-def _text_of(ids: Sequence[int], engine: ServingEngine) -> str:
+def _known(ids: Sequence[int], engine: ServingEngine) -> tuple[int, ...]:
     if max(ids) >= engine.vocab_size:  # it would take the whole batch down with it
         raise invalid(f"The prompt holds {max(ids)}; the model's tokens end at {engine.vocab_size - 1}.", "prompt")
-    return "".join(engine.pieces(ids))
+    return tuple(ids)
 
 
 def _drawing() -> str:
