@@ -167,12 +167,14 @@ def test_the_server_says_nothing_of_itself() -> None:
 _SCRIPT = """
 import sys, time
 from caspo.cli.serve import _listen
+from caspo.serve.scheduler import Scheduler
 from serving import *
 def slow(text):
     time.sleep(0.02)
     return [Scripted("On.\\n", 0.6), Scripted("And on.\\n", 0.4)] if text.count("\\n") < 20 else script(text)
 configured = settings(grace=float(sys.argv[1]))
-_listen(configured, ScriptedEngine(slow, MODEL), listening(configured), 8, 8)
+engine = ScriptedEngine(slow, MODEL)
+_listen(configured, engine, Scheduler(engine, active=8, waiting=8), listening(configured), 16)
 """
 
 

@@ -10,6 +10,7 @@ import typer
 from caspo.search import METHODS
 
 if TYPE_CHECKING:
+    from caspo.serve.scheduler import Scheduler
     from caspo.serve.settings import ServeSettings
 
 __all__ = ["serve"]
@@ -90,22 +91,25 @@ def serve(
 
     bound = listening(configured)  # before the model is loaded: an address that is taken is told at once
     from caspo.answers import same_answer
+    from caspo.serve.scheduler import Scheduler
+    from caspo.serve.thread import EngineThread
     from caspo.stages import open_engine
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    opened = open_engine(asked_model({"name": model, "device": device}, engine, url, tokenizer))
+    asked = asked_model({"name": model, "device": device}, engine, url, tokenizer)
+    thread = EngineThread()
+    opened = thread.submit(lambda: open_engine(asked)).result()
     same_answer("1/2", "0.5")  # loads what compares answers: seconds that the first client would wait
-    _listen(configured, opened, bound, active, waiting)
+    scheduler = Scheduler(opened, active=active, waiting=waiting, thread=thread)
+    _listen(configured, opened, scheduler, bound, active + waiting)
 
 
-def _listen(settings: ServeSettings, engine: Any, bound: Any, active: int, waiting: int) -> None:
+def _listen(settings: ServeSettings, engine: Any, scheduler: Scheduler, bound: Any, most_jobs: int) -> None:
     """Serve until a signal."""
     from caspo.serve.app import create_app
-    from caspo.serve.scheduler import Scheduler
     from caspo.serve.server import Server
 
-    scheduler = Scheduler(engine, active=active, waiting=waiting)
     app = create_app(scheduler, engine, settings)
     scheduler.start()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -114,7 +118,7 @@ def _listen(settings: ServeSettings, engine: Any, bound: Any, active: int, waiti
         f"base_url http://{host}:{bound.getsockname()[1]}/v1, model {settings.model!r}; Ctrl-C ends it)",
         flush=True,
     )
-    Server(app, scheduler, settings, active + waiting).run([bound])
+    Server(app, scheduler, settings, most_jobs).run([bound])
 
 
 def _settings(**fields: Any) -> ServeSettings:

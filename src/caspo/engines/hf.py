@@ -200,12 +200,16 @@ class HFEngine:
             result[ids] = prefix
         return result
 
-    def pool_for(self, columns: int, capacity: int) -> RowPool:
-        """The pool of an earlier batch if it is large enough: fresh memory costs seconds on some machines."""
+    def pool_for(self, columns: int, rows: int) -> RowPool:
+        """An empty pool of so many columns and rows or more.
+
+        That of an earlier batch if it is large enough (fresh memory costs seconds on some machines), and not so wide that it
+        could hold twice the rows.
+        """
         pool, self._pool = self._pool, None  # the old one is freed before a larger one is made
-        if pool is None or pool.columns < columns or pool.capacity < capacity:
+        if pool is None or not columns <= pool.columns <= 2 * columns or pool.capacity < rows:
             del pool
-            pool = RowPool(self._layers, capacity, columns, self.device)
+            pool = RowPool(self._layers, rows, columns, self.device)
         pool.clear()
         return pool
 

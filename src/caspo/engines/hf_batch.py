@@ -30,7 +30,7 @@ class HFBatch:
     @property
     def free(self) -> int:
         """How many more requests it takes now."""
-        room = self._most if self._pool is None else min(self._most, self._pool.capacity)
+        room = self._most if self._pool is None else self._limit(self._pool.columns)
         return max(0, room - len(self._rows) - len(self._waiting))
 
     def add(self, place: int, request: Request) -> None:
@@ -92,6 +92,10 @@ class HFBatch:
             self._engine.give_back(self._pool)
             self._pool = None
 
+    def _limit(self, columns: int) -> int:
+        """Rows at once, in a pool of so many columns."""
+        return min(self._most, self._engine.capacity(columns))
+
     @property
     def _joined_pool(self) -> RowPool:
         assert self._pool is not None
@@ -102,19 +106,22 @@ class HFBatch:
         if not self._waiting:
             return
         engine = self._engine
+        columns = engine.columns([row.request for row in self._waiting])
         if not self._rows:
-            columns = engine.columns([row.request for row in self._waiting])
             if self._pool is not None:
                 engine.give_back(self._pool)
-            self._pool = engine.pool_for(columns, min(self._most, engine.capacity(columns)))
+            self._pool = engine.pool_for(columns, min(len(self._waiting), self._limit(columns)))
         pool = self._joined_pool
-        room = min(self._most, pool.capacity) - len(self._rows)
-        if self._rows and room < max(1, pool.capacity // 8):
+        limit = self._limit(pool.columns)
+        room = limit - len(self._rows)
+        if room <= 0 or (self._rows and room < limit // 8):
             return
         new = self._waiting[:room]
-        columns = engine.columns([row.request for row in new])
-        if columns > pool.columns:
-            pool.widen(columns, max(min(self._most, engine.capacity(columns)), len(self._rows) + len(new)))
+        columns = max(pool.columns, engine.columns([row.request for row in new]))
+        rows = len(self._rows) + len(new)
+        if columns > pool.columns or rows > pool.capacity:
+            # Memory that was never used is not asked for: at most twice the rows that there are.
+            pool.widen(columns, max(rows, min(2 * pool.capacity, self._limit(columns))))
         pool.admit(engine.prefixes([row.request.prefix_ids[:-1] for row in new]))
         self._waiting = self._waiting[room:]
         self._rows += new

@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from caspo.engines.base import Batch, Completion, ServingEngine
 from caspo.errors import CaspoError, EngineError
 from caspo.serve.job import Closing, Failed, Job, Overloaded, Ticket
 from caspo.serve.search import Running
+from caspo.serve.thread import EngineThread
 
 __all__ = ["Load", "Scheduler"]
 
@@ -62,13 +63,17 @@ class Scheduler:
         engine: decodes for all of them.
         active: jobs under way at once.
         waiting: jobs that may wait for a place; more are refused.
+        thread: to work in; that which opened the engine, where it matters (see `caspo.serve.thread`).
     """
 
-    def __init__(self, engine: ServingEngine, *, active: int = 128, waiting: int = 512) -> None:
+    def __init__(
+        self, engine: ServingEngine, *, active: int = 128, waiting: int = 512, thread: EngineThread | None = None
+    ) -> None:
         self._engine, self._most_active, self._most_waiting = engine, active, waiting
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         """What other threads want of the scheduler's own; run there."""
-        self._thread = threading.Thread(target=self._run, name="caspo-scheduler", daemon=True)
+        self._thread = thread or EngineThread()
+        self._work: Future[None] | None = None
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="caspo-search")
         self._lock = threading.Lock()
         self._jobs = 0
@@ -87,19 +92,19 @@ class Scheduler:
 
     def start(self) -> None:
         """Begin to work."""
-        self._thread.start()
+        self._work = self._thread.submit(self._run)
 
     def stop(self, grace: float = 10.0) -> None:
         """Take no more jobs, finish those there are within ``grace`` seconds, fail the rest, and return."""
         with self._lock:
             self._closing = True
         until = time.monotonic() + grace
-        while time.monotonic() < until and self._jobs and self._thread.is_alive():
+        while time.monotonic() < until and self._jobs and self._works:
             time.sleep(0.01)
         self._inbox.put(self._fail_all)
         self._inbox.put(_leave)
-        if self._thread.is_alive():
-            self._thread.join(timeout=max(1.0, grace))
+        if self._work is not None:
+            wait([self._work], timeout=max(1.0, grace))
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     def submit(self, job: Job) -> Ticket:
@@ -131,8 +136,12 @@ class Scheduler:
             max(0, self._jobs - len(self._active)),
             len(self._decoding),
             self._tokens,
-            self._thread.is_alive() and self._failures < _UNHEALTHY,
+            self._works and self._failures < _UNHEALTHY,
         )
+
+    @property
+    def _works(self) -> bool:
+        return self._work is not None and not self._work.done()
 
     def _run(self) -> None:
         batch = self._engine.batch()
