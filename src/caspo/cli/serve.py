@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caspo.cli.options import EngineOption, ModelOption, TokenizerOption, UrlOption
 from caspo.search import METHODS
 
 if TYPE_CHECKING:
@@ -22,15 +23,10 @@ def serve(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Bundled name, folder, hub name, or a server's.")] = "smollm2-135m",
-    engine: Annotated[
-        str | None, typer.Option(help="hf, llama_cpp, or openai_compatible (with --url the default).")
-    ] = None,
-    url: Annotated[list[str] | None, typer.Option(help="Of a server of the model; once for every server.")] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="Hub name or folder of a server's tokenizer, where it tells no vocabulary (vLLM)."),
-    ] = None,
+    model: ModelOption = "smollm2-135m",
+    engine: EngineOption = None,
+    url: UrlOption = None,
+    tokenizer: TokenizerOption = None,
     served_name: Annotated[str | None, typer.Option(help="What clients call it; the model's name by default.")] = None,
     method: Annotated[str, typer.Option(help=f"Of requests that name none: {', '.join(METHODS)}.")] = "cat",
     thresholds: Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caspo.cli.options import EngineOption, ModelOption, TokenizerOption, UrlOption
 from caspo.search import METHODS
 
 if TYPE_CHECKING:
@@ -23,15 +24,10 @@ def solve(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Bundled name, folder, hub name, or a server's.")] = "smollm2-135m",
-    engine: Annotated[
-        str | None, typer.Option(help="hf, llama_cpp, or openai_compatible (with --url the default).")
-    ] = None,
-    url: Annotated[list[str] | None, typer.Option(help="Of a server of the model; once for every server.")] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="Hub name or folder of a server's tokenizer, where it tells no vocabulary (vLLM)."),
-    ] = None,
+    model: ModelOption = "smollm2-135m",
+    engine: EngineOption = None,
+    url: UrlOption = None,
+    tokenizer: TokenizerOption = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "cat",
     limit: Annotated[int, typer.Option(min=1, help="Questions of a file, at most.")] = 20,
     seed: Annotated[int, typer.Option(help="Of sampling and of the choice of questions.")] = 0,

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from caspo.engines.base import Completion, Finish, Request
+from caspo.engines.base import Completion, Request
 from caspo.engines.remote_reply import RANKS
 from caspo.engines.remote_stream import Ended, Side, Token, tokens
+from caspo.engines.rows import Row
 from caspo.errors import CaspoError, EngineError
-from caspo.types import TokenTrace
 
 __all__ = ["RemoteBatch"]
 
@@ -31,18 +31,15 @@ _NOTHING = (
 
 
 @dataclass
-class _Row:
+class _Row(Row):
     """A continuation as its owner sees it."""
 
-    request: Request
     task: asyncio.Task[None] | None = None
     gone: bool = False
-    ids: list[int] = field(default_factory=list)
-    statistics: list[tuple[float, ...]] = field(default_factory=list)
     upper: list[float] = field(default_factory=list)
-    text: str = ""
+    """Bounds of the tokens' entropies."""
     shown_end: bool = False
-    """The last of ``ids`` is the EOS token, which some servers do not show."""
+    """The last token is EOS, which some servers do not show."""
 
 
 class RemoteBatch:
@@ -63,7 +60,7 @@ class RemoteBatch:
         """Take a request in."""
         side = self._side
         _refuse(request, side)
-        serial, row = next(self._serial), _Row(request)
+        serial, row = next(self._serial), _Row(place, request)
         self._rows[place] = serial, row
 
         def begin() -> None:
@@ -116,42 +113,25 @@ class RemoteBatch:
         if isinstance(event, EngineError):
             return event
         if isinstance(event, Ended):
-            return self._complete(row, event.finish)
-        request, (token, measured) = row.request, event[:2]
-        statistics = measured[:5] + ((event.top_k,) if request.top_k else ())
-        row.ids.append(token)
-        row.statistics.append(statistics)
+            row.finish = event.finish
+            return self._complete(row)
+        side, (token, measured) = self._side, event[:2]
         row.upper.append(measured.upper)
         row.shown_end = event.last
-        finish = "eos" if event.last else self._finish(row, token)
-        if finish is None and request.watch is not None and not request.watch(token, statistics):
-            finish = "abandoned"
-        return None if finish is None else self._complete(row, finish)
+        piece = "" if event.last else side.pieces([token])[0]
+        statistics = (*measured[:5], event.top_k)
+        ended = row.take(token, statistics, piece, ends=event.last, context_length=side.context_length)
+        return self._complete(row) if ended else None
 
-    def _finish(self, row: _Row, token: int) -> Finish | None:
-        request = row.request
-        if len(request.prefix_ids) + len(row.ids) >= self._side.context_length:
-            return "length"
-        tail, row.text = len(row.text), row.text + self._side.pieces([token])[0]
-        for stop in request.stop:
-            at = row.text.find(stop, max(0, tail - len(stop) + 1))
-            while at >= 0:
-                if row.text[:at].strip():
-                    return "stop"
-                at = row.text.find(stop, at + 1)
-        return "length" if len(row.ids) >= request.max_new_tokens else None
-
-    def _complete(self, row: _Row, finish: Finish) -> Completion | EngineError:
-        if not row.ids:
+    def _complete(self, row: _Row) -> Completion | EngineError:
+        if not row.tokens:
             return EngineError(_NOTHING)
         side = self._side
-        columns = np.array(row.statistics, dtype=np.float32).T.copy()
-        full = side.k >= side.vocab_size
-        trace = TokenTrace(*columns[:5])
-        if not full:
-            trace = replace(trace, kind="top_k", k=side.k, entropy_upper=np.array(row.upper, dtype=np.float32))
-        text = side.text(row.ids[:-1] if row.shown_end else row.ids)
-        return Completion(tuple(row.ids), text, trace, finish, columns[5] if row.request.top_k else None)
+        completion = row.completion(side.text(row.tokens[:-1] if row.shown_end else row.tokens))
+        if side.k >= side.vocab_size:
+            return completion
+        upper = np.array(row.upper, dtype=np.float32)
+        return replace(completion, trace=replace(completion.trace, kind="top_k", k=side.k, entropy_upper=upper))
 
     async def _follow(self, place: int, serial: int, request: Request) -> None:
         """Read a continuation to its end, over as many streams as that takes."""
