@@ -222,7 +222,9 @@ def throughput(args: argparse.Namespace) -> dict[str, Figure]:
         fractions: dict[int, Figure] = {}
         for clients in args.clients:
             probe = questions(max(8, 2 * clients))
-            asyncio.run(closed_loop(url, probe, clients, Load(args.model)))  # memory for so many rows is new, on both sides
+            asyncio.run(
+                closed_loop(url, probe, clients, Load(args.model))
+            )  # memory for so many rows is new, on both sides
             count = max(2 * clients, round(len(probe) * args.seconds / args.turns / alone(probe, clients)[0]))
             asked = questions(count)
             sides: dict[str, list[float]] = {"bare": [], "served": []}
