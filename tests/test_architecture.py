@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"tasks", "engines", "judges", "steps", "confidence", "answers", "trees"},
     "search": {"engines", "steps", "confidence", "answers", "trees"},
     "evaluate": {"tasks", "engines", "judges", "search", "data", "confidence", "answers", "trees"},
-    "serve": {"engines", "search", "steps", "confidence"},
+    "serve": {"engines", "search", "steps", "confidence", "trees"},
     "warm_start": {"tasks", "engines", "train"},
     # Beyond the table: a stage loads the model and samples with it; the loop writes the report.
     "stages": {"data", "train", "evaluate", "engines", "tasks", "judges", "confidence"},

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from caspo.steps import split_tokens, step_key
 from caspo.types import ROOT, Node, Question, Step, TokenTrace, Tree, Verdict
 
-__all__ = ["TreeBuilder", "cut_trace", "join_traces", "seed_of"]
+__all__ = ["TreeBuilder", "cut_trace", "join_traces", "seed_of", "trace_of"]
 
 Floats = NDArray[np.float32]
 _COLUMNS = ("entropy", "logprob", "max_logprob", "margin", "varentropy")
@@ -92,6 +92,11 @@ class TreeBuilder:
     def build(self) -> Tree:
         """The tree as it stands."""
         return Tree(self.question, self.prompt_ids, tuple(self.nodes))
+
+
+def trace_of(rows: Sequence[Sequence[float]]) -> TokenTrace:
+    """The trace of tokens of which each row holds the five figures of `TokenTrace`, as a `Watch` is shown them."""
+    return TokenTrace(*np.array(rows, dtype=np.float32).T.copy())
 
 
 def cut_trace(trace: TokenTrace, start: int, end: int) -> TokenTrace:

@@ -70,6 +70,10 @@ class HFEngine:
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = int(getattr(config, "max_position_embeddings", 1 << 30))
         self._layers = int(config.num_hidden_layers)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._token_bytes: int = 2 * self._layers * heads * width * model.dtype.itemsize
+        """Of one token's keys and values."""
         self.store = PrefixStore(store_bytes)
         self._pool: RowPool | None = None
         generation = getattr(model.generation_config, "eos_token_id", None)
@@ -224,11 +228,7 @@ class HFEngine:
 
     def capacity(self, columns: int) -> int:
         """Rows that fit into the memory."""
-        config = self.model.config.get_text_config(decoder=True)
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        row_bytes: int = 2 * self._layers * heads * width * columns * self.model.dtype.itemsize
-        return max(1, min(self.max_rows, self.pool_bytes // row_bytes))
+        return max(1, min(self.max_rows, self.pool_bytes // (columns * self._token_bytes)))
 
 
 def _common_prefix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

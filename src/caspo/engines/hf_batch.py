@@ -106,8 +106,8 @@ class HFBatch:
         if not self._waiting:
             return
         engine = self._engine
-        columns = engine.columns([row.request for row in self._waiting])
         if not self._rows:
+            columns = engine.columns([row.request for row in self._waiting])
             if self._pool is not None:
                 engine.give_back(self._pool)
             self._pool = engine.pool_for(columns, min(len(self._waiting), self._limit(columns)))

@@ -37,7 +37,7 @@ from caspo.engines.base import Completion, Engine, Request, Watch
 from caspo.search.base import Method, PathSettings, SignalName
 from caspo.search.vote import vote
 from caspo.steps import StepReader
-from caspo.trees import TreeBuilder, cut_trace, join_traces
+from caspo.trees import TreeBuilder, cut_trace, join_traces, trace_of
 from caspo.types import ROOT, Question, Solution, Step, TokenTrace
 
 __all__ = ["ConfidenceTree", "ConfidenceTreeSettings"]
@@ -362,13 +362,13 @@ class _PruneWatch:
     def __call__(self, token: int, measured: Sequence[float]) -> bool:
         self._take(token, measured[:5])
         self._room -= 1
-        possible = best_possible(_trace(self._rows), self._settings.prune_signal, self._room)
+        possible = best_possible(trace_of(self._rows), self._settings.prune_signal, self._room)
         return self._confidence * possible >= self._settings.prune_below
 
     def _take(self, token: int, row: Sequence[float]) -> None:
         ended = self._reader.take(self._engine.pieces([token])[0])
         if ended:
-            self._confidence *= step_score(_trace(self._rows[:ended]), self._settings.prune_signal)
+            self._confidence *= step_score(trace_of(self._rows[:ended]), self._settings.prune_signal)
             self._rows = self._rows[ended:]
         self._rows.append(row)
 
@@ -376,10 +376,6 @@ class _PruneWatch:
 def _rows(trace: TokenTrace) -> list[tuple[float, ...]]:
     columns = (trace.entropy, trace.logprob, trace.max_logprob, trace.margin, trace.varentropy)
     return list(zip(*(column.tolist() for column in columns), strict=True))
-
-
-def _trace(rows: Sequence[Sequence[float]]) -> TokenTrace:
-    return TokenTrace(*np.array(rows, dtype=np.float32).T.copy())
 
 
 _NONE = 1e-6

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from caspo.confidence import step_score
 from caspo.engines.base import Completion, Engine, Request, ServingEngine, Watch
 from caspo.engines.until import Until
 from caspo.search import answer_path
 from caspo.serve.job import Done, Grown, Settled, Ticket
 from caspo.steps import StepReader
-from caspo.types import Node, Step, TokenTrace
+from caspo.trees import trace_of
+from caspo.types import Node, Step
 
 __all__ = ["Running"]
 
@@ -109,7 +108,7 @@ class _Settling:
     def _tell(self, size: int) -> None:
         """The step of the first ``size`` tokens has ended."""
         ids, self._tokens = self._tokens[:size], self._tokens[size:]
-        trace = TokenTrace(*np.array(self._rows[:size], dtype=np.float32).T.copy())
+        trace = trace_of(self._rows[:size])
         self._rows = self._rows[size:]
         step = Step("".join(self._engine.pieces(ids)), tuple(ids), trace)
         self._settled = self._ticket.job.method.settles(step)
