@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from caspo.confidence import entropy_bounds
 from caspo.engines.base import Request
-from caspo.engines.hf import HFEngine
+from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
 from caspo.evaluate.statistics import bootstrap_ci
 from caspo.steps import split_tokens

@@ -17,10 +17,10 @@ import torch
 from decode import forward
 from measure import Figure, difference, report
 
-from caspo.engines.hf import HFEngine
+from caspo.confidence.logits import _CPU_FLOATS, Distribution, _best, _block_sums
+from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
 from caspo.engines.sampling import _drawn, draw
-from caspo.logits import _CPU_FLOATS, Distribution, _best, _block_sums
 
 
 def plain(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:

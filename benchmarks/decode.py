@@ -19,8 +19,8 @@ import torch
 from measure import difference, ratio, report
 
 from caspo.engines.base import Completion, Request
-from caspo.engines.hf import HFEngine
-from caspo.engines.kv import RowPool
+from caspo.engines.local.engine import HFEngine
+from caspo.engines.local.kv import RowPool
 from caspo.engines.models import load
 from caspo.tasks.stories import StoriesTask
 

@@ -1,7 +1,7 @@
 """The grading of benchmarks: does every grader agree with the known answers, and how fast is it?
 
 `grading_disagreement_with_gold` counts the known answers, over all rows and spellings, that were graded as wrong, and
-`near_misses_passed` the wrong ones graded as right (`caspo.tasks.check` says what these are). `graded_rows_per_second` is
+`near_misses_passed` the wrong ones graded as right (see `caspo.testing.graders`). `graded_rows_per_second` is
 that of a set's known answers as they are stated; `checked_answers_per_second` includes spellings and near misses, most of
 which need the comparison of formulas. HumanEval runs every program in the sandbox.
 """
@@ -18,7 +18,7 @@ from measure import Figure, difference, report
 from caspo.answers import stated_answer
 from caspo.evaluate.statistics import wilson
 from caspo.tasks.benchmarks import TABLE, BenchmarkTask, open_benchmark
-from caspo.tasks.check import GraderReport, check_grader, renderings
+from caspo.testing.graders import GraderReport, check_grader, renderings
 from caspo.types import Question
 
 

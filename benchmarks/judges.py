@@ -27,15 +27,15 @@ from judge_flips import flips
 from measure import Figure, difference, ratio, report
 
 from caspo.data.annotate import AnnotateSettings, annotate
-from caspo.data.formats import solutions_of
-from caspo.data.store import read_trees
 from caspo.engines.base import Completion, OnDone, Request
-from caspo.engines.hf import HFEngine
+from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
 from caspo.evaluate.judge_scores import FIGURES, Judged, judge_scores
+from caspo.formats.labelled import LabelledSolution, read_labelled
+from caspo.formats.parquet import read_trees
+from caspo.formats.trees import solutions_of
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, Judge
-from caspo.judges.labels import LabelledSolution, read_labelled
 from caspo.judges.reference import ReferenceJudge
 from caspo.judges.rollouts import RolloutJudge, fixed_sample
 from caspo.tasks.stories import StoriesTask

@@ -86,7 +86,7 @@ class Side:
 
 def ours(job: Job, name: str, *, together: bool = False) -> Answered:
     """One of our methods; self-consistency gets the number of samples and the temperature, the others are as they come."""
-    from caspo.engines.hf import HFEngine
+    from caspo.engines.local.engine import HFEngine
     from caspo.engines.models import load
     from caspo.search import METHODS
 

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 from measure import Figure, difference, ratio, report
 
-from caspo.calibrate import PRUNE_GRID, right_path
 from caspo.confidence import SIGNALS
-from caspo.engines.hf import HFEngine
+from caspo.engines.local.engine import HFEngine
 from caspo.engines.memo import MemoEngine
 from caspo.engines.models import load
 from caspo.engines.prompts import INSTRUCTION
 from caspo.evaluate.statistics import bootstrap_ci, paired_difference, wilson
+from caspo.loop.thresholds import PRUNE_GRID, right_path
 from caspo.search import METHODS, Method
 from caspo.search.threshold import choose_pruning
 from caspo.tasks.base import Task

@@ -34,15 +34,15 @@ from measure import Figure, difference, ratio, report
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.drive import drive
-from caspo.engines.hf import HFEngine
+from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
-from caspo.engines.scripted import Scripted, ScriptedEngine
 from caspo.search import ConfidenceTree
 from caspo.serve.app import create_app
 from caspo.serve.scheduler import Scheduler
 from caspo.serve.server import Server, listening
 from caspo.serve.settings import ServeSettings
 from caspo.tasks.stories import StoriesTask
+from caspo.testing.scripted import Scripted, ScriptedEngine
 from caspo.types import Question
 
 SCRIPTED_CLIENTS = 128

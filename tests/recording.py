@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from caspo.engines.base import Completion, OnDone, Request
-from caspo.engines.scripted import Script, Scripted, ScriptedEngine
+from caspo.testing.scripted import Script, Scripted, ScriptedEngine
 from caspo.types import ROOT, Question, Solution
 
 Q = Question("q", "Q", "5")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from caspo.evaluate.calibration import fit, reliability
+from caspo.confidence.calibration import fit, reliability
 from caspo.evaluate.statistics import wilson
 
 SIGNALS = (

@@ -12,11 +12,11 @@ from typing import Any
 
 import httpx
 
-from caspo.engines.scripted import Scripted, ScriptedEngine
 from caspo.serve.app import Application, create_app
 from caspo.serve.scheduler import Scheduler
 from caspo.serve.server import Server, listening
 from caspo.serve.settings import ServeSettings
+from caspo.testing.scripted import Scripted, ScriptedEngine
 
 MODEL = "scripted"
 QUESTION = "How many?"

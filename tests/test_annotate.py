@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from caspo.data.annotate import AnnotateSettings, annotate, judge_trees
-from caspo.engines.scripted import Scripted, ScriptedEngine
 from caspo.errors import EngineError
 from caspo.judges.base import Chain
 from caspo.judges.reference import ReferenceJudge
+from caspo.testing.scripted import Scripted, ScriptedEngine
 from caspo.trees import TreeBuilder
 from caspo.types import ROOT, Node, Question, Tree, Verdict
 from tiny import same_tree

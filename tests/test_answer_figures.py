@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caspo.engines.scripted import Scripted, ScriptedEngine
 from caspo.evaluate.answer_figures import answer_figures, risk_coverage
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.paths import faithfulness
@@ -22,6 +21,7 @@ from caspo.evaluate.samples import pass_at_k, sample_figures
 from caspo.evaluate.statistics import wilson
 from caspo.judges.base import Chain
 from caspo.search import answer_path
+from caspo.testing.scripted import Scripted, ScriptedEngine
 from caspo.types import ROOT, Label, Node, Question, Step, Tree, Verdict
 from tiny import trace
 

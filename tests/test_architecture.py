@@ -20,28 +20,27 @@ EVERYWHERE = {"caspo", "types", "errors", "storage", "config"}
 """The records, the errors, atomic files, the base of recipes, and the bare package (its version)."""
 
 MAY_IMPORT: dict[str, set[str]] = {
-    # The table of docs/design.md; a room may always import itself and EVERYWHERE.
+    # The table of docs/architecture.md; a room may always import itself and EVERYWHERE.
     "confidence": set(),
     "steps": set(),
     "answers": set(),
     "tasks": {"answers"},
-    "logits": set(),
-    "engines": {"confidence", "logits"},
-    "train": {"confidence", "logits"},
-    "report": {"confidence"},
-    "judges": {"engines", "steps", "answers", "trees"},
     "trees": {"steps"},
-    "data": {"tasks", "engines", "judges", "steps", "confidence", "answers", "trees"},
+    "engines": {"confidence"},
+    "train": {"confidence"},
+    "report": {"confidence"},
+    "formats": {"engines", "steps", "confidence", "answers", "trees"},
+    "judges": {"engines", "formats", "steps", "answers", "trees"},
+    "data": {"engines", "judges", "formats", "steps", "confidence", "trees"},
     "search": {"engines", "steps", "confidence", "answers", "trees"},
-    "evaluate": {"tasks", "engines", "judges", "search", "data", "confidence", "answers", "trees"},
-    "serve": {"engines", "search", "steps", "confidence", "trees"},
-    "warm_start": {"tasks", "engines", "train"},
-    # Beyond the table: a stage loads the model and samples with it; the loop writes the report.
-    "stages": {"data", "train", "evaluate", "engines", "tasks", "judges", "confidence"},
-    "calibrate": {"stages", "evaluate", "data", "engines", "search", "tasks", "answers", "confidence"},
-    "lm_eval": {"stages", "evaluate", "engines", "search"},
-    "iterate": {"stages", "evaluate", "data", "engines", "judges", "search", "report"},
-}
+    "testing": {"engines", "tasks", "answers"},
+    "evaluate": {"tasks", "engines", "judges", "search", "data", "formats", "confidence", "answers", "trees"},
+    "serve": {"engines", "search", "steps", "confidence"},
+    "lm_eval": {"engines", "evaluate", "search"},
+    "loop": {
+        "data", "train", "evaluate", "engines", "tasks", "judges", "formats", "confidence", "answers", "search", "report",
+    },
+}  # fmt: skip
 FOUNDATION: dict[str, set[str]] = {
     # What is imported everywhere imports next to nothing.
     "caspo": set(),

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from caspo.answers import extract_answer
 from caspo.cli.main import app
 from caspo.config import settings_from
-from caspo.engines.scripted import Scripted, ScriptedEngine
 from caspo.errors import ConfigError, DataError
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
 from caspo.report.method_charts import METHOD_SYMBOLS, SHAPES
@@ -38,6 +37,7 @@ from caspo.search.beam import _Search as BeamSearch
 from caspo.search.dipt import PERSPECTIVES, last_answer
 from caspo.search.vote import agreement
 from caspo.tasks.base import grade
+from caspo.testing.scripted import Scripted, ScriptedEngine
 from caspo.types import ROOT, Question
 from recording import FIVE, SIX, Q, Recording, counts, decisions, ends, plain, solve, wild
 

@@ -15,12 +15,12 @@ import pytest
 
 from caspo.config import settings_from
 from caspo.errors import ConfigError, DataError
-from caspo.stages import TaskSettings, open_judge, open_task
+from caspo.loop.recipe import TaskSettings, open_judge, open_task
 from caspo.tasks import BENCHMARKS, open_benchmark
 from caspo.tasks.base import Task
 from caspo.tasks.benchmarks import TABLE
-from caspo.tasks.check import check_grader
 from caspo.tasks.jsonl import JsonlTask
+from caspo.testing.graders import check_grader
 
 TESTS = [{"input": "1 2", "output": "3", "testtype": "stdin"}]
 PACKED = base64.b64encode(zlib.compress(pickle.dumps(json.dumps(TESTS * 2)))).decode()

@@ -15,8 +15,8 @@ from transformers import AutoConfig, LlamaConfig
 
 from caspo.cli.main import main
 from caspo.data.pairs import write_pairs
-from caspo.data.store import write_trees
 from caspo.errors import ConfigError, DataError, EngineError, ModelError
+from caspo.formats.parquet import write_trees
 from caspo.train.budget import Devices, Memory, ModelSize, count_tokens, largest_forward, memory
 from caspo.train.lora import LoraSettings
 from caspo.train.simulate import Forward

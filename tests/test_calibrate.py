@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from caspo import calibrate
-from caspo.calibrate import PRUNE_GRID, CalibrateSettings, Calibration, calibrate_stage, calibration_questions
 from caspo.cli.main import main
-from caspo.engines.scripted import Scripted, ScriptedEngine
+from caspo.confidence.calibration import Calibrator
 from caspo.errors import ConfigError, DataError, EngineError, ResumeError
-from caspo.evaluate.calibration import Calibrator
+from caspo.loop import thresholds as calibrate
+from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questions
+from caspo.loop.thresholds import PRUNE_GRID, CalibrateSettings, Calibration, calibrate_stage, calibration_questions
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
 from caspo.search.threshold import Thresholds
-from caspo.stages import CaspoRecipe, training_questions, validation_questions
 from caspo.storage import read_json
+from caspo.testing.scripted import Scripted, ScriptedEngine
 from stories_run import RECIPE, write_recipe
 from tiny import Counting
 

@@ -8,6 +8,7 @@ import pytest
 
 from caspo.config import settings_from
 from caspo.data.annotate import AnnotateSettings
+from caspo.engines.opening import ModelSettings, open_engine
 from caspo.errors import ConfigError
 from caspo.judges.base import Chain
 from caspo.judges.cache import CachedJudge
@@ -15,7 +16,8 @@ from caspo.judges.choose import ArithmeticSettings, ReferenceSettings
 from caspo.judges.language_model import LanguageModelJudge, LanguageModelSettings
 from caspo.judges.reward_model import RewardModelJudge
 from caspo.judges.rollouts import RolloutJudge, RolloutSettings
-from caspo.stages import ModelSettings, TaskSettings, annotate_stage, open_engine, open_judge
+from caspo.loop.recipe import TaskSettings, open_judge
+from caspo.loop.stages import annotate_stage
 from caspo.tasks.stories import StoriesTask
 from caspo.types import Question
 

@@ -11,10 +11,10 @@ import yaml
 from rich.console import Console
 
 from caspo.cli.show import comparison_tables
-from caspo.data.store import write_trees
 from caspo.errors import ConfigError, DataError
 from caspo.evaluate.compare import compare
 from caspo.evaluate.run import Outcome
+from caspo.formats.parquet import write_trees
 from caspo.storage import write_json
 from caspo.types import ROOT, Node, Question, Step, Tree
 from tiny import trace

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from caspo.confidence import SIGNALS, PathScore, entropy_bounds, path_score, signals, step_score
+from caspo.confidence.signals import SIGNALS, PathScore, entropy_bounds, path_score, signals, step_score
 from caspo.errors import ConfigError, DataError, EngineError
 from caspo.types import TokenTrace
 

@@ -16,8 +16,8 @@ from caspo.confidence import SIGNALS, signals, step_score
 from caspo.data.annotate import judge_trees
 from caspo.data.dataset import DATASET_SCHEMA, card_table, write_dataset
 from caspo.data.pairs import PairSettings, build_pairs
-from caspo.data.store import read_trees
 from caspo.errors import DataError
+from caspo.formats.parquet import read_trees
 from caspo.judges.reference import ReferenceJudge
 from caspo.types import Tree
 from tiny import bushy_tree

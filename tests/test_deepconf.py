@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from caspo.answers import extract_answer
 from caspo.engines.base import Completion, Request
-from caspo.engines.scripted import Script, Scripted, ScriptedEngine
 from caspo.errors import EngineError
 from caspo.search import (
     DeepConfOffline,
@@ -26,6 +25,7 @@ from caspo.search import (
     SelfConsistencySettings,
 )
 from caspo.search.deepconf import MEASURES, group_confidences
+from caspo.testing.scripted import Script, Scripted, ScriptedEngine
 from caspo.trees import seed_of
 from recording import FIVE, SEVEN, SIX, Q, Recording, counts, decisions, ends, plain, solve, wild
 
@@ -234,7 +234,9 @@ def test_equal_traces_are_equal_up_to_rounding() -> None:
         def play(self, request: Request) -> Completion:
             noise, watch = random.Random(request.seed).uniform(-1e-3, 1e-3), request.watch
             if watch is not None:
-                request = replace(request, watch=lambda token, m: watch(token, [*m[:5], m[5] + noise]))
+                request = replace(
+                    request, watch=lambda token, m: watch(token, m._replace(top_k_logprob=m.top_k_logprob + noise))
+                )
             found = super().play(request)
             assert found.top_k_logprob is not None
             return replace(found, top_k_logprob=found.top_k_logprob + np.float32(noise))

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caspo.engines.base import Completion, Request, Watch
-from caspo.engines.hf import HFEngine
-from caspo.engines.kv import PrefixStore, RowPool
+from caspo.engines.local.engine import HFEngine
+from caspo.engines.local.kv import PrefixStore, RowPool
 from caspo.engines.prompts import PLAIN_TEMPLATE
 from caspo.errors import DataError, EngineError, ModelError
 from tiny import VOCABULARY, build, tokenizer

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from caspo.engines.base import Completion, Request
-from caspo.engines.hf import HFEngine
-from caspo.engines.kv import shared_length
+from caspo.engines.local.engine import HFEngine
+from caspo.engines.local.kv import shared_length
 from caspo.engines.models import load
 from caspo.engines.prompts import INSTRUCTION
 from caspo.errors import EngineError, ModelError
@@ -25,7 +25,7 @@ from caspo.tasks.stories import StoriesTask
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
-from caspo.engines.llama_cpp import LlamaCppEngine, open_llama_cpp
+from caspo.engines.llama.engine import LlamaCppEngine, open_llama_cpp
 from gguf_file import write_gguf
 
 TOLERANCE = 1e-4
@@ -343,7 +343,7 @@ def test_a_closed_engine_refuses_instead_of_crashing(gguf: Path) -> None:
 def test_an_engine_left_open_does_not_crash_at_exit(gguf: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from caspo.engines.base import Request; "
-        "from caspo.engines.llama_cpp import LlamaCppEngine; engine = LlamaCppEngine(Path(sys.argv[1]), cells=256); "
+        "from caspo.engines.llama.engine import LlamaCppEngine; engine = LlamaCppEngine(Path(sys.argv[1]), cells=256); "
         "batch = engine.batch(); batch.add(0, Request((5, 6), 0, 9)); batch.step()"
     )
     done = subprocess.run([sys.executable, "-c", script, gguf], capture_output=True, text=True, check=False)

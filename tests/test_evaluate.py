@@ -12,16 +12,16 @@ import pytest
 
 from caspo.confidence import SIGNALS
 from caspo.data.annotate import judge_trees
-from caspo.data.store import write_trees
-from caspo.engines.scripted import Script, Scripted, ScriptedEngine
 from caspo.evaluate import run
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, Outcome, evaluate_methods, read_outcomes
 from caspo.evaluate.statistics import wilson
 from caspo.evaluate.step_figures import step_changes, step_rows
+from caspo.formats.parquet import write_trees
 from caspo.judges.base import StepJudge
 from caspo.storage import write_json
 from caspo.tasks.base import grade
+from caspo.testing.scripted import Script, Scripted, ScriptedEngine
 from caspo.types import ROOT, Label, Node, Question, Step, Tree, Verdict
 from tiny import same_tree, trace
 

@@ -8,7 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from caspo.data.formats import (
+from caspo.data.pairs import PairSettings, build_pairs
+from caspo.errors import DataError
+from caspo.formats.labelled import LabelledSolution, read_labelled
+from caspo.formats.parquet import read_trees, write_trees
+from caspo.formats.trees import (
     pairs_as_step_dpo,
     read_solutions,
     solutions_of,
@@ -16,10 +20,6 @@ from caspo.data.formats import (
     trees_of,
     write_rows,
 )
-from caspo.data.pairs import PairSettings, build_pairs
-from caspo.data.store import read_trees, write_trees
-from caspo.errors import DataError
-from caspo.judges.labels import LabelledSolution, read_labelled
 from caspo.types import Label, Question, Tree
 from tiny import tokenizer
 

@@ -17,12 +17,12 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from caspo import stages
 from caspo.confidence import SIGNALS
+from caspo.confidence.calibration import Calibrator
 from caspo.errors import ConfigError, DataError, ResumeError
-from caspo.evaluate.calibration import Calibrator
-from caspo.iterate import run_recipe
-from caspo.stages import CaspoRecipe
+from caspo.loop import stages
+from caspo.loop.recipe import CaspoRecipe, TaskSettings, open_task
+from caspo.loop.run import run_recipe
 from caspo.storage import read_json
 from stories_run import RECIPE, pair_rows, timeless, write_recipe
 
@@ -314,10 +314,10 @@ def test_a_task_without_a_file(tmp_path: Path) -> None:
     """A file task needs a file for each split it is asked for."""
     questions = tmp_path / "test.jsonl"
     questions.write_text('{"question": "1 + 1?", "answer": "2"}\n')
-    task = stages.TaskSettings(name="jsonl", test=questions)
-    assert len(stages.open_task(task, "test").questions("test", 5, 0)) == 1
+    task = TaskSettings(name="jsonl", test=questions)
+    assert len(open_task(task, "test").questions("test", 5, 0)) == 1
     with pytest.raises(ConfigError, match=r"set task\.train"):
-        stages.open_task(task, "train")
+        open_task(task, "train")
 
 
 def test_measuring_needs_no_training_section(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from caspo.config import claim_folder
 from caspo.errors import ResumeError
 from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
 from caspo.evaluate.judge_scores import FIGURES, Judged, judge_scores
+from caspo.formats.labelled import LabelledSolution
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import FAILED, Chain
-from caspo.judges.labels import LabelledSolution
 from caspo.storage import read_json
 from caspo.types import Label, Question, Verdict
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from caspo.errors import DataError
+from caspo.formats.labelled import read_labelled
 from caspo.judges.base import Chain, Judge
-from caspo.judges.labels import LabelsJudge, read_labelled
+from caspo.judges.labels import LabelsJudge
 from caspo.types import Question
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from caspo.engines.scripted import Scripted
 from caspo.errors import ConfigError
 from caspo.judges.base import Chain, Judge
 from caspo.judges.endpoint import Answer, Endpoint, EndpointSettings
@@ -25,6 +24,7 @@ from caspo.judges.language_model import (
     ask_engine,
     prompt_of,
 )
+from caspo.testing.scripted import Scripted
 from caspo.types import Question
 from test_rollouts import Engine
 

@@ -13,9 +13,9 @@ import pytest
 
 from caspo.answers import extract_answer
 from caspo.engines.base import Request
+from caspo.engines.opening import ModelSettings, open_engine
 from caspo.errors import ConfigError
 from caspo.lm_eval import _AsWritten
-from caspo.stages import ModelSettings, open_engine
 from caspo.tasks.stories import StoriesTask
 
 pytest.importorskip("lm_eval", reason="pip install 'caspo-llm[eval]'")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.memo import MemoEngine
-from caspo.engines.scripted import Scripted, ScriptedEngine
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings, DeepConfOnline
+from caspo.testing.scripted import Scripted, ScriptedEngine
 from caspo.types import Question
 from tiny import Counting, same_tree
 
@@ -43,7 +43,7 @@ class Patience:
 
     def __call__(self, token: int, measured: Sequence[float]) -> bool:
         self.saw += 1
-        self.bears -= measured[0] + (measured[5] / 100 if len(measured) > 5 else 0)
+        self.bears -= measured.entropy + (measured.top_k_logprob or 0) / 100
         return self.bears >= 0
 
 

@@ -22,14 +22,14 @@ import numpy as np
 import pytest
 
 from caspo.engines.base import Request
-from caspo.engines.hf import HFEngine
+from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import gguf_file, load
 from caspo.tasks.stories import StoriesTask
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
 
-from caspo.engines.llama_cpp import LlamaCppEngine
+from caspo.engines.llama.engine import LlamaCppEngine
 from gguf_file import write_gguf
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ import yaml
 
 from caspo.config import load_recipe
 from caspo.engines.models import BUNDLED
-from caspo.stages import CaspoRecipe
+from caspo.loop.recipe import CaspoRecipe
+from caspo.loop.warm_start import SupervisedRecipe
 from caspo.train.step_dpo import train_step_dpo
-from caspo.warm_start import SupervisedRecipe
 from tiny import build, bushy_tree, pairs_of
 
 ROOT = Path(__file__).resolve().parent.parent

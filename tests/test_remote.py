@@ -13,10 +13,10 @@ import pytest
 
 from caspo.confidence import signals, step_score
 from caspo.data.pairs import PairSettings, build_pairs
-from caspo.data.store import read_trees, write_trees
 from caspo.engines.base import Completion, Request
-from caspo.engines.openai_compatible import OpenAICompatibleEngine, RemoteSettings
+from caspo.engines.remote.engine import OpenAICompatibleEngine, RemoteSettings
 from caspo.errors import CaspoError, ConfigError, DataError, EngineError
+from caspo.formats.parquet import read_trees, write_trees
 from caspo.search import ChainOfThought, ConfidenceTree, ConfidenceTreeSettings
 from caspo.train.checks import check_tokens
 from caspo.types import FIRST_PIECE, Question, Tree

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from caspo.engines.base import Completion, Request
-from caspo.engines.hf import HFEngine
+from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load, resolve
-from caspo.engines.openai_compatible import OpenAICompatibleEngine, RemoteSettings
+from caspo.engines.remote.engine import OpenAICompatibleEngine, RemoteSettings
 from caspo.errors import EngineError
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
 from caspo.types import Question

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from caspo.cli.main import main
 from caspo.config import load_recipe
+from caspo.engines.opening import ModelSettings, check_local, open_local
 from caspo.errors import ConfigError
-from caspo.stages import CaspoRecipe, ModelSettings, check_local, open_local
+from caspo.loop.recipe import CaspoRecipe
 from caspo.storage import read_json
 from fake_server import serving
 
@@ -94,7 +95,7 @@ def test_evaluate_and_annotate_work_on_a_server(tmp_path: Path, monkeypatch: pyt
 
 
 def test_rounds_of_training_are_refused_before_anything_is_done(tmp_path: Path) -> None:
-    from caspo.iterate import run_recipe
+    from caspo.loop.run import run_recipe
 
     loaded = load_recipe(CaspoRecipe, recipe(tmp_path, "http://127.0.0.1:9/v1", rounds=1))
     with pytest.raises(ConfigError, match="needs the model's weights"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caspo.engines.remote_reply import BadReply, Entry, Position, measure, positions
+from caspo.engines.remote.reply import BadReply, Entry, Position, measure, positions
 
 LISTS = {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"a": -0.5, "b": -1.5}]}
 
@@ -32,7 +32,7 @@ def test_the_entropy_is_within_its_bounds_whichever_tokens_are_missing(
     if not top:
         return
     found = measure(Position(top[0], tuple(top)), k, len(logs))
-    assert found.entropy - 1e-6 <= entropy_of(logs) <= found.upper + 1e-6
+    assert found.entropy - 1e-6 <= entropy_of(logs) <= found.entropy_upper + 1e-6
     if len(top) == len(logs):
         assert found.varentropy == pytest.approx(
             float((np.exp(logs) * logs**2).sum()) - entropy_of(logs) ** 2, abs=1e-6

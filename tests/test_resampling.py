@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from caspo.confidence.calibration import brier, ece
 from caspo.evaluate import resampling
-from caspo.evaluate.calibration import brier, ece
 from caspo.evaluate.resampling import (
     Draws,
     draw_questions,

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from caspo.engines.scripted import Script, Scripted
 from caspo.judges.base import Chain, Judge
 from caspo.judges.rollouts import RolloutJudge, RolloutSettings, fixed_sample
+from caspo.testing.scripted import Script, Scripted
 from caspo.types import Question, Verdict
 from tiny import Counting
 

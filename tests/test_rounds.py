@@ -12,21 +12,14 @@ import numpy as np
 import pytest
 import yaml
 
-from caspo import iterate
 from caspo.cli import stages as commands
-from caspo.data.store import read_trees, write_trees
+from caspo.engines.opening import open_engine
 from caspo.errors import ConfigError, DataError, EngineError
-from caspo.iterate import run_recipe
-from caspo.stages import (
-    CaspoRecipe,
-    annotate_stage,
-    open_engine,
-    open_judge,
-    rescore_stage,
-    train_stage,
-    training_questions,
-    validation_questions,
-)  # fmt: skip
+from caspo.formats.parquet import read_trees, write_trees
+from caspo.loop import run as iterate
+from caspo.loop.recipe import CaspoRecipe, open_judge, training_questions, validation_questions
+from caspo.loop.run import run_recipe
+from caspo.loop.stages import annotate_stage, rescore_stage, train_stage
 from caspo.storage import read_json
 from caspo.types import TokenTrace, Tree
 from stories_run import RECIPE, write_recipe

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from caspo import logits as logits_module
+from caspo.confidence import logits as logits_module
 from caspo.engines import sampling
 from caspo.engines.sampling import Draw, uniforms
 from caspo.errors import EngineError

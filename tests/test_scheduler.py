@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caspo.engines.base import Completion, Request
-from caspo.engines.hf import HFEngine
-from caspo.engines.scripted import Script, Scripted, ScriptedBatch, ScriptedEngine
+from caspo.engines.local.engine import HFEngine
 from caspo.errors import EngineError
 from caspo.search import METHODS, ChainOfThought, ConfidenceTree, ConfidenceTreeSettings, SelfConsistency
 from caspo.search.sampled import SelfConsistencySettings
 from caspo.serve.job import Closing, Done, Event, Failed, Grown, Job, Overloaded, Settled, Ticket
 from caspo.serve.scheduler import Scheduler
+from caspo.testing.scripted import Script, Scripted, ScriptedBatch, ScriptedEngine
 from caspo.types import Question
 from recording import FIVE, plain, wild
 from tiny import build, tokenizer

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from caspo.engines.base import Request
-from caspo.engines.hf import HFEngine
+from caspo.engines.local.engine import HFEngine
 from caspo.errors import EngineError
 from caspo.train.attention import TreeAttention
 from caspo.train.scoring import NodeScores, Scorer, _TokenScores, check_packing

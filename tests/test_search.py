@@ -7,7 +7,6 @@ import math
 import pytest
 
 from caspo.engines.base import Request
-from caspo.engines.scripted import EOS, Scripted, ScriptedEngine
 from caspo.errors import ConfigError, DataError, EngineError
 from caspo.search import (
     METHODS,
@@ -17,6 +16,7 @@ from caspo.search import (
     SelfConsistencySettings,
 )  # fmt: skip
 from caspo.search.vote import vote
+from caspo.testing.scripted import EOS, Scripted, ScriptedEngine
 from caspo.types import Question
 from tiny import Counting, same_tree
 

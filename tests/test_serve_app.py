@@ -16,7 +16,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from caspo.engines.scripted import Scripted, ScriptedEngine
 from caspo.search import METHODS
 from caspo.serve.app import create_app
 from caspo.serve.errors import ApiError
@@ -24,6 +23,7 @@ from caspo.serve.requests import ChatRequest, CompletionRequest, parse
 from caspo.serve.responses import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from caspo.serve.scheduler import Scheduler
 from caspo.serve.settings import ServeSettings
+from caspo.testing.scripted import Scripted, ScriptedEngine
 from serving import CONTENT, MODEL, QUESTION, Client, application, server
 
 JSON = {"content-type": "application/json"}

@@ -258,7 +258,7 @@ def test_a_conversation_without_system_message_gets_the_server_s() -> None:
     seen: list[str] = []
 
     def read(text: str) -> Any:
-        from caspo.engines.scripted import Scripted
+        from caspo.testing.scripted import Scripted
 
         seen.append(text)
         return [Scripted("The answer is 1.", eos=True)]

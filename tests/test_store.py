@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from caspo.data.store import read_trees, write_trees
 from caspo.errors import DataError
+from caspo.formats.parquet import read_trees, write_trees
 from caspo.types import ROOT, Node, Question, Step, TokenTrace, Tree, Verdict
 from tiny import bushy_tree, same_tree
 

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from caspo.engines.models import load
 from caspo.engines.prompts import PLAIN_TEMPLATE, prompt_ids, solution_ids
 from caspo.errors import ResumeError
+from caspo.loop.warm_start import Architecture, SupervisedRecipe, run_supervised
 from caspo.train.supervised import Example, plan_batches, supervised_loss
-from caspo.warm_start import Architecture, SupervisedRecipe, run_supervised
 from tiny import build, tokenizer
 
 EXAMPLES: list[Example] = [

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from caspo.engines.base import Completion, Request
-from caspo.engines.scripted import Script, ScriptedEngine
+from caspo.loop.warm_start import train_tokenizer
 from caspo.tasks.stories import StoriesTask
+from caspo.testing.scripted import Script, ScriptedEngine
 from caspo.types import ROOT, Node, Question, Step, StepPair, TokenTrace, Tree, Verdict
-from caspo.warm_start import train_tokenizer
 
 VOCABULARY = 320
 

@@ -25,7 +25,7 @@ from caspo.search import METHODS, ChainOfThought, DiPT, Method, answer_path
 from caspo.types import Question, Solution
 
 if TYPE_CHECKING:
-    from caspo.engines.hf import HFEngine
+    from caspo.engines.local.engine import HFEngine
 
 __all__ = ["HarnessModel", "register"]
 
@@ -60,7 +60,7 @@ class HarnessModel:
     Args:
         pretrained: bundled name, folder or hub name.
         method: a name of `caspo.search.METHODS`.
-        dtype, device, trust_remote_code, max_rows: of `caspo.stages.ModelSettings`.
+        dtype, device, trust_remote_code, max_rows: of `caspo.loop.stages.ModelSettings`.
         batch_size, max_batch_size: not used: the harness says 1 where its user says nothing; ``max_rows`` is the limit.
         seed: of methods that sample.
         settings: of the method, for example ``children=8``.
@@ -81,7 +81,7 @@ class HarnessModel:
         **settings: Any,
     ) -> None:
         super().__init__()
-        from caspo.stages import ModelSettings, open_local
+        from caspo.engines.opening import ModelSettings, open_local
 
         if method not in METHODS or method == DiPT.name:
             known = ", ".join(name for name in METHODS if name != DiPT.name)

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from caspo.steps import split_tokens, step_key
 from caspo.types import ROOT, Node, Question, Step, TokenTrace, Tree, Verdict
 
-__all__ = ["TreeBuilder", "cut_trace", "join_traces", "seed_of", "trace_of"]
-
-Floats = NDArray[np.float32]
-_COLUMNS = ("entropy", "logprob", "max_logprob", "margin", "varentropy")
+__all__ = ["TreeBuilder", "seed_of"]
 
 
 def seed_of(*parts: object) -> int:
@@ -62,7 +55,7 @@ class TreeBuilder:
         nodes = []
         spans = split_tokens(token_ids, pieces) or ([(0, len(token_ids))] if token_ids else [])
         for start, end in spans:
-            step = Step("".join(pieces[start:end]), tuple(token_ids[start:end]), cut_trace(trace, start, end))
+            step = Step("".join(pieces[start:end]), tuple(token_ids[start:end]), trace[start:end])
             parent = self.add(parent, step, final=final and end == len(token_ids))
             nodes.append(parent)
         return nodes
@@ -92,26 +85,3 @@ class TreeBuilder:
     def build(self) -> Tree:
         """The tree as it stands."""
         return Tree(self.question, self.prompt_ids, tuple(self.nodes))
-
-
-def trace_of(rows: Sequence[Sequence[float]]) -> TokenTrace:
-    """The trace of tokens of which each row holds the five figures of `TokenTrace`, as a `Watch` is shown them."""
-    return TokenTrace(*np.array(rows, dtype=np.float32).T.copy())
-
-
-def cut_trace(trace: TokenTrace, start: int, end: int) -> TokenTrace:
-    """The trace of the tokens from ``start`` up to ``end``."""
-    return _each(lambda values: values[0][start:end], [trace])
-
-
-def join_traces(traces: Sequence[TokenTrace]) -> TokenTrace:
-    """One trace of what stands in several, one after the other; all of one kind."""
-    return _each(np.concatenate, traces)
-
-
-def _each(made: Callable[[list[Floats]], Floats], traces: Sequence[TokenTrace]) -> TokenTrace:
-    first = traces[0]
-    assert all((t.kind, t.k) == (first.kind, first.k) for t in traces), "traces of different kinds are never mixed"
-    upper = [t.entropy_upper for t in traces if t.entropy_upper is not None]
-    columns: dict[str, Any] = {name: made([getattr(t, name) for t in traces]) for name in _COLUMNS}
-    return replace(first, **columns, entropy_upper=made(upper) if upper else None)

@@ -6,10 +6,10 @@ one of its nodes, training packs it, CaT grows and prunes it, the report draws i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 __all__ = [
     "FIRST_PIECE",
     "ROOT",
+    "TRACE_COLUMNS",
     "Label",
+    "Measured",
     "Node",
     "Question",
     "Solution",
@@ -53,6 +55,20 @@ class Question:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Measured(NamedTuple):
+    """What one forward pass said about one token: a row of `TokenTrace`, whose units are these."""
+
+    entropy: float
+    logprob: float
+    max_logprob: float
+    margin: float
+    varentropy: float
+    top_k_logprob: float | None = None
+    """Mean log p of the request's ``top_k`` most probable tokens, nats; only if it asked for it. No part of a trace."""
+    entropy_upper: float | None = None
+    """Only of an engine that knows bounds of the entropy; ``entropy`` is the lower one then."""
+
+
 @dataclass(frozen=True, eq=False)
 class TokenTrace:
     """What one forward pass said about each of T generated tokens. All arrays are float32 of shape (T,).
@@ -77,8 +93,45 @@ class TokenTrace:
     entropy_upper: Floats | None = None
     """Upper bound of the entropy; only with `top_k`."""
 
+    @classmethod
+    def of(
+        cls, measured: Sequence[Measured], kind: Literal["full", "top_k"] = "full", k: int | None = None
+    ) -> TokenTrace:
+        """The trace of tokens that were measured one by one; with `top_k` each has its ``entropy_upper``."""
+        table = np.array([row[: len(TRACE_COLUMNS)] for row in measured], dtype=np.float32)
+        entropy, logprob, max_logprob, margin, varentropy = table.reshape(-1, len(TRACE_COLUMNS)).T.copy()
+        upper = np.array([row.entropy_upper for row in measured], dtype=np.float32) if kind == "top_k" else None
+        return cls(entropy, logprob, max_logprob, margin, varentropy, kind, k, upper)
+
+    def measured(self) -> list[Measured]:
+        """Token by token; `of` makes the same trace of them."""
+        columns = [getattr(self, name).tolist() for name in TRACE_COLUMNS]
+        upper = [None] * len(self) if self.entropy_upper is None else self.entropy_upper.tolist()
+        return [Measured._make((*row, None, high)) for *row, high in zip(*columns, upper, strict=True)]
+
+    @staticmethod
+    def join(traces: Sequence[TokenTrace]) -> TokenTrace:
+        """One trace of what stands in several of one kind, one after the other."""
+        return _each(np.concatenate, traces)
+
+    def __getitem__(self, span: slice) -> TokenTrace:
+        """The trace of some of the tokens."""
+        return _each(lambda values: values[0][span], [self])
+
     def __len__(self) -> int:
         return len(self.entropy)
+
+
+TRACE_COLUMNS = ("entropy", "logprob", "max_logprob", "margin", "varentropy")
+"""What every token of a trace has, in the order of the fields of `Measured` and `TokenTrace`."""
+
+
+def _each(made: Callable[[list[Floats]], Floats], traces: Sequence[TokenTrace]) -> TokenTrace:
+    first = traces[0]
+    assert all((t.kind, t.k) == (first.kind, first.k) for t in traces), "traces of different kinds are never mixed"
+    upper = [t.entropy_upper for t in traces if t.entropy_upper is not None]
+    columns: dict[str, Any] = {name: made([getattr(t, name) for t in traces]) for name in TRACE_COLUMNS}
+    return replace(first, **columns, entropy_upper=made(upper) if upper else None)
 
 
 @dataclass(frozen=True, eq=False)

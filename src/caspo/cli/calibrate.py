@@ -12,7 +12,7 @@ from caspo.cli.run import Overrides
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from caspo.calibrate import Calibration
+    from caspo.loop.thresholds import Calibration
 
 __all__ = ["calibrate"]
 
@@ -33,10 +33,11 @@ def calibrate(
     """
     from functools import cache
 
-    from caspo.calibrate import CalibrateSettings, calibrate_stage
     from caspo.cli.show import bars, output
     from caspo.config import load_recipe
-    from caspo.stages import CaspoRecipe, open_engine
+    from caspo.engines.opening import open_engine
+    from caspo.loop.recipe import CaspoRecipe
+    from caspo.loop.thresholds import CalibrateSettings, calibrate_stage
 
     loaded = load_recipe(CaspoRecipe, recipe, overrides or ())
     if loaded.threads:

@@ -31,10 +31,10 @@ def export(
     """
     from caspo.cli.show import output
     from caspo.data.dataset import write_dataset
-    from caspo.data.formats import FORMATS, pairs_as_step_dpo, trees_as, trees_of, write_rows
     from caspo.data.pairs import read_pairs
-    from caspo.data.store import read_trees
-    from caspo.judges.labels import read_labelled
+    from caspo.formats.labelled import read_labelled
+    from caspo.formats.parquet import read_trees
+    from caspo.formats.trees import FORMATS, pairs_as_step_dpo, trees_as, trees_of, write_rows
 
     known = (*FORMATS, "step_dpo", "dataset")
     if to not in known:
@@ -71,10 +71,10 @@ def import_labelled(
     from transformers import AutoTokenizer
 
     from caspo.cli.show import output
-    from caspo.data.formats import trees_of
-    from caspo.data.store import write_trees
     from caspo.engines.models import resolve
-    from caspo.judges.labels import read_labelled
+    from caspo.formats.labelled import read_labelled
+    from caspo.formats.parquet import write_trees
+    from caspo.formats.trees import trees_of
 
     solutions = read_labelled(source)
     trees = trees_of(solutions, AutoTokenizer.from_pretrained(resolve(model)))

@@ -40,9 +40,10 @@ def judge(
     """
     from caspo.cli.show import bars, judge_table, output
     from caspo.config import claim_folder, settings_from
-    from caspo.data.formats import read_solutions
+    from caspo.engines.opening import ModelSettings
     from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
-    from caspo.stages import ModelSettings, TaskSettings, open_judge
+    from caspo.formats.trees import read_solutions
+    from caspo.loop.recipe import TaskSettings, open_judge
 
     if score_against not in (None, "labels"):
         raise ConfigError(f"--score-against is {score_against!r}; the only truth there is are the labels of the file.")

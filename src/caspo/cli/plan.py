@@ -13,7 +13,8 @@ from caspo.cli.run import Overrides
 from caspo.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from caspo.stages import CaspoRecipe, ModelSettings
+    from caspo.engines.opening import ModelSettings
+    from caspo.loop.recipe import CaspoRecipe
     from caspo.train.budget import Devices, Memory, ModelSize, Tokens
 
 __all__ = ["plan"]
@@ -50,7 +51,8 @@ def plan(
     """Print what training will cost: memory of each device, tokens, and the time at a given throughput."""
     from caspo.cli.show import output
     from caspo.config import load_recipe
-    from caspo.stages import CaspoRecipe, read_rounds, trees_and_pairs
+    from caspo.loop.recipe import CaspoRecipe
+    from caspo.loop.stages import read_rounds, trees_and_pairs
     from caspo.train.budget import count_tokens, largest_forward, memory
 
     for option, rate in (("tokens", tokens_per_second), ("sampling-tokens", sampling_tokens_per_second)):

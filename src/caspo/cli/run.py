@@ -26,7 +26,7 @@ def run(
 
     target = out or Path("runs") / (recipe.resolve().parent.name)
     if _kind(recipe) == "supervised":
-        from caspo.warm_start import SupervisedRecipe, run_supervised
+        from caspo.loop.warm_start import SupervisedRecipe, run_supervised
 
         with bars() as show:
             result = run_supervised(
@@ -36,8 +36,8 @@ def run(
             )
         output.print(f"The model is in {result}")
         return
-    from caspo.iterate import run_recipe
-    from caspo.stages import CaspoRecipe
+    from caspo.loop.recipe import CaspoRecipe
+    from caspo.loop.run import run_recipe
 
     with bars() as show:
         metrics = run_recipe(load_recipe(CaspoRecipe, recipe, overrides or ()), target, show)

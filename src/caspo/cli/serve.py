@@ -87,9 +87,9 @@ def serve(
 
     bound = listening(configured)  # before the model is loaded: an address that is taken is told at once
     from caspo.answers import same_answer
+    from caspo.engines.opening import open_engine
     from caspo.serve.scheduler import Scheduler
     from caspo.serve.thread import EngineThread
-    from caspo.stages import open_engine
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)

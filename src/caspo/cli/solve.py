@@ -12,8 +12,8 @@ from caspo.cli.options import EngineOption, ModelOption, TokenizerOption, UrlOpt
 from caspo.search import METHODS
 
 if TYPE_CHECKING:
+    from caspo.engines.opening import ModelSettings
     from caspo.search import ConfidenceTree
-    from caspo.stages import ModelSettings
     from caspo.types import Node, Question, Solution
 
 __all__ = ["asked_model", "calibrated", "solve"]
@@ -45,8 +45,8 @@ def solve(
 
     from caspo.cli.show import bars, output
     from caspo.config import settings_from
+    from caspo.engines.opening import open_engine
     from caspo.errors import ConfigError
-    from caspo.stages import open_engine
     from caspo.storage import write_text
 
     if method not in METHODS:
@@ -101,8 +101,8 @@ def asked_model(
     """The model as it was asked for."""
     from pydantic import ValidationError
 
+    from caspo.engines.opening import ModelSettings
     from caspo.errors import ConfigError
-    from caspo.stages import ModelSettings
 
     chosen = engine or ("openai_compatible" if urls else "hf")
     try:
@@ -135,7 +135,7 @@ def _questions(
 ) -> tuple[list[Question], Callable[[Question, str | None], bool]]:
     """What to solve, and how it is graded."""
     from caspo.errors import ConfigError, DataError
-    from caspo.stages import TaskSettings, open_task
+    from caspo.loop.recipe import TaskSettings, open_task
     from caspo.tasks.base import Task, grade
     from caspo.tasks.benchmarks import BENCHMARKS, TABLE
     from caspo.tasks.jsonl import JsonlTask

@@ -13,7 +13,7 @@ import typer
 from caspo.cli.run import Overrides
 
 if TYPE_CHECKING:
-    from caspo.stages import CaspoRecipe
+    from caspo.loop.recipe import CaspoRecipe
 
 __all__ = ["annotate", "evaluate", "pairs", "report", "train"]
 
@@ -24,7 +24,7 @@ Trees = Annotated[Path, typer.Option(help="Folder (or file) of annotated trees."
 
 def _load(recipe: Path, overrides: list[str] | None, out: Path) -> CaspoRecipe:
     from caspo.config import claim_folder, load_recipe
-    from caspo.stages import CaspoRecipe
+    from caspo.loop.recipe import CaspoRecipe
 
     loaded = load_recipe(CaspoRecipe, recipe, overrides or ())
     claim_folder(out, loaded)
@@ -47,7 +47,9 @@ def annotate(
     from functools import cache
 
     from caspo.cli.show import bars, output
-    from caspo.stages import annotate_stage, open_engine, open_judge, rescore_stage, training_questions
+    from caspo.engines.opening import open_engine
+    from caspo.loop.recipe import open_judge, training_questions
+    from caspo.loop.stages import annotate_stage, rescore_stage
 
     settings = _load(recipe, overrides, out)
     if rescore is not None:
@@ -74,9 +76,9 @@ def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -
     from transformers import AutoTokenizer
 
     from caspo.cli.show import output
-    from caspo.data.store import read_trees
     from caspo.engines.models import resolve
-    from caspo.stages import pairs_stage
+    from caspo.formats.parquet import read_trees
+    from caspo.loop.stages import pairs_stage
     from caspo.storage import read_json
 
     settings = _load(recipe, overrides, out)
@@ -102,7 +104,7 @@ def train(
     from accelerate import PartialState
 
     from caspo.cli.show import bars, output
-    from caspo.stages import read_rounds, train_stage
+    from caspo.loop.stages import read_rounds, train_stage
 
     data = read_rounds(trees, pairs)
     settings = _load(recipe, overrides, out)

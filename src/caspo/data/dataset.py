@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from caspo.confidence import SIGNALS, signals
-from caspo.data.store import SCHEMA_VERSION, TRACE_COLUMNS, TREE_SCHEMA, tree_rows
 from caspo.errors import DataError
+from caspo.formats.parquet import SCHEMA_VERSION, TREE_SCHEMA, tree_rows
 from caspo.storage import write_file
-from caspo.types import Tree
+from caspo.types import TRACE_COLUMNS, Tree
 
 __all__ = ["DATASET_SCHEMA", "card_table", "write_dataset"]
 

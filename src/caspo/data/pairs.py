@@ -27,8 +27,8 @@ from pydantic import Field
 
 from caspo.confidence import step_score
 from caspo.config import Config
-from caspo.data.store import read_table, write_table
 from caspo.errors import DataError
+from caspo.formats.parquet import read_table, write_table
 from caspo.steps import equations
 from caspo.types import ROOT, Node, StepPair, Tree
 

@@ -10,16 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caspo.errors import EngineError
-from caspo.types import TokenTrace
+from caspo.types import Measured, TokenTrace
 
 __all__ = ["Batch", "Completion", "Engine", "Finish", "Message", "OnDone", "Request", "ServingEngine", "Watch"]
 
 Finish = Literal["eos", "stop", "length", "abandoned"]
 
-Watch = Callable[[int, Sequence[float]], bool]
-"""Called after every token that does not end the continuation by itself, with the token and what `TokenTrace` holds of it
-(entropy, logprob, max_logprob, margin, varentropy; with ``top_k`` the mean log p of the top k after these). False ends the
-continuation there: it was `abandoned`."""
+Watch = Callable[[int, Measured], bool]
+"""Called after every token that does not end the continuation by itself, with the token and what was measured of it. False
+ends the continuation there: it was `abandoned`."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,13 @@ class Completion:
     finish: Finish
     top_k_logprob: NDArray[np.float32] | None = None
     """(T,) mean log p of the ``top_k`` most probable tokens, nats; None unless asked for."""
+
+    def measured(self) -> list[Measured]:
+        """Token by token, as a `Watch` is shown them."""
+        rows = self.trace.measured()
+        if self.top_k_logprob is None:
+            return rows
+        return [row._replace(top_k_logprob=p) for row, p in zip(rows, self.top_k_logprob.tolist(), strict=True)]
 
 
 OnDone = Callable[[int, Completion], Sequence[Request]]

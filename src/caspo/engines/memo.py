@@ -16,8 +16,6 @@ from caspo.engines.base import Completion, Engine, OnDone, Request
 
 __all__ = ["MemoEngine"]
 
-_COLUMNS = ("entropy", "logprob", "max_logprob", "margin", "varentropy")
-
 
 class MemoEngine:
     """Gives what ``engine`` gives, and asks it for nothing that it gave before."""
@@ -82,24 +80,11 @@ class MemoEngine:
         """The continuation as the request's watch leaves it; it is not asked about the token that ends one by itself."""
         if request.watch is None:
             return whole
-        trace = whole.trace
-        columns = [getattr(trace, name) for name in _COLUMNS]
-        if whole.top_k_logprob is not None:
-            columns.append(whole.top_k_logprob)
-        rows = zip(*(column[:-1].tolist() for column in columns), strict=True)
-        for length, (token, row) in enumerate(zip(whole.token_ids[:-1], rows, strict=True), start=1):
-            if not request.watch(token, row):
+        for length, (token, measured) in enumerate(
+            zip(whole.token_ids[:-1], whole.measured()[:-1], strict=True), start=1
+        ):
+            if not request.watch(token, measured):
                 ids = whole.token_ids[:length]
-                upper, top_k = trace.entropy_upper, whole.top_k_logprob
-                return Completion(
-                    ids,
-                    "".join(self.pieces(ids)),
-                    replace(
-                        trace,
-                        **{name: getattr(trace, name)[:length] for name in _COLUMNS},
-                        entropy_upper=None if upper is None else upper[:length],
-                    ),
-                    "abandoned",
-                    None if top_k is None else top_k[:length],
-                )
+                top_k = None if whole.top_k_logprob is None else whole.top_k_logprob[:length]
+                return Completion(ids, "".join(self.pieces(ids)), whole.trace[:length], "abandoned", top_k)
         return whole

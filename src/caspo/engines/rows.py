@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from caspo.engines.base import Completion, Finish, Request
 from caspo.engines.sampling import Draw, draw, uniforms
 from caspo.errors import EngineError
-from caspo.types import TokenTrace
+from caspo.types import Measured, TokenTrace
 
 __all__ = ["Row", "check", "draw_rows"]
 
@@ -24,8 +25,8 @@ class Row:
     """Its caller's name for it."""
     request: Request
     tokens: list[int] = field(default_factory=list)
-    statistics: list[Sequence[float]] = field(default_factory=list)
-    """What was measured of each token; see `caspo.engines.sampling.Draw`."""
+    measured: list[Measured] = field(default_factory=list)
+    """Of each token."""
     text: str = ""
     finish: Finish | None = None
 
@@ -34,31 +35,32 @@ class Row:
         """The token that the next step feeds."""
         return self.tokens[-1] if self.tokens else self.request.prefix_ids[-1]
 
-    def take(self, token: int, measured: Sequence[float], piece: str, *, ends: bool, context_length: int) -> bool:
+    def take(self, token: int, measured: Measured, piece: str, *, ends: bool, context_length: int) -> bool:
         """Take the next token in; whether the continuation ends with it (``finish`` says why).
 
         Args:
             token: the token that was drawn.
-            measured: of it, as in `caspo.engines.sampling.Draw`.
+            measured: what its distribution said.
             piece: its text.
             ends: whether it is an EOS token.
             context_length: of the model. A full context is `length`: nothing can be continued from there.
         """
         self.tokens.append(token)
-        measured = measured[: 6 if self.request.top_k else 5]  # the sixth is there if any neighbour asked for it
-        self.statistics.append(measured)
+        if not self.request.top_k and measured.top_k_logprob is not None:
+            measured = measured._replace(top_k_logprob=None)  # a neighbour asked for it
+        self.measured.append(measured)
         self.finish = self._finish(piece, ends, context_length)
         watch = self.request.watch
         if self.finish is None and watch is not None and not watch(token, measured):
             self.finish = "abandoned"
         return self.finish is not None
 
-    def completion(self, text: str) -> Completion:
+    def completion(self, text: str, kind: Literal["full", "top_k"] = "full", k: int | None = None) -> Completion:
         """The finished continuation, ``text`` being that of its tokens without EOS."""
         assert self.finish is not None
-        columns = np.array(self.statistics, dtype=np.float32).T.copy()
-        top_k = columns[5] if self.request.top_k else None
-        return Completion(tuple(self.tokens), text, TokenTrace(*columns[:5]), self.finish, top_k)
+        top_k = np.array([m.top_k_logprob for m in self.measured], dtype=np.float32) if self.request.top_k else None
+        trace = TokenTrace.of(self.measured, kind, k)
+        return Completion(tuple(self.tokens), text, trace, self.finish, top_k)
 
     @property
     def written(self) -> list[int]:

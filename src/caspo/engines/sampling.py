@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from caspo.logits import BLOCK, Distribution
+from caspo.confidence.logits import BLOCK, Distribution
+from caspo.types import Measured
 
 __all__ = ["Draw", "draw", "uniforms"]
 
@@ -21,6 +22,10 @@ class Draw(NamedTuple):
     statistics: torch.Tensor
     """(B, 5): entropy, logprob of the token, max logprob, margin, varentropy, as in `TokenTrace`; (B, 6) if a row has a
     ``top_k``: the mean log p of its top k."""
+
+    def measured(self) -> list[Measured]:
+        """The statistics, row by row."""
+        return [Measured(*row) for row in self.statistics.tolist()]
 
 
 def draw(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from caspo.engines.base import Completion, Engine, Watch
+from caspo.types import Measured
 
 __all__ = ["Until", "cut"]
 
@@ -18,7 +19,7 @@ class Until:
         self._keep = max(map(len, until), default=1) - 1
         self._tail = self._before = written[-self._keep :] if self._keep else ""
 
-    def __call__(self, token: int, measured: Sequence[float]) -> bool:
+    def __call__(self, token: int, measured: Measured) -> bool:
         """Whether to go on."""
         text = self._tail + self._engine.pieces([token])[0]
         self._tail = text[-self._keep :] if self._keep else ""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caspo.evaluate.calibration import brier, ece
+from caspo.confidence.calibration import brier, ece
 from caspo.evaluate.resampling import (
     Draws,
     draw_questions,

@@ -13,8 +13,8 @@ from typing import Any
 
 from caspo.config import Config
 from caspo.evaluate.judge_scores import Judged, judge_scores
+from caspo.formats.labelled import LabelledSolution
 from caspo.judges.base import FAILED, Chain, Judge, chain_key
-from caspo.judges.labels import LabelledSolution
 from caspo.storage import read_json, write_json
 
 __all__ = ["JudgeRun", "digest", "judge_solutions", "score_judge"]

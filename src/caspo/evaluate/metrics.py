@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from caspo.confidence import DEFAULT_SIGNAL, step_score
+from caspo.confidence.calibration import Calibrator, fit, reliability
 from caspo.data.annotate import judge_trees
 from caspo.evaluate.answer_figures import answer_figures, risk_coverage
-from caspo.evaluate.calibration import Calibrator, fit, reliability
 from caspo.evaluate.paths import faithfulness
 from caspo.evaluate.run import EvaluateSettings, Outcome, read_outcomes
 from caspo.evaluate.samples import sample_figures

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from caspo.evaluate.calibration import equal_width_bin
+from caspo.confidence.calibration import equal_width_bin
 from caspo.evaluate.statistics import Interval
 
 __all__ = [

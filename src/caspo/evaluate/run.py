@@ -17,8 +17,8 @@ from pydantic import Field
 
 from caspo.answers import stated_answer
 from caspo.config import Config
-from caspo.data.store import read_trees, write_trees
 from caspo.engines.base import Engine
+from caspo.formats.parquet import read_trees, write_trees
 from caspo.search import (
     METHODS,
     BeamSettings,

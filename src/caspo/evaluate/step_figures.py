@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caspo.confidence import signals, step_score
+from caspo.confidence.calibration import brier, ece
 from caspo.data.annotate import judge_trees
-from caspo.evaluate.calibration import brier, ece
 from caspo.evaluate.resampling import (
     Draws,
     draw_questions,

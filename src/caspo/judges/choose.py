@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from caspo.config import Config
+from caspo.formats.labelled import read_labelled
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Judge, TextEngine
 from caspo.judges.cache import CachedJudge
 from caspo.judges.endpoint import Endpoint
-from caspo.judges.labels import LabelsJudge, read_labelled
+from caspo.judges.labels import LabelsJudge
 from caspo.judges.language_model import INSTRUCTION, LanguageModelJudge, LanguageModelSettings, ask_engine
 from caspo.judges.reference import ReferenceJudge
 from caspo.judges.reward_model import RewardModelJudge, RewardModelSettings, load_reward_model
@@ -46,7 +47,7 @@ class LabelsSettings(Config):
 
     kind: Literal["labels"] = "labels"
     files: tuple[Path, ...] = Field(min_length=1)
-    """Labelled solutions, in any format of `caspo.judges.label_formats`."""
+    """Labelled solutions, in any format of `caspo.formats.labelled`."""
 
 
 def _named(value: Any) -> Any:

@@ -21,7 +21,7 @@ import httpx2
 from pydantic import Field
 
 from caspo.config import Config
-from caspo.engines.http import Key, backoff, passing, retry_after
+from caspo.engines.retries import Key, backoff, passing, retry_after
 from caspo.errors import ConfigError
 
 __all__ = ["Answer", "Endpoint", "EndpointSettings"]

@@ -24,7 +24,6 @@ Nothing is drawn at random, and a question's result does not depend on the other
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -37,8 +36,8 @@ from caspo.engines.base import Completion, Engine, Request, Watch
 from caspo.search.base import Method, PathSettings, SignalName
 from caspo.search.vote import vote
 from caspo.steps import StepReader
-from caspo.trees import TreeBuilder, cut_trace, join_traces, trace_of
-from caspo.types import ROOT, Question, Solution, Step, TokenTrace
+from caspo.trees import TreeBuilder
+from caspo.types import ROOT, Measured, Question, Solution, Step, TokenTrace
 
 __all__ = ["ConfidenceTree", "ConfidenceTreeSettings"]
 
@@ -215,7 +214,7 @@ class _Search:
         if branch.rank > 1:
             self._open_next_rank(branch, new)
         head = len(branch.head)
-        trace = join_traces([cut_trace(_known(branch), 0, head), new]) if head else new
+        trace = TokenTrace.join([_known(branch)[:head], new]) if head else new
         ids = (*branch.head, *completion.token_ids)
         known = len(builder.nodes)
         nodes = builder.add_steps(branch.parent, ids, self.engine.pieces(ids), trace, final=completion.finish == "eos")
@@ -262,7 +261,7 @@ class _Search:
             return
         at = fixed + int(np.argmax(trace.entropy[fixed:]))
         first = math.exp(float(trace.max_logprob[at]))
-        here = cut_trace(trace, 0, at + 1)
+        here = trace[: at + 1]
         self._open_branch(_Branch(parent, ids[:at], here, 2, first), first - float(trace.margin[at]))
 
     def _open_next_rank(self, branch: _Branch, new: TokenTrace) -> None:
@@ -352,30 +351,25 @@ class _PruneWatch:
         self, branch: _Branch, confidence: float, room: int, engine: Engine, settings: ConfidenceTreeSettings
     ) -> None:
         self._confidence, self._room, self._engine, self._settings = confidence, room, engine, settings
-        self._rows: list[Sequence[float]] = []
+        self._rows: list[Measured] = []
         """Of the step that is being written."""
         self._reader = StepReader()
         if branch.head:
-            for token, row in zip(branch.head, _rows(_known(branch)), strict=False):
+            for token, row in zip(branch.head, _known(branch).measured(), strict=False):
                 self._take(token, row)
 
-    def __call__(self, token: int, measured: Sequence[float]) -> bool:
-        self._take(token, measured[:5])
+    def __call__(self, token: int, measured: Measured) -> bool:
+        self._take(token, measured)
         self._room -= 1
-        possible = best_possible(trace_of(self._rows), self._settings.prune_signal, self._room)
+        possible = best_possible(TokenTrace.of(self._rows), self._settings.prune_signal, self._room)
         return self._confidence * possible >= self._settings.prune_below
 
-    def _take(self, token: int, row: Sequence[float]) -> None:
+    def _take(self, token: int, row: Measured) -> None:
         ended = self._reader.take(self._engine.pieces([token])[0])
         if ended:
-            self._confidence *= step_score(trace_of(self._rows[:ended]), self._settings.prune_signal)
+            self._confidence *= step_score(TokenTrace.of(self._rows[:ended]), self._settings.prune_signal)
             self._rows = self._rows[ended:]
         self._rows.append(row)
-
-
-def _rows(trace: TokenTrace) -> list[tuple[float, ...]]:
-    columns = (trace.entropy, trace.logprob, trace.max_logprob, trace.margin, trace.varentropy)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 _NONE = 1e-6

@@ -33,7 +33,7 @@ from caspo.errors import EngineError
 from caspo.search.base import Method
 from caspo.search.sampled import SelfConsistencySettings, SeveralSamples
 from caspo.search.vote import vote
-from caspo.types import Question, Solution
+from caspo.types import Measured, Question, Solution
 
 __all__ = [
     "MEASURES", "DeepConfOffline", "DeepConfOfflineSettings", "DeepConfOnline", "DeepConfOnlineSettings",
@@ -232,8 +232,9 @@ def _token_confidences(completion: Completion) -> list[float]:
 def _stop_below(threshold: float, window: int) -> Watch:
     groups = _Groups(window)
 
-    def watch(token: int, measured: Sequence[float]) -> bool:
-        group = groups.add(-measured[5])  # what follows the five of `TokenTrace`
+    def watch(token: int, measured: Measured) -> bool:
+        assert measured.top_k_logprob is not None, "asked for by top_k"
+        group = groups.add(-measured.top_k_logprob)
         return group is None or group >= threshold
 
     return watch

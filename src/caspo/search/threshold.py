@@ -9,7 +9,7 @@ Both guarantees need no model of the confidence; they need questions that are dr
   of the answers that are given is wrong (fixed-sequence testing of Learn then Test, Angelopoulos et al. 2021,
   arXiv 2110.01052). Its grid must come from other questions than those answers: `abstention_grid`.
 
-Both hold for the search as it was set when its answers were calibrated. Numpy only; `caspo.calibrate` runs the search.
+Both hold for the search as it was set when its answers were calibrated. Numpy only; `caspo.loop.thresholds` runs the search.
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ from caspo.engines.until import Until
 from caspo.search import answer_path
 from caspo.serve.job import Done, Grown, Settled, Ticket
 from caspo.steps import StepReader
-from caspo.trees import trace_of
-from caspo.types import Node, Step
+from caspo.types import Measured, Node, Step, TokenTrace
 
 __all__ = ["Running"]
 
@@ -92,23 +91,23 @@ class _Settling:
         self._ticket, self._engine, self._inner = ticket, engine, inner
         self._reader = StepReader()
         self._tokens: list[int] = []
-        self._rows: list[Sequence[float]] = []
+        self._rows: list[Measured] = []
         self._number = 0
         self._settled = True
 
-    def __call__(self, token: int, measured: Sequence[float]) -> bool:
+    def __call__(self, token: int, measured: Measured) -> bool:
         if self._settled:
             ended = self._reader.take(self._engine.pieces([token])[0])
             if ended:
                 self._tell(ended)
             self._tokens.append(token)
-            self._rows.append(measured[:5])
+            self._rows.append(measured)
         return self._inner is None or self._inner(token, measured)
 
     def _tell(self, size: int) -> None:
         """The step of the first ``size`` tokens has ended."""
         ids, self._tokens = self._tokens[:size], self._tokens[size:]
-        trace = trace_of(self._rows[:size])
+        trace = TokenTrace.of(self._rows[:size])
         self._rows = self._rows[size:]
         step = Step("".join(self._engine.pieces(ids)), tuple(ids), trace)
         self._settled = self._ticket.job.method.settles(step)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from caspo.confidence.logits import Distribution
 from caspo.errors import EngineError
-from caspo.logits import Distribution
 from caspo.train.attention import TreeAttention
 from caspo.train.tree_packing import NodeKey, Row, join, pack, separate
 from caspo.types import Tree

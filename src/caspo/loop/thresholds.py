@@ -23,14 +23,15 @@ from pydantic import Field
 
 from caspo.answers import stated_answer
 from caspo.confidence import DEFAULT_SIGNAL
+from caspo.confidence.calibration import Calibrator, fit
 from caspo.config import Config, claim_folder
 from caspo.data.annotate import judge_trees
-from caspo.data.store import read_trees, write_trees
 from caspo.engines.base import Engine
 from caspo.engines.memo import MemoEngine
 from caspo.errors import ConfigError, DataError
-from caspo.evaluate.calibration import Calibrator, fit
 from caspo.evaluate.step_figures import step_rows
+from caspo.formats.parquet import read_trees, write_trees
+from caspo.loop.recipe import CaspoRecipe, open_judge, open_task, training_questions, validation_questions
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
 from caspo.search.threshold import (
     AbstentionTest,
@@ -42,7 +43,6 @@ from caspo.search.threshold import (
     choose_pruning,
     questions_needed,
 )
-from caspo.stages import CaspoRecipe, open_judge, open_task, training_questions, validation_questions
 from caspo.storage import read_json, write_json
 from caspo.tasks.base import Task
 from caspo.types import Question, Solution, Tree

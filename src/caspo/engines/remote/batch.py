@@ -10,13 +10,11 @@ import asyncio
 import itertools
 import queue
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from caspo.engines.base import Completion, Request
-from caspo.engines.remote_reply import RANKS
-from caspo.engines.remote_stream import Ended, Side, Token, tokens
+from caspo.engines.remote.reply import RANKS
+from caspo.engines.remote.stream import Ended, Side, Token, tokens
 from caspo.engines.rows import Row
 from caspo.errors import CaspoError, EngineError
 
@@ -36,8 +34,6 @@ class _Row(Row):
 
     task: asyncio.Task[None] | None = None
     gone: bool = False
-    upper: list[float] = field(default_factory=list)
-    """Bounds of the tokens' entropies."""
     shown_end: bool = False
     """The last token is EOS, which some servers do not show."""
 
@@ -115,23 +111,18 @@ class RemoteBatch:
         if isinstance(event, Ended):
             row.finish = event.finish
             return self._complete(row)
-        side, (token, measured) = self._side, event[:2]
-        row.upper.append(measured.upper)
+        side, token = self._side, event.token
         row.shown_end = event.last
         piece = "" if event.last else side.pieces([token])[0]
-        statistics = (*measured[:5], event.top_k)
-        ended = row.take(token, statistics, piece, ends=event.last, context_length=side.context_length)
+        ended = row.take(token, event.measured, piece, ends=event.last, context_length=side.context_length)
         return self._complete(row) if ended else None
 
     def _complete(self, row: _Row) -> Completion | EngineError:
         if not row.tokens:
             return EngineError(_NOTHING)
         side = self._side
-        completion = row.completion(side.text(row.tokens[:-1] if row.shown_end else row.tokens))
-        if side.k >= side.vocab_size:
-            return completion
-        upper = np.array(row.upper, dtype=np.float32)
-        return replace(completion, trace=replace(completion.trace, kind="top_k", k=side.k, entropy_upper=upper))
+        text = side.text(row.tokens[:-1] if row.shown_end else row.tokens)
+        return row.completion(text) if side.k >= side.vocab_size else row.completion(text, "top_k", side.k)
 
     async def _follow(self, place: int, serial: int, request: Request) -> None:
         """Read a continuation to its end, over as many streams as that takes."""

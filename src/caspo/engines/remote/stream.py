@@ -13,10 +13,11 @@ from contextlib import aclosing
 from typing import Any, NamedTuple, Protocol
 
 from caspo.engines.base import Finish, Request
-from caspo.engines.remote_pool import Endpoint, Passing, Pool
-from caspo.engines.remote_probe import Features, neutral
-from caspo.engines.remote_reply import RANKS, BadReply, Entry, Measured, Position, measure, positions
+from caspo.engines.remote.pool import Endpoint, Passing, Pool
+from caspo.engines.remote.probe import Features, neutral
+from caspo.engines.remote.reply import RANKS, BadReply, Entry, Position, measure, positions
 from caspo.errors import EngineError
+from caspo.types import Measured
 
 __all__ = ["Ended", "Known", "Side", "Token", "TopLists", "tokens"]
 
@@ -94,8 +95,6 @@ class TopLists:
 class Token(NamedTuple):
     token: int
     measured: Measured
-    top_k: float
-    """Mean log p of the request's top k; 0 if it asks for none."""
     last: bool
     """It is the EOS token."""
 
@@ -188,9 +187,9 @@ class _Reader:
         self._key = TopLists.key([token], self._key)
         self.ids.append(token)
         k = self.request.top_k
-        top_k = sum(entry.logprob for entry in known.top[:k]) / min(k, len(known.top)) if k else 0.0
+        top_k = sum(entry.logprob for entry in known.top[:k]) / min(k, len(known.top)) if k else None
         self.over = self.over or last
-        return Token(token, known.measured._replace(logprob=taken.logprob), top_k, last)
+        return Token(token, known.measured._replace(logprob=taken.logprob, top_k_logprob=top_k), last)
 
     async def read(self, events: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[Token | Ended, None]:
         """Read one stream. A token without text is held back until it is known whether it was the end."""

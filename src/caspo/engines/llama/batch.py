@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from caspo.engines.base import Completion, Request
-from caspo.engines.kv import shared_length
-from caspo.engines.llama_cells import Strand
+from caspo.engines.llama.cells import Strand
+from caspo.engines.local.kv import shared_length
 from caspo.engines.rows import Row, draw_rows
 from caspo.errors import EngineError
 
 if TYPE_CHECKING:
-    from caspo.engines.llama_cpp import LlamaCppEngine
+    from caspo.engines.llama.engine import LlamaCppEngine
 
 __all__ = ["LlamaBatch"]
 
@@ -175,7 +175,7 @@ class LlamaBatch:
         if not asked:
             return finished
         drawn, failures = draw_rows(logits_BV, [fed.row for fed in asked])
-        tokens, statistics = drawn.tokens.tolist(), drawn.statistics.tolist()
+        tokens, measured = drawn.tokens.tolist(), drawn.measured()
         for at, fed in enumerate(asked):
             row, token = fed.row, tokens[at]
             alone, fed.suspect = fed.suspect or len(self._rows) == 1, at in failures
@@ -184,7 +184,7 @@ class LlamaBatch:
                 self._leave(fed)
             elif not fed.suspect and row.take(
                 token,
-                statistics[at],
+                measured[at],
                 engine.piece(token),
                 ends=token in engine.tokenizer.eos_ids,
                 context_length=engine.context_length,

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from caspo.answers import extract_answer, same_answer
-from caspo.data.store import read_trees
 from caspo.engines.prompts import INSTRUCTION, prompt_ids
 from caspo.errors import DataError
-from caspo.judges.labels import LabelledSolution, read_labelled
+from caspo.formats.labelled import LabelledSolution, read_labelled
+from caspo.formats.parquet import read_trees
 from caspo.steps import step_key
 from caspo.storage import write_text
 from caspo.trees import TreeBuilder

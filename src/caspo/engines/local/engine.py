@@ -19,11 +19,11 @@ import torch
 from transformers import DynamicCache
 
 from caspo.engines.base import Completion, Message, OnDone, Request
-from caspo.engines.hf_batch import HFBatch
-from caspo.engines.kv import Prefix, PrefixStore, RowPool, owned, shared_length
+from caspo.engines.local.batch import HFBatch
+from caspo.engines.local.kv import Prefix, PrefixStore, RowPool, owned, shared_length
 from caspo.engines.prompts import INSTRUCTION, chat_ids, prompt_ids
-from caspo.engines.queue import run
 from caspo.engines.rows import check
+from caspo.engines.run import run
 from caspo.errors import ModelError
 
 __all__ = ["HFEngine"]

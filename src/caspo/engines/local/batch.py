@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from caspo.engines.base import Completion, Request
-from caspo.engines.kv import RowPool
+from caspo.engines.local.kv import RowPool
 from caspo.engines.rows import Row, draw_rows
 from caspo.engines.sampling import Draw
 from caspo.errors import EngineError
 
 if TYPE_CHECKING:
-    from caspo.engines.hf import HFEngine
+    from caspo.engines.local.engine import HFEngine
 
 __all__ = ["HFBatch"]
 
@@ -63,7 +63,7 @@ class HFBatch:
         pool = self._joined_pool
         finished: list[tuple[int, Completion | EngineError]] = []
         drawn, failures = self._draw(pool)
-        tokens, statistics = drawn.tokens.tolist(), drawn.statistics.tolist()
+        tokens, measured = drawn.tokens.tolist(), drawn.measured()
         engine = self._engine
         # From the last one on: what takes the place of a row that leaves was looked at already.
         for at in reversed(range(len(self._rows))):
@@ -72,7 +72,7 @@ class HFBatch:
                 finished.append((row.place, failures[at]))
             elif row.take(
                 token,
-                statistics[at],
+                measured[at],
                 engine.piece(token),
                 ends=token in engine.eos_ids,
                 context_length=engine.context_length,

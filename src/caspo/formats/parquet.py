@@ -19,17 +19,16 @@ import pyarrow.parquet as pq
 from caspo.confidence import step_score
 from caspo.errors import DataError
 from caspo.storage import write_file
-from caspo.types import Node, Question, Step, TokenTrace, Tree, Verdict
+from caspo.types import TRACE_COLUMNS, Node, Question, Step, TokenTrace, Tree, Verdict
 
 __all__ = [
-    "SCHEMA_VERSION", "TRACE_COLUMNS", "TREE_SCHEMA", "read_table", "read_trees", "tree_rows", "write_table", "write_trees",
+    "SCHEMA_VERSION", "TREE_SCHEMA", "read_table", "read_trees", "tree_rows", "write_table", "write_trees",
 ]  # fmt: skip
 
 SCHEMA_VERSION = 1
 
 _FLOATS = pa.list_(pa.float32())
 _IDS = pa.list_(pa.int32())
-TRACE_COLUMNS = ("entropy", "logprob", "max_logprob", "margin", "varentropy")
 
 TREE_SCHEMA = pa.schema(
     [

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from caspo.engines.http import Key, backoff, passing, retry_after
+from caspo.engines.retries import Key, backoff, passing, retry_after
 from caspo.errors import ConfigError, EngineError
 
 __all__ = ["Endpoint", "Passing", "Pool"]

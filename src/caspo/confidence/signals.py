@@ -6,7 +6,7 @@ Three layers, all pure functions:
 - a *step score* maps a signal into (0, 1] (`step_score`; default ``exp(-mean_t H_t)``, the signal of the CASPO paper);
 - a *path score* joins the scores of the steps from the root on (`path_score`; CaT prunes on the cumulative product).
 
-A score is not a probability of being right: a calibrator (`caspo.evaluate.calibration`) makes it one.
+A score is not a probability of being right: a calibrator (`caspo.confidence.calibration`) makes it one.
 
 `entropy_bounds` is for engines that show only the k best tokens. What is not here: computing entropies from logits
 (that happens inside the decode step of an engine), and any choice between right and wrong.

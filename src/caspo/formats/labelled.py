@@ -28,7 +28,7 @@ from caspo.errors import DataError
 from caspo.steps import split_steps
 from caspo.types import Label, Question
 
-__all__ = ["FORMATS", "Format", "LabelledSolution", "rows_of"]
+__all__ = ["FORMATS", "Format", "LabelledSolution", "read_labelled", "rows_of"]
 
 _SHEPHERD_TAG = "ки"
 _RATINGS: dict[object, Label] = {1: "right", -1: "wrong"}
@@ -363,3 +363,34 @@ FORMATS: tuple[Format, ...] = (
     Format("MR-GSM8K", ("question", "model_output_steps", "model_output_solution_first_error_step"), _mr_gsm8k),
     Format("steps", ("question", "steps", "first_error"), _own),
 )
+
+
+def read_labelled(path: Path) -> list[LabelledSolution]:
+    """The labelled solutions of a JSON or JSONL file, in its order; the format is told by the keys of its first record.
+
+    Raises:
+        DataError: a file that is missing, cut off or of an unknown format; a label beyond the steps; an empty step; two
+            solutions with one id. The message names the line.
+    """
+    solutions: list[LabelledSolution] = []
+    seen: dict[str, str] = {}
+    read = None
+    for where, default_id, row in rows_of(path):
+        if read is None:
+            read = next((form.read for form in FORMATS if form.fits(row)), None)
+            if read is None:
+                known = "; ".join(f"{form.name} ({', '.join(form.keys)})" for form in FORMATS)
+                raise DataError(
+                    f"{where}: no known format of labelled solutions has the keys {', '.join(map(repr, row)) or '(none)'}. "
+                    f"Known formats and the keys they need: {known}."
+                )
+        for solution in read(row, where, default_id):
+            first = seen.setdefault(solution.id, where)
+            if first != where:
+                raise DataError(
+                    f"{where}: the id {solution.id!r} is that of {first} too. Ids must be unique: change one."
+                )
+            solutions.append(solution)
+    if not solutions:
+        raise DataError(f"{path}: the file holds no labelled solution. It needs at least one.")
+    return solutions

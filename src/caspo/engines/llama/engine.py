@@ -24,13 +24,13 @@ from typing import Any
 import torch
 
 from caspo.engines.base import Completion, Message, OnDone, Request
-from caspo.engines.llama_batch import LlamaBatch
-from caspo.engines.llama_cells import Cells
-from caspo.engines.llama_tokens import GgufTokenizer
+from caspo.engines.llama.batch import LlamaBatch
+from caspo.engines.llama.cells import Cells
+from caspo.engines.llama.tokens import GgufTokenizer
 from caspo.engines.models import BUNDLED, gguf_file
 from caspo.engines.prompts import INSTRUCTION, chat_ids, prompt_ids
-from caspo.engines.queue import run
 from caspo.engines.rows import check
+from caspo.engines.run import run
 from caspo.errors import ConfigError, EngineError, ModelError
 
 __all__ = ["LlamaCppEngine", "open_llama_cpp"]

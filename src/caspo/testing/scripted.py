@@ -22,9 +22,9 @@ from typing import Literal
 import numpy as np
 
 from caspo.engines.base import Completion, Finish, Message, OnDone, Request
-from caspo.engines.queue import run
+from caspo.engines.run import run
 from caspo.errors import ConfigError, DataError, EngineError
-from caspo.types import TokenTrace
+from caspo.types import Measured, TokenTrace
 
 __all__ = ["EOS", "Script", "Scripted", "ScriptedEngine"]
 
@@ -113,23 +113,22 @@ class ScriptedEngine:
         """One request, to its end."""
         prefix = "".join(self.pieces(request.prefix_ids))
         ids: list[int] = []
-        columns: list[tuple[float, ...]] = []
+        rows: list[Measured] = []
         finish: Finish | None = None
         while finish is None:
             options = self._continuations(prefix + "".join(self.pieces(ids)))
             chosen = _choose(options, request, len(ids))
-            for token, column in zip(_tokens(options[chosen]), _trace(options, chosen, request.top_k), strict=True):
+            for token, row in zip(_tokens(options[chosen]), _trace(options, chosen, request.top_k), strict=True):
                 ids.append(token)
-                columns.append(column)
+                rows.append(row)
                 finish = _finish(ids, request)
-                if finish is None and request.watch is not None and not request.watch(token, column):
+                if finish is None and request.watch is not None and not request.watch(token, row):
                     finish = "abandoned"
                 if finish is not None:
                     break
         text = "".join(self.pieces(ids))
-        table = np.array(columns, dtype=np.float32).T.copy()
-        top_k = table[5] if request.top_k else None
-        return Completion(tuple(ids), text, TokenTrace(*table[:5]), finish, top_k)
+        top_k = np.array([row.top_k_logprob for row in rows], dtype=np.float32) if request.top_k else None
+        return Completion(tuple(ids), text, TokenTrace.of(rows), finish, top_k)
 
     def _continuations(self, text: str) -> Sequence[Scripted]:
         found = self._script(text) if callable(self._script) else self._script.get(text)
@@ -200,8 +199,8 @@ def _choose(options: Sequence[Scripted], request: Request, position: int) -> int
     return random.Random(f"{request.seed} {position}").choices(order, weights=weights)[0]
 
 
-def _trace(options: Sequence[Scripted], chosen: int, top_k: int) -> list[tuple[float, ...]]:
-    """Per token: entropy, logprob, max logprob, margin, varentropy (as in `TokenTrace`), mean log p of the top k.
+def _trace(options: Sequence[Scripted], chosen: int, top_k: int) -> list[Measured]:
+    """What is measured of each token.
 
     A token that is not in the script counts among the top k with a probability of 1e-9.
     """
@@ -212,20 +211,21 @@ def _trace(options: Sequence[Scripted], chosen: int, top_k: int) -> list[tuple[f
     taken = math.log(options[chosen].probability / total)
     margin = shares[0] - (shares[1] if len(shares) > 1 else 0.0)
     count = len(_tokens(options[chosen]))
-    rows: list[tuple[float, ...]] = [(entropy, taken, math.log(shares[0]), margin, max(0.0, varentropy))]
-    rows += [(0.0, 0.0, 0.0, 1.0, 0.0)] * (count - 1)
+    rows = [Measured(entropy, taken, math.log(shares[0]), margin, max(0.0, varentropy))]
+    rows += [Measured(0.0, 0.0, 0.0, 1.0, 0.0)] * (count - 1)
     if top_k:
         known = [math.log(max(p, _UNSCRIPTED)) for p in shares[:top_k]]
         unscripted = math.log(_UNSCRIPTED)
         first = (sum(known) + unscripted * (top_k - len(known))) / top_k
-        rows = [(*row, (unscripted * (top_k - 1) / top_k if i else first)) for i, row in enumerate(rows)]
+        later = unscripted * (top_k - 1) / top_k
+        rows = [row._replace(top_k_logprob=later if i else first) for i, row in enumerate(rows)]
     given = options[chosen].entropy
     if given is None:
         return rows
     entropies = [float(given)] * count if isinstance(given, (int, float)) else list(given)
     if len(entropies) != count:
         raise ConfigError(f"{options[chosen]!r} has {len(entropies)} entropies for {count} tokens. Give one for each.")
-    return [(h, *row[1:]) for h, row in zip(entropies, rows, strict=True)]
+    return [row._replace(entropy=h) for h, row in zip(entropies, rows, strict=True)]
 
 
 def _finish(ids: Sequence[int], request: Request) -> Literal["eos", "stop", "length"] | None:

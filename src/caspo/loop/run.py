@@ -23,29 +23,19 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from caspo.config import claim_folder
-from caspo.data.store import read_trees
 from caspo.engines.base import Engine
+from caspo.engines.opening import ModelSettings, check_local, open_engine, open_local
 from caspo.errors import ConfigError, EngineError
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
 from caspo.evaluate.statistics import paired_difference
 from caspo.evaluate.step_figures import step_changes
+from caspo.formats.parquet import read_trees
 from caspo.judges.base import Judge
+from caspo.loop.recipe import CaspoRecipe, open_judge, open_task, training_questions
+from caspo.loop.stages import annotate_stage, pairs_stage, train_stage
 from caspo.report.page import write_report
 from caspo.search import ChainOfThoughtSettings
-from caspo.stages import (
-    CaspoRecipe,
-    ModelSettings,
-    annotate_stage,
-    check_local,
-    open_engine,
-    open_judge,
-    open_local,
-    open_task,
-    pairs_stage,
-    train_stage,
-    training_questions,
-)  # fmt: skip
 from caspo.storage import read_json, write_json
 
 __all__ = ["Reporter", "run_recipe"]

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from caspo.confidence import TOLERANCE, entropy_bounds
+from caspo.confidence.signals import TOLERANCE, entropy_bounds
 from caspo.errors import EngineError
+from caspo.types import Measured
 
-__all__ = ["RANKS", "BadReply", "Entry", "Measured", "Position", "measure", "positions"]
+__all__ = ["RANKS", "BadReply", "Entry", "Position", "measure", "positions"]
 
 _AS_ID = "token_id:"
 _NO_LIST = "the server sent a token without the most probable ones in its place"
@@ -48,19 +49,6 @@ class Position(NamedTuple):
 
     taken: Entry
     top: tuple[Entry, ...]
-
-
-class Measured(NamedTuple):
-    """The numbers of `TokenTrace` of one position, and the upper bound of its entropy."""
-
-    entropy: float
-    """The lower bound, or exact if the whole vocabulary was there."""
-    logprob: float
-    max_logprob: float
-    margin: float
-    varentropy: float
-    """NaN unless the whole vocabulary was there: a few tokens bound it badly."""
-    upper: float
 
 
 def positions(choice: Mapping[str, Any], most: int) -> list[Position]:
@@ -138,10 +126,11 @@ def _best(entries: list[Entry], most: int) -> tuple[Entry, ...]:
 
 
 def measure(position: Position, k: int, vocab_size: int) -> Measured:
-    """Entropy and the rest of one position, of whose ``k`` most probable tokens the server was asked for.
+    """Entropy, its upper bound and the rest of one position, of whose ``k`` most probable tokens the server was asked.
 
     Where fewer came, because two of them read alike and stood in one mapping, a token above the last may be missing: the
-    lower bound then is that of all the rest in one token.
+    lower bound then is that of all the rest in one token. Varentropy is NaN unless the whole vocabulary was there: a few
+    tokens bound it badly.
 
     Raises:
         BadReply: the probabilities cannot be those of the most probable tokens.
@@ -168,4 +157,4 @@ def measure(position: Position, k: int, vocab_size: int) -> Measured:
         low = known - (rest * math.log(rest) if rest > 0 else 0.0)
         high = low + rest * math.log(max(1, vocab_size - len(logs)))
     margin = float(probs[0] - (probs[1] if len(probs) > 1 else max(0.0, 1.0 - probs[0])))
-    return Measured(low, position.taken.logprob, float(logs[0]), max(0.0, margin), varentropy, high)
+    return Measured(low, position.taken.logprob, float(logs[0]), max(0.0, margin), varentropy, entropy_upper=high)

@@ -1,0 +1,89 @@
+"""From the settings of a model to its engine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from caspo.engines.base import ServingEngine
+from caspo.engines.llama.engine import open_llama_cpp
+from caspo.engines.local.engine import HFEngine
+from caspo.engines.models import load
+from caspo.engines.prompts import INSTRUCTION
+from caspo.engines.remote.engine import OpenAICompatibleEngine, RemoteSettings
+from caspo.errors import ConfigError
+
+__all__ = ["ModelSettings", "check_local", "open_engine", "open_local"]
+
+
+class ModelSettings(RemoteSettings):
+    """The model and where it runs. What `RemoteSettings` adds is for `openai_compatible`; the rest of this is for `hf`, but
+    ``name`` and ``instruction``, which are for all."""
+
+    engine: Literal["hf", "llama_cpp", "openai_compatible"] = "hf"
+    """`hf`: in this process, and what is trained. `llama_cpp`: a GGUF file in this process. `openai_compatible`: on servers
+    (docs/engines.md)."""
+    name: str
+    """Bundled name, folder or hub name; for `llama_cpp` a GGUF file or a bundled name, for `openai_compatible` the name that
+    the server gives it."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of sampling; training keeps float32 masters."""
+    device: str = "cpu"
+    instruction: str = INSTRUCTION
+    """System message of the prompt; models trained on plain prompts ignore it."""
+    trust_remote_code: bool = False
+    max_rows: int = Field(256, ge=1)
+    """Rows decoded at once."""
+
+    @model_validator(mode="after")
+    def _servers(self) -> ModelSettings:
+        if self.engine == "openai_compatible" and not self.urls:
+            raise ValueError("the engine openai_compatible needs urls, a list of its servers")
+        if self.urls and self.engine != "openai_compatible":
+            raise ValueError(f"urls are for the engine openai_compatible, not for {self.engine}")
+        return self
+
+
+def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngine:
+    """The engine for a recipe's model, or for another model (a round's) with the same settings.
+
+    Raises:
+        ConfigError: another model than the one that the servers or the GGUF file hold.
+    """
+    if settings.engine == "openai_compatible" and name in (None, settings.name):
+        return OpenAICompatibleEngine(settings, settings.name, settings.instruction)
+    if settings.engine == "llama_cpp" and name in (None, settings.name):
+        return open_llama_cpp(
+            settings.name,
+            instruction=settings.instruction,
+            dtype=settings.dtype,
+            device=settings.device,
+            max_rows=settings.max_rows,
+        )
+    return open_local(settings, name)
+
+
+def check_local(settings: ModelSettings, what: str) -> None:
+    """Refuse to do ``what`` with a model that cannot be loaded here as what is trained."""
+    if settings.engine != "hf":
+        raise ConfigError(
+            f"{what} needs the model's weights, and the engine {settings.engine} does not give them. Set model.engine=hf "
+            "and model.name to the model's folder or hub name (model.urls=[])."
+        )
+
+
+def open_local(settings: ModelSettings, name: str | None = None) -> HFEngine:
+    """The engine `hf`, for what needs the model itself.
+
+    Raises:
+        ConfigError: the recipe's model is on a server.
+    """
+    check_local(settings, "A judge or a round that loads a model")
+    model, tokenizer = load(
+        name or settings.name,
+        dtype=settings.dtype,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    return HFEngine(model, tokenizer, name=settings.name, instruction=settings.instruction, max_rows=settings.max_rows)

@@ -1,0 +1,1 @@
+"""The engine `openai_compatible`: models on servers."""

@@ -1,0 +1,195 @@
+"""The single stages of a run: annotate, rescore, pairs, train. Joined by files, each skips what is there.
+
+`caspo.loop.run` runs them in a loop, the command line one by one, so that a stage can run on another machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caspo.confidence import SIGNALS, fit
+from caspo.data.annotate import AnnotateSettings, annotate
+from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
+from caspo.engines.base import Engine
+from caspo.engines.models import cache_dir, load
+from caspo.engines.opening import ModelSettings, check_local
+from caspo.errors import ConfigError, DataError
+from caspo.formats.parquet import read_trees, write_trees
+from caspo.judges.base import Judge
+from caspo.storage import read_json, write_directory, write_json, write_text
+from caspo.train.checks import check_tokens
+from caspo.train.reference import rescore, score_trees
+from caspo.train.scoring import Scorer, check_packing
+from caspo.train.step_dpo import StepDPOSettings, reference_of, train_step_dpo
+from caspo.train.units import judged_nodes
+from caspo.types import Question, StepPair, Tree
+
+__all__ = [
+    "TrainingData", "annotate_stage", "pairs_stage", "read_rounds", "rescore_stage", "train_stage", "trees_and_pairs",
+]  # fmt: skip
+
+_CHUNK = 40
+"""Questions annotated between two files."""
+
+
+def annotate_stage(
+    questions: Sequence[Question],
+    engine: Callable[[], Engine],
+    judge: Judge,
+    settings: AnnotateSettings,
+    seed: int,
+    folder: Path,
+    on_chunk: Callable[[int, int], None],
+) -> list[Tree]:
+    """Annotated trees of the questions in ``folder``, chunk by chunk; chunks that are there already are read."""
+    trees: list[Tree] = []
+    for part, start in enumerate(range(0, len(questions), _CHUNK)):
+        file = folder / f"part-{part:04d}.parquet"
+        chunk = questions[start : start + _CHUNK]
+        if not file.exists():
+            write_trees(file, annotate(chunk, engine(), judge, settings, seed))
+        trees += read_trees(file)
+        on_chunk(start + len(chunk), len(questions))
+    return trees
+
+
+def pairs_stage(trees: Sequence[Tree], settings: PairSettings, tokenizer: Any, folder: Path) -> None:
+    """Build the pairs of the trees into ``folder``: ``pairs.parquet``, and ``report.json`` with what was dropped."""
+    pairs, report = build_pairs(trees, settings)
+    if not pairs:
+        raise DataError(
+            f"The {len(trees)} trees give no pairs ({report.dropped}). Sample more, raise the temperature, or choose "
+            "problems that the model solves sometimes but not always."
+        )
+    write_pairs(folder / "pairs.parquet", pairs, trees, lambda ids: tokenizer.decode(ids, skip_special_tokens=False))
+    write_json(folder / "report.json", asdict(report))
+
+
+def rescore_stage(model: ModelSettings, settings: StepDPOSettings, trees: Path, folder: Path) -> list[Tree]:
+    """Trees of any engine with the exact traces of this model, file by file as they came; files that are there are kept.
+
+    Raises:
+        DataError: no trees, trees of another tokenizer, or paths longer than the model's context.
+    """
+    files = sorted(trees.glob("*.parquet")) if trees.is_dir() else [trees]
+    if not files:
+        raise DataError(f"{trees} holds no *.parquet files of trees. Check the path.")
+    missing = [file for file in files if not (folder / file.name).exists()]
+    if missing:
+        check_local(model, "Rescoring")
+        loaded, tokenizer = load(model.name, device=model.device, trust_remote_code=model.trust_remote_code)
+        scorer = Scorer(loaded, packed=settings.layout == "packed")
+    for file in missing:
+        found = [tree for tree in read_trees(file) if tree.nodes]
+        check_tokens(found, loaded, tokenizer)
+        if settings.layout == "packed" and found and file == missing[0]:
+            last = len(found[0].nodes) - 1
+            check_packing(loaded, found[0], {0, last // 2, last})
+        wanted = [(tree, frozenset(range(len(tree.nodes)))) for tree in found]
+        bf16 = settings.precision == "bf16"
+        scores = score_trees(loaded, scorer, wanted, settings.micro_tokens, _reference_cache(), bf16=bf16)
+        write_trees(folder / file.name, rescore(found, scores))
+    return [tree for file in files for tree in read_trees(folder / file.name)]
+
+
+TrainingData = tuple[Sequence[Tree], Path]
+"""Trees, and the file of the pairs that were built from them."""
+
+
+def read_rounds(trees: Sequence[Path], pairs: Sequence[Path]) -> list[TrainingData]:
+    """Folders (or files) of trees and the files of their pairs, one of each for every round.
+
+    Raises:
+        ConfigError: not as many of the one as of the other.
+    """
+    if len(trees) != len(pairs):
+        raise ConfigError(f"--trees was given {len(trees)} times and --pairs {len(pairs)} times; each needs the other.")
+    return [(read_trees(folder), file) for folder, file in zip(trees, pairs, strict=True)]
+
+
+def trees_and_pairs(data: Sequence[TrainingData]) -> tuple[list[Tree], list[StepPair]]:
+    """The trees of all rounds, of two of one question the newer one, and the pairs that point into them."""
+    newest = {tree.question.id: (number, tree) for number, (trees, _) in enumerate(data) for tree in trees}
+    pairs = [
+        pair
+        for number, (trees, pairs_file) in enumerate(data)
+        for pair in read_pairs(pairs_file, trees)
+        if newest[pair.question_id][0] == number
+    ]
+    return [tree for _, tree in newest.values()], pairs
+
+
+def train_stage(
+    source: str,
+    model: ModelSettings,
+    data: Sequence[TrainingData],
+    settings: StepDPOSettings,
+    seed: int,
+    out: Path,
+    on_step: Callable[[int, int], None],
+    reference: str | None = None,
+) -> dict[str, Any]:
+    """Train ``source`` on the pairs; ``out/model``, ``out/log.jsonl`` and ``out/training.json``, which is returned.
+
+    ``data`` holds one entry a round; of two trees of one question the newer one counts. ``reference`` is the model whose
+    log-probabilities DPO compares with, ``source`` itself by default. Under `accelerate launch` the first process writes.
+    """
+    file = out / "training.json"
+    if file.exists():
+        shutil.rmtree(out / "train", ignore_errors=True)  # left where a kill came between the two
+        return dict(read_json(file))
+    check_local(model, "Training")
+    trees, pairs = trees_and_pairs(data)
+    scores = None
+    if reference is not None and reference != source:
+        other, tokenizer = load(reference, device=model.device, trust_remote_code=model.trust_remote_code)
+        check_tokens(trees, other, tokenizer)
+        scores = reference_of(other, trees, pairs, settings, _reference_cache())
+        del other
+    loaded, tokenizer = load(source, device=model.device, trust_remote_code=model.trust_remote_code)
+    trained, result = train_step_dpo(
+        loaded,
+        trees,
+        pairs,
+        settings,
+        seed,
+        out / "train",
+        lambda step, total, metrics: on_step(step, total),
+        tokenizer=tokenizer,
+        reference=scores,
+        calibration=_calibration(trees) if settings.confidence else None,
+        cache=_reference_cache(),
+    )
+    if trained is None or int(os.environ.get("RANK", "0")) > 0:
+        return result.as_json()
+
+    def save(folder: Path) -> None:
+        trained.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    if not (out / "model").exists():
+        write_directory(out / "model", save)
+    write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log))
+    write_json(file, result.as_json())
+    shutil.rmtree(out / "train", ignore_errors=True)
+    return result.as_json()
+
+
+def _reference_cache() -> Path:
+    return cache_dir() / "reference-scores"
+
+
+def _calibration(trees: Sequence[Tree]) -> tuple[float, float]:
+    """Slope and intercept from a step's confidence signal to its chance of being right, before training."""
+    judged = [node for tree in trees for node in judged_nodes(tree)]
+    right = [node.right for node in judged]
+    found = fit([SIGNALS["entropy"](node.step.trace) for node in judged], np.asarray(right, dtype=float), kind="platt")
+    return found.x[0], found.x[1]

@@ -1,0 +1,1 @@
+"""For tests of what is built on caspo: an engine that plays a script, and checks of a grader."""
