@@ -33,7 +33,6 @@ from caspo.search import (
     SelfConsistency,
     SelfConsistencySettings,
 )
-from caspo.search.beam import _Search as BeamSearch
 from caspo.search.dipt import PERSPECTIVES, last_answer
 from caspo.search.vote import agreement
 from caspo.tasks.base import grade
@@ -264,7 +263,7 @@ def test_beam_loses_nothing_by_stopping(seed: int, width: int, children: int) ->
     stopped = Recording(wild(seed))
     (early,) = Beam(shape).solve([Q], stopped, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BeamSearch, "_beaten", lambda self, path: False)
+        patch.setattr(Beam, "_beaten", lambda self, path, finished: False)
         whole = Recording(wild(seed))
         (late,) = Beam(shape).solve([Q], whole, seed)
     assert early.answer == late.answer
