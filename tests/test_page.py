@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from caspo.search import METHODS
-from caspo.serve import page as served
+from caspo.serve import static as served
 from page_server import ANSWER, HOSTILE, KEY, TREE, Fake, serving
 
 NAMES = ["index.html", "page.css", "page.js", "tree.js", "stream.js"]

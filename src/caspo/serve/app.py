@@ -7,21 +7,21 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from caspo import __version__
 from caspo.engines.base import ServingEngine
-from caspo.serve import openapi, page
-from caspo.serve.answering import Runner
-from caspo.serve.answers import Form
-from caspo.serve.errors import ApiError
+from caspo.serve import openapi, static
+from caspo.serve.errors import ApiError, no_such_model
+from caspo.serve.forms import ChatForm, CompletionForm
 from caspo.serve.guard import Guard
 from caspo.serve.metrics import Metrics
-from caspo.serve.requests import ChatRequest, CompletionRequest, parse
-from caspo.serve.responses import (
+from caspo.serve.plan import plan_chat, plan_completion
+from caspo.serve.request_schema import ChatRequest, CompletionRequest, parse
+from caspo.serve.respond import Responder
+from caspo.serve.response_schema import (
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
@@ -32,7 +32,6 @@ from caspo.serve.responses import (
 )
 from caspo.serve.scheduler import Scheduler
 from caspo.serve.settings import ServeSettings
-from caspo.serve.wire import asked_chat, asked_completion
 
 __all__ = ["Application", "create_app"]
 
@@ -65,12 +64,9 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
         title="caspo", version=__version__, description=_DESCRIPTION, openapi_url=None, docs_url=None, redoc_url=None
     )
     metrics = Metrics(scheduler.load)
-    runner = Runner(scheduler, engine, metrics)
-    created = int(time.time())
-    app.include_router(page.router)
-    open_paths = frozenset(
-        {"/healthz", *(route.path for route in page.router.routes if isinstance(route, APIRoute))}
-    )  # the page is the same for everyone
+    responder = Responder(scheduler, engine, metrics)
+    app.include_router(static.router)
+    open_paths = static.PATHS | {"/healthz"}  # the page is the same for everyone
     app.guard = app.outermost = Guard(app.inner, settings, metrics, open_paths)
     if settings.cors:
         app.outermost = CORSMiddleware(  # outside the guard: its refusals must be readable too
@@ -90,8 +86,8 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
     )
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
-        asked = asked_chat(parse(ChatRequest, await request.body()), settings)
-        return await runner.answer(asked, Form(settings.model, chat=True), request)
+        plan = plan_chat(parse(ChatRequest, await request.body()), settings)
+        return await responder.respond(plan, ChatForm(settings.model), request)
 
     @app.post(
         "/v1/completions",
@@ -100,31 +96,35 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
     )
     async def completions(request: Request) -> Response:
         """Continue a text."""
-        asked = asked_completion(parse(CompletionRequest, await request.body()), settings)
-        return await runner.answer(asked, Form(settings.model, chat=False), request)
+        plan = plan_completion(parse(CompletionRequest, await request.body()), settings)
+        return await responder.respond(plan, CompletionForm(settings.model), request)
 
-    own = {"id": settings.model, "object": "model", "created": created, "owned_by": "caspo"}
+    own: Model = {"id": settings.model, "object": "model", "created": int(time.time()), "owned_by": "caspo"}
+    every: Models = {"object": "list", "data": [own]}
 
-    @app.get("/v1/models", responses={200: {"model": Models}, **openapi.failures()})
+    @app.get("/v1/models", responses={**openapi.answer(Models), **openapi.failures()})
     async def models() -> Response:
         """The one model."""
-        return JSONResponse({"object": "list", "data": [own]})
+        return JSONResponse(every)
 
-    @app.get("/v1/models/{model:path}", responses={200: {"model": Model}, **openapi.failures(404)})
+    @app.get("/v1/models/{model:path}", responses={**openapi.answer(Model), **openapi.failures(404)})
     async def model(model: str) -> Response:
         """A model by its name."""
         if model != settings.model:
-            raise ApiError(
-                404, f"There is no model {model[:100]!r} here; it is called {settings.model!r}.", param="model",
-                code="model_not_found",
-            )  # fmt: skip
+            raise no_such_model(model, settings.model)
         return JSONResponse(own)
 
-    @app.get("/healthz", responses={200: {"model": Health}, 503: {"model": Health}, **openapi.failures(403)})
+    closed = "Requests are not answered now."
+
+    @app.get(
+        "/healthz", responses={**openapi.failures(), **openapi.answer(Health), **openapi.answer(Health, 503, closed)}
+    )
     async def healthz() -> Response:
         """Whether requests are answered now."""
-        state = "closing" if app.guard.closing else "ok" if scheduler.load().healthy else "unhealthy"
-        return JSONResponse({"status": state}, 200 if state == "ok" else 503)
+        health: Health = {"status": "ok" if scheduler.load().healthy else "unhealthy"}
+        if app.guard.closing:
+            health = {"status": "closing"}
+        return JSONResponse(health, 200 if health["status"] == "ok" else 503)
 
     @app.get(
         "/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **openapi.failures()}
@@ -136,7 +136,7 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
     described: dict[str, Any] = {}
 
     @app.get("/openapi.json", include_in_schema=False)
-    async def described_as() -> Response:
+    def described_as() -> Response:  # not async: to read all the schemas takes half a second, in a thread of its own
         """This document."""
         if not described:
             described.update(openapi.document(app, keys=bool(settings.keys), open_paths=open_paths))
