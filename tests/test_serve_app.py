@@ -106,6 +106,8 @@ def test_what_is_no_json_is_a_bad_request(client: Client, body: bytes) -> None:
         ({"caspo": {"budget": 10**12}}, "caspo.budget"),
         ({"caspo": {"max_tokens": 5}, "max_tokens": 5}, "caspo.max_tokens"),
         ({"caspo": {"method": "self_consistency", "samples": 65}}, "samples"),
+        ({"caspo": {"method": "deepconf_online", "top_k": 65}}, "top_k"),
+        ({"caspo": {"method": "deepconf_online", "window": 4097}}, "window"),
         ({"caspo": {"method": "self_consistency"}, "temperature": 0}, "temperature"),
         ({"caspo": {"method": "self_consistency", "samples": 60, "max_tokens": 4000}}, "max_tokens"),
         ({"caspo": {"method": "beam", "beam_width": 20, "children": 20}}, "caspo"),

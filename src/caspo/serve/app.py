@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from functools import cache, partial
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -81,7 +81,7 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
 
     @app.post(
         "/v1/chat/completions",
-        responses={**openapi.streamed(ChatCompletion, ChatCompletionChunk), **asking},
+        responses=openapi.streamed(ChatCompletion, ChatCompletionChunk) | asking,
         openapi_extra=openapi.body(ChatRequest),
     )
     async def chat_completions(request: Request) -> Response:
@@ -91,7 +91,7 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
 
     @app.post(
         "/v1/completions",
-        responses={**openapi.streamed(Completion, CompletionChunk), **asking},
+        responses=openapi.streamed(Completion, CompletionChunk) | asking,
         openapi_extra=openapi.body(CompletionRequest),
     )
     async def completions(request: Request) -> Response:
@@ -102,29 +102,26 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
     own: Model = {"id": settings.model, "object": "model", "created": int(time.time()), "owned_by": "caspo"}
     every: Models = {"object": "list", "data": [own]}
 
-    @app.get("/v1/models", responses={**openapi.answer(Models), **openapi.failures()})
+    @app.get("/v1/models", responses=openapi.answer(Models) | openapi.failures())
     async def models() -> Response:
         """The one model."""
         return JSONResponse(every)
 
-    @app.get("/v1/models/{model:path}", responses={**openapi.answer(Model), **openapi.failures(404)})
+    @app.get("/v1/models/{model:path}", responses=openapi.answer(Model) | openapi.failures(404))
     async def model(model: str) -> Response:
         """A model by its name."""
         if model != settings.model:
             raise no_such_model(model, settings.model)
         return JSONResponse(own)
 
-    closed = "Requests are not answered now."
+    health = openapi.answer(Health) | openapi.answer(Health, 503, "Requests are not answered now.")
 
-    @app.get(
-        "/healthz", responses={**openapi.failures(), **openapi.answer(Health), **openapi.answer(Health, 503, closed)}
-    )
+    @app.get("/healthz", responses=openapi.failures() | health)
     async def healthz() -> Response:
         """Whether requests are answered now."""
-        health: Health = {"status": "ok" if scheduler.load().healthy else "unhealthy"}
-        if app.guard.closing:
-            health = {"status": "closing"}
-        return JSONResponse(health, 200 if health["status"] == "ok" else 503)
+        healthy = scheduler.load().healthy and not app.guard.closing
+        told: Health = {"status": "closing" if app.guard.closing else "ok" if healthy else "unhealthy"}
+        return JSONResponse(told, 200 if healthy else 503)
 
     @app.get(
         "/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **openapi.failures()}
@@ -133,14 +130,12 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
         """Figures for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    described: dict[str, Any] = {}
+    document = cache(partial(openapi.document, app, keys=bool(settings.keys), open_paths=open_paths))
 
     @app.get("/openapi.json", include_in_schema=False)
-    def described_as() -> Response:  # not async: to read all the schemas takes half a second, in a thread of its own
+    def described() -> Response:  # in a thread, since not async: to read all the schemas takes half a second
         """This document."""
-        if not described:
-            described.update(openapi.document(app, keys=bool(settings.keys), open_paths=open_paths))
-        return JSONResponse(described)
+        return JSONResponse(document())
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:

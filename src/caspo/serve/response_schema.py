@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 
+_Time = Annotated[int, Field(description="Unix time, seconds.")]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Finish = Literal["stop", "length"]
 
@@ -165,8 +166,7 @@ class ChatChoice(_Part):
 
 class _Head(_Part):
     id: str
-    created: int
-    """Unix time, seconds."""
+    created: _Time
     model: str
 
 
@@ -264,7 +264,7 @@ class Model(_Part):
 
     id: str
     object: Literal["model"]
-    created: int
+    created: _Time
     owned_by: str
 
 
