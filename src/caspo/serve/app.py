@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from caspo import __version__
 from caspo.engines.base import ServingEngine
 from caspo.serve import openapi, static
+from caspo.serve import response_schema as schema
 from caspo.serve.errors import ApiError, no_such_model
 from caspo.serve.forms import ChatForm, CompletionForm
 from caspo.serve.guard import Guard
@@ -21,15 +22,6 @@ from caspo.serve.metrics import Metrics
 from caspo.serve.plan import plan_chat, plan_completion
 from caspo.serve.request_schema import ChatRequest, CompletionRequest, parse
 from caspo.serve.respond import Responder
-from caspo.serve.response_schema import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    Completion,
-    CompletionChunk,
-    Health,
-    Model,
-    Models,
-)
 from caspo.serve.scheduler import Scheduler
 from caspo.serve.settings import ServeSettings
 
@@ -81,7 +73,7 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
 
     @app.post(
         "/v1/chat/completions",
-        responses=openapi.streamed(ChatCompletion, ChatCompletionChunk) | asking,
+        responses=openapi.streamed(schema.ChatCompletion, schema.ChatCompletionChunk) | asking,
         openapi_extra=openapi.body(ChatRequest),
     )
     async def chat_completions(request: Request) -> Response:
@@ -91,7 +83,7 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
 
     @app.post(
         "/v1/completions",
-        responses=openapi.streamed(Completion, CompletionChunk) | asking,
+        responses=openapi.streamed(schema.Completion, schema.CompletionChunk) | asking,
         openapi_extra=openapi.body(CompletionRequest),
     )
     async def completions(request: Request) -> Response:
@@ -99,28 +91,28 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
         plan = plan_completion(parse(CompletionRequest, await request.body()), settings)
         return await responder.respond(plan, CompletionForm(settings.model), request)
 
-    own: Model = {"id": settings.model, "object": "model", "created": int(time.time()), "owned_by": "caspo"}
-    every: Models = {"object": "list", "data": [own]}
+    own: schema.Model = {"id": settings.model, "object": "model", "created": int(time.time()), "owned_by": "caspo"}
+    every: schema.Models = {"object": "list", "data": [own]}
 
-    @app.get("/v1/models", responses=openapi.answer(Models) | openapi.failures())
+    @app.get("/v1/models", responses=openapi.answer(schema.Models) | openapi.failures())
     async def models() -> Response:
         """The one model."""
         return JSONResponse(every)
 
-    @app.get("/v1/models/{model:path}", responses=openapi.answer(Model) | openapi.failures(404))
+    @app.get("/v1/models/{model:path}", responses=openapi.answer(schema.Model) | openapi.failures(404))
     async def model(model: str) -> Response:
         """A model by its name."""
         if model != settings.model:
             raise no_such_model(model, settings.model)
         return JSONResponse(own)
 
-    health = openapi.answer(Health) | openapi.answer(Health, 503, "Requests are not answered now.")
+    health = openapi.answer(schema.Health) | openapi.answer(schema.Health, 503, "Requests are not answered now.")
 
     @app.get("/healthz", responses=openapi.failures() | health)
     async def healthz() -> Response:
         """Whether requests are answered now."""
         healthy = scheduler.load().healthy and not app.guard.closing
-        told: Health = {"status": "closing" if app.guard.closing else "ok" if healthy else "unhealthy"}
+        told: schema.Health = {"status": "closing" if app.guard.closing else "ok" if healthy else "unhealthy"}
         return JSONResponse(told, 200 if healthy else 503)
 
     @app.get(

@@ -8,18 +8,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import TypeAlias
 
+from caspo.serve import response_schema as schema
 from caspo.serve.compose import Chunk, Outcome
-from caspo.serve.response_schema import (
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    Completion,
-    CompletionChunk,
-    CompletionChunkChoice,
-    LegacyLogprobs,
-    LogprobsOut,
-    Usage,
-)
 
 __all__ = ["ChatForm", "CompletionForm", "Form"]
 
@@ -32,7 +22,7 @@ class _Head:
 class ChatForm(_Head):
     """Of one answer of `/v1/chat/completions`."""
 
-    def whole(self, outcomes: Sequence[Outcome], spent: Usage) -> ChatCompletion:
+    def whole(self, outcomes: Sequence[Outcome], spent: schema.Usage) -> schema.ChatCompletion:
         """The answer in one piece."""
         return {
             "id": f"chatcmpl-{self._number}",
@@ -52,20 +42,20 @@ class ChatForm(_Head):
             "usage": spent,
         }
 
-    def first(self, index: int) -> ChatCompletionChunk:
+    def first(self, index: int) -> schema.ChatCompletionChunk:
         """The event that opens a choice."""
         return self._event({"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
 
-    def chunk(self, index: int, chunk: Chunk) -> ChatCompletionChunk:
+    def chunk(self, index: int, chunk: Chunk) -> schema.ChatCompletionChunk:
         """An event with a piece of a choice."""
-        choice: ChatChunkChoice = {"index": index, "delta": {}, "finish_reason": None}
+        choice: schema.ChatChunkChoice = {"index": index, "delta": {}, "finish_reason": None}
         if chunk.text is not None:
             choice["delta"]["content"] = chunk.text
         if chunk.caspo is not None:
             choice["caspo"] = chunk.caspo
         return self._event(choice)
 
-    def last(self, index: int, outcome: Outcome) -> ChatCompletionChunk:
+    def last(self, index: int, outcome: Outcome) -> schema.ChatCompletionChunk:
         """The event that ends a choice. The tokens' log probabilities, if asked for, come all at once with it."""
         return self._event(
             {
@@ -77,11 +67,11 @@ class ChatForm(_Head):
             }
         )
 
-    def usage(self, spent: Usage) -> ChatCompletionChunk:
+    def usage(self, spent: schema.Usage) -> schema.ChatCompletionChunk:
         """The event with the tokens."""
         return {**self._event(), "usage": spent}
 
-    def _event(self, *choices: ChatChunkChoice) -> ChatCompletionChunk:
+    def _event(self, *choices: schema.ChatChunkChoice) -> schema.ChatCompletionChunk:
         return {
             "id": f"chatcmpl-{self._number}",
             "object": "chat.completion.chunk",
@@ -94,7 +84,7 @@ class ChatForm(_Head):
 class CompletionForm(_Head):
     """Of one answer of `/v1/completions`; its events are those of `ChatForm`."""
 
-    def whole(self, outcomes: Sequence[Outcome], spent: Usage) -> Completion:
+    def whole(self, outcomes: Sequence[Outcome], spent: schema.Usage) -> schema.Completion:
         """The answer in one piece."""
         return {
             "id": f"cmpl-{self._number}",
@@ -114,18 +104,18 @@ class CompletionForm(_Head):
             "usage": spent,
         }
 
-    def first(self, index: int) -> CompletionChunk:
+    def first(self, index: int) -> schema.CompletionChunk:
         """The event that opens a choice."""
         return self.chunk(index, Chunk(""))
 
-    def chunk(self, index: int, chunk: Chunk) -> CompletionChunk:
+    def chunk(self, index: int, chunk: Chunk) -> schema.CompletionChunk:
         """An event with a piece of a choice."""
-        choice: CompletionChunkChoice = {"index": index, "text": chunk.text or "", "finish_reason": None}
+        choice: schema.CompletionChunkChoice = {"index": index, "text": chunk.text or "", "finish_reason": None}
         if chunk.caspo is not None:
             choice["caspo"] = chunk.caspo
         return self._event(choice)
 
-    def last(self, index: int, outcome: Outcome) -> CompletionChunk:
+    def last(self, index: int, outcome: Outcome) -> schema.CompletionChunk:
         """The event that ends a choice."""
         return self._event(
             {
@@ -137,11 +127,11 @@ class CompletionForm(_Head):
             }
         )
 
-    def usage(self, spent: Usage) -> CompletionChunk:
+    def usage(self, spent: schema.Usage) -> schema.CompletionChunk:
         """The event with the tokens."""
         return {**self._event(), "usage": spent}
 
-    def _event(self, *choices: CompletionChunkChoice) -> CompletionChunk:
+    def _event(self, *choices: schema.CompletionChunkChoice) -> schema.CompletionChunk:
         return {
             "id": f"cmpl-{self._number}",
             "object": "text_completion",
@@ -154,7 +144,7 @@ class CompletionForm(_Head):
 Form: TypeAlias = ChatForm | CompletionForm
 
 
-def _logprobs(outcome: Outcome) -> LogprobsOut | None:
+def _logprobs(outcome: Outcome) -> schema.LogprobsOut | None:
     if outcome.logprobs is None:
         return None
     return {
@@ -166,7 +156,7 @@ def _logprobs(outcome: Outcome) -> LogprobsOut | None:
     }
 
 
-def _legacy_logprobs(outcome: Outcome) -> LegacyLogprobs | None:
+def _legacy_logprobs(outcome: Outcome) -> schema.LegacyLogprobs | None:
     if outcome.logprobs is None:
         return None
     pieces = [piece for piece, _ in outcome.logprobs]

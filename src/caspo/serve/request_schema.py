@@ -43,17 +43,10 @@ def _caspo_schema(schema: dict[str, Any]) -> None:
     schema["additionalProperties"] = False
 
 
-class CaspoFields(BaseModel):
+class CaspoFields(_Body):
     """How to search, and what to tell of it. Any setting of the method stands beside these fields."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        json_schema_extra=_caspo_schema,
-    )
+    model_config = ConfigDict(extra="allow", json_schema_extra=_caspo_schema)
 
     method: str | None = Field(None, json_schema_extra={"enum": [*METHODS, None]})
     """Of `docs/search.md`; the server's own by default."""

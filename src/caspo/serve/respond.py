@@ -31,7 +31,7 @@ class Responder:
     """Answers what was planned."""
 
     def __init__(self, scheduler: Scheduler, engine: ServingEngine, metrics: Metrics) -> None:
-        self._scheduler, self._engine, self.metrics = scheduler, engine, metrics
+        self._scheduler, self.engine, self.metrics = scheduler, engine, metrics
 
     async def respond(self, plan: Plan, form: Form, request: Request) -> Response:
         """The answer, or the stream of it.
@@ -40,11 +40,9 @@ class Responder:
             ApiError: a prompt makes no sense, too many wait, or a search failed.
         """
         start = time.perf_counter()
-        jobs = await asyncio.to_thread(plan.jobs, self._engine, request.scope.get("caspo.client", ""))
-        prompt_tokens = sum(len(job.prompt_ids) for job in jobs[:: plan.n])
-        choices = [Choice(plan, self._engine) for _ in jobs]
-        exchange = _Exchange(self, form, self._submitted(jobs), choices, prompt_tokens, start)
-        return _Stream(exchange, usage=plan.usage) if plan.stream else await exchange.whole(request)
+        jobs = await asyncio.to_thread(plan.jobs, self.engine, request.scope.get("caspo.client", ""))
+        exchange = _Exchange(self, plan, form, self._submitted(jobs), start)
+        return _Stream(exchange) if plan.stream else await exchange.whole(request)
 
     def _submitted(self, jobs: Sequence[Job]) -> list[Ticket]:
         """All of them, or none."""
@@ -75,22 +73,14 @@ class Responder:
 class _Exchange:
     """One request's searches, and what its client is told of them."""
 
-    def __init__(
-        self,
-        responder: Responder,
-        form: Form,
-        tickets: list[Ticket],
-        choices: list[Choice],
-        prompt_tokens: int,
-        start: float,
-    ) -> None:
-        self._responder, self._form, self._tickets, self._choices = responder, form, tickets, choices
-        self._prompt_tokens, self._start = prompt_tokens, start
+    def __init__(self, responder: Responder, plan: Plan, form: Form, tickets: list[Ticket], start: float) -> None:
+        self._responder, self._plan, self._form, self._tickets, self._start = responder, plan, form, tickets, start
+        self._metrics = responder.metrics
+        self._choices = [Choice(plan, responder.engine) for _ in tickets]
         self._outcomes: dict[int, Outcome] = {}
         self._settled = False
         self._over = False
         """Whether the client has been told all there is."""
-        self._metrics = responder.metrics
 
     def close(self) -> None:
         """Give up whatever is still under way."""
@@ -120,7 +110,7 @@ class _Exchange:
                 await self._done(index, arrived)
         return self._form.whole(*self._told())
 
-    async def stream(self, *, usage: bool) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncIterator[bytes]:
         """The events of a stream. An error in its middle is its last event, as OpenAI has it."""
         for index in range(len(self._choices)):
             yield _event(self._form.first(index))
@@ -136,7 +126,7 @@ class _Exchange:
                 yield _event(self._form.chunk(index, chunk))
             if isinstance(arrived, Done):
                 yield _event(self._form.last(index, await self._done(index, arrived)))
-        if usage:
+        if self._plan.usage:
             yield _event(self._form.usage(self._told()[1]))
         yield b"data: [DONE]\n\n"
         self._over = True
@@ -177,15 +167,16 @@ class _Exchange:
     def _told(self) -> tuple[list[Outcome], Usage]:
         """What the searches came to, in the order of the choices, and what they cost."""
         outcomes = [self._outcomes[index] for index in range(len(self._tickets))]
-        return outcomes, usage(outcomes, self._prompt_tokens)
+        prompts = self._tickets[:: self._plan.n]
+        return outcomes, usage(outcomes, sum(len(ticket.job.prompt_ids) for ticket in prompts))
 
 
 class _Stream(StreamingResponse):
     """A stream that gives its searches up however it ends, begun or not."""
 
-    def __init__(self, exchange: _Exchange, *, usage: bool) -> None:
+    def __init__(self, exchange: _Exchange) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(exchange.stream(usage=usage), media_type="text/event-stream", headers=headers)
+        super().__init__(exchange.stream(), media_type="text/event-stream", headers=headers)
         self._exchange = exchange
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
