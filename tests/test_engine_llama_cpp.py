@@ -16,9 +16,9 @@ import pytest
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.local.engine import HFEngine
-from caspo.engines.local.kv import shared_length
 from caspo.engines.models import load
 from caspo.engines.prompts import INSTRUCTION
+from caspo.engines.rows import shared_length
 from caspo.errors import EngineError, ModelError
 from caspo.search import METHODS
 from caspo.tasks.stories import StoriesTask

@@ -8,8 +8,8 @@ import torch
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.local.kv import RowPool
-from caspo.engines.rows import Row, draw_rows
-from caspo.engines.sampling import Draw
+from caspo.engines.rows import Row
+from caspo.engines.sampling import Draw, draw_rows
 from caspo.errors import EngineError
 
 if TYPE_CHECKING:
