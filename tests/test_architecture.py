@@ -132,7 +132,7 @@ def test_an_unknown_room_is_refused() -> None:
     assert violations(PACKAGE / "utils.py", "")
 
 
-@pytest.mark.parametrize("module", ["caspo", "caspo.cli.main", "caspo.engines.models"])
+@pytest.mark.parametrize("module", ["caspo", "caspo.cli.main", "caspo.engines.models", "caspo.data.dataset"])
 def test_import_loads_no_torch(module: str) -> None:
     script = f"import sys, {module}; loaded = {{'torch', 'transformers'}} & set(sys.modules); assert not loaded, loaded"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperOption
@@ -16,7 +16,7 @@ METHODS_HERE = "{methods}"
 class NamesMethods(TyperCommand):
     """A command whose help names the methods. They are imported when its help is shown, not whenever any command starts."""
 
-    def format_help(self, ctx: typer.Context, formatter: typer.HelpFormatter) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         """Put the names in."""
         from caspo.search import METHODS
 
