@@ -217,7 +217,9 @@ def _refuse_unsupported(model: Any) -> None:
     config = model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     odd = kinds - {"full_attention", "sliding_attention"}
-    if odd or getattr(model, "_is_stateful", False) or model.config.is_encoder_decoder:
+    # Of states that are not attention's transformers tells nowhere else.
+    stateful = getattr(model, "_is_stateful", False)
+    if odd or stateful or model.config.is_encoder_decoder:
         raise ModelError(
             f"The hf engine decodes models whose layers are full or sliding attention; {model.config.model_type} has "
             f"{', '.join(sorted(odd)) or 'another state'}. Serve this model with vLLM or SGLang instead."
