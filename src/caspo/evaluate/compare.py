@@ -10,7 +10,7 @@ differs is named. A method that was measured on a part of the other's questions 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from caspo.config import flatten
 from caspo.errors import ConfigError, DataError
 from caspo.evaluate.answer_figures import RESAMPLED, answer_rows
 from caspo.evaluate.resampling import draw_questions, percentile_interval
@@ -101,8 +102,9 @@ def _side(named: str) -> _Side:
     if method and method not in methods:
         raise ConfigError(f"{path} was not evaluated with {method!r}, only with {', '.join(methods) or 'no method'}.")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    flat = dict(_flat(recipe))
-    return _Side(named, run / f"round-{number}", int(number), method or None, methods, str(metrics["model"]), flat)
+    return _Side(
+        named, run / f"round-{number}", int(number), method or None, methods, str(metrics["model"]), flatten(recipe)
+    )
 
 
 def _pairs(a: _Side, b: _Side) -> list[tuple[str, str]]:
@@ -249,12 +251,3 @@ def _mean(values: Sequence[float]) -> float:
 
 def _defined(value: float) -> float | None:
     return None if np.isnan(value) else value
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings, with dotted names."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

@@ -33,8 +33,6 @@ class CachedJudge:
         self.judge_asked, self.path, self.chunk = judge, path, chunk
         self.name, self.instant = judge.name, judge.instant
         self.fingerprint = str(getattr(judge, "fingerprint", judge.name))
-        self.hits = 0
-        """Chains answered from the file, or from an equal chain in the same call."""
         self._known: dict[str, list[Verdict]] | None = None
 
     def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
@@ -42,7 +40,6 @@ class CachedJudge:
         known = self._read()
         keys = [chain_key(chain) for chain in chains]
         missing = {key: chain for key, chain in zip(keys, chains, strict=True) if key not in known}
-        self.hits += len(chains) - len(missing)
         found: dict[str, list[Verdict]] = {}
         asked = list(missing)
         for start in range(0, len(asked), self.chunk):

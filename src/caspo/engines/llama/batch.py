@@ -9,7 +9,7 @@ import torch
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.llama.cells import Strand
-from caspo.engines.local.kv import shared_length
+from caspo.engines.local.kv import SHARED, shared_length
 from caspo.engines.rows import Row, draw_rows
 from caspo.errors import EngineError
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from caspo.engines.llama.engine import LlamaCppEngine
 
 __all__ = ["LlamaBatch"]
-
-_SHARED = 16
-"""Tokens of a prompt under way that are worth waiting for, or worth keeping for other prompts that begin alike."""
 
 
 @dataclass(eq=False)
@@ -102,7 +99,7 @@ class LlamaBatch:
                 engine.cells.extend(fed.strand, new)
                 if not fed.row.tokens:
                     fed.computed += len(new)
-                if new_is_all and not fed.row.tokens and fed.computed >= _SHARED:
+                if new_is_all and not fed.row.tokens and fed.computed >= SHARED:
                     engine.cells.keep_copy(fed.strand)
             return finished + self._take([fed for fed, _, new_is_all in planned if new_is_all], logits_BV)
 
@@ -128,7 +125,7 @@ class LlamaBatch:
             there = cells.longest(ids[:-1])
             under_way = (shared_length(ids[:-1], fed.ids) for fed in self._rows if fed.missing > 1)
             strand = None
-            if not full and all(shared < there + _SHARED for shared in under_way):
+            if not full and all(shared < there + SHARED for shared in under_way):
                 strand = cells.begin(ids[:-1])
             if strand is not None and not cells.room(owed + len(ids) - len(strand.ids)):
                 cells.free(strand)

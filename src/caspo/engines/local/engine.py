@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from caspo.engines.base import Completion, Message, OnDone, Request
 from caspo.engines.local.batch import HFBatch
-from caspo.engines.local.kv import Prefix, PrefixStore, RowPool, owned, shared_length
+from caspo.engines.local.kv import SHARED, Prefix, PrefixStore, RowPool, owned, shared_length
 from caspo.engines.prompts import INSTRUCTION, chat_ids, prompt_ids
 from caspo.engines.rows import check
 from caspo.engines.run import run
@@ -30,9 +30,6 @@ __all__ = ["HFEngine"]
 
 _PREFILL_TOKENS_CPU, _PREFILL_TOKENS_GPU = 1024, 4096
 """Tokens of one prefill pass, padding included: bounds its memory. On a CPU shorter passes pad less and lose nothing."""
-
-_SHARED = 16
-"""Tokens that sequences must share at their beginning to have it computed once; of fewer, copying costs as much."""
 
 
 class HFEngine:
@@ -147,7 +144,7 @@ class HFEngine:
         found = {ids: self.store.get(ids) for ids in needed}
         missing = [ids for ids in needed if found[ids] is None]
         shared = _common_prefix(missing)
-        if len(missing) > 1 and len(shared) >= _SHARED and _length(self._beginning(shared)) < len(shared) - 1:
+        if len(missing) > 1 and len(shared) >= SHARED and _length(self._beginning(shared)) < len(shared) - 1:
             self._prefill({shared: None})  # what all prompts begin with, once
         begun = {ids: self._beginning(ids) for ids in missing}
         missing.sort(key=lambda ids: len(ids) - _length(begun[ids]))
@@ -170,7 +167,7 @@ class HFEngine:
     def _beginning(self, ids: tuple[int, ...]) -> Prefix | None:
         """Keys and values that are there of the beginning of ``ids``, if worth it; at least one token is left to compute."""
         kept = min(self.store.longest(ids), len(ids) - 1)
-        return self.store.get(ids[:kept]) if kept >= _SHARED else None
+        return self.store.get(ids[:kept]) if kept >= SHARED else None
 
     def _prefill(self, batch: Mapping[tuple[int, ...], Prefix | None]) -> dict[tuple[int, ...], Prefix]:
         """Keys and values of every sequence of ``batch``, of whose beginning some are there.

@@ -18,7 +18,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["Prefix", "PrefixStore", "RowPool", "owned", "shared_length"]
+__all__ = ["SHARED", "Prefix", "PrefixStore", "RowPool", "owned", "shared_length"]
+
+SHARED = 16
+"""Tokens that prompts must have in common to have them computed once and kept; of fewer, copying costs as much."""
 
 Prefix = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of a token sequence of length n: per layer two tensors (H, n, D)."""
