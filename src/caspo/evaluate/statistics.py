@@ -208,7 +208,8 @@ def _checked_level(level: float) -> float:
 
 
 def _mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided exact binomial test of ``only_a`` against ``only_b`` at one half; in integers, so any n is exact."""
+    """Two-sided exact binomial test of ``only_a`` against ``only_b`` at one half; in integers, so that the last digit of a
+    published p-value hangs on no library's version."""
     n = only_a + only_b
     tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
     return min(1.0, float(2 * tail / 2**n))
