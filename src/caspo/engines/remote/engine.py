@@ -27,11 +27,11 @@ from caspo.config import Config
 from caspo.engines.base import Completion, Message, OnDone, Request
 from caspo.engines.prompts import INSTRUCTION, chat_ids
 from caspo.engines.remote.batch import RemoteBatch
-from caspo.engines.remote.pool import Endpoint, Passing, Pool
+from caspo.engines.remote.pool import Endpoint, Pool
 from caspo.engines.remote.probe import Features, probe
 from caspo.engines.remote.reply import BadReply, Entry
 from caspo.engines.remote.stream import TopLists
-from caspo.engines.retries import Key
+from caspo.engines.retries import Key, Passing
 from caspo.engines.run import run
 from caspo.errors import ConfigError, DataError, EngineError
 from caspo.types import FIRST_PIECE

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from caspo.engines.remote.pool import Endpoint, Passing, Pool
+from caspo.engines.remote.pool import Endpoint, Pool
 from caspo.engines.remote.reply import Position, positions
+from caspo.engines.retries import Passing
 from caspo.errors import ConfigError, EngineError
 
 __all__ = ["Features", "neutral", "probe"]
