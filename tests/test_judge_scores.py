@@ -15,8 +15,8 @@ from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_ju
 from caspo.evaluate.judge_scores import FIGURES, Judged, judge_scores
 from caspo.formats.labelled import LabelledSolution
 from caspo.judges.arithmetic import ArithmeticJudge
-from caspo.judges.base import FAILED, Chain
-from caspo.storage import read_json
+from caspo.judges.base import Chain
+from caspo.storage import read_json, write_json
 from caspo.types import Label, Question, Verdict
 
 
@@ -131,9 +131,11 @@ class Failing:
 
     def judge(self, chains: list[Chain]) -> list[list[Verdict]]:
         self.calls += 1
-        reason = f"{FAILED}no route to host" if self.calls == 1 else ""
-        label: Label = "unknown" if self.calls == 1 else "right"
-        return [[Verdict(label, reason, self.name)] * len(chain.steps) for chain in chains]
+        failed = self.calls == 1
+        label: Label = "unknown" if failed else "right"
+        return [
+            [Verdict(label, "no route" if failed else "", self.name, failed)] * len(chain.steps) for chain in chains
+        ]
 
 
 def test_runs_go_on_and_ask_again_where_the_judge_failed(tmp_path: Path) -> None:
@@ -149,6 +151,16 @@ def test_runs_go_on_and_ask_again_where_the_judge_failed(tmp_path: Path) -> None
     assert read_json(tmp_path / "scores.json")["judge"] == "failing"
     with pytest.raises(ResumeError, match="solutions"):
         claim_folder(tmp_path, JudgeRun(judge={"name": "failing"}, solutions=digest(solutions[1:])))
+
+
+def test_failures_in_files_of_earlier_versions_are_asked_about_again(tmp_path: Path) -> None:
+    """There the reason alone says so; a verdict on the step is kept."""
+    solutions = [solution("0", 1, None)]
+    for reason, calls in (("failed: no route to host", 1), ("no label", 0)):
+        judge = Failing()
+        write_json(tmp_path / "part-0000.json", [{"id": "0", "verdicts": [{"label": "unknown", "reason": reason}]}])
+        judge_solutions(solutions, judge, tmp_path)
+        assert judge.calls == calls
 
 
 def test_arithmetic_end_to_end(tmp_path: Path) -> None:

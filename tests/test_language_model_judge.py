@@ -183,7 +183,8 @@ def test_prose_and_nonsense_are_unknown_with_the_reason(server: Server, text: st
     judge = judge_at(server)
     assert told(judge) == ["unknown"] * 3
     assert why in reason(judge)
-    assert len(server.asked) == 2, "asked once each: the same prompt gives the same prose"
+    assert not judge.judge([CHAIN])[0][0].failed
+    assert len(server.asked) == 3, "asked once each: the same prompt gives the same prose"
 
 
 @pytest.mark.parametrize(
@@ -201,6 +202,7 @@ def test_a_fault_that_stays_is_unknown(server: Server, fault: Handler) -> None:
     judge = judge_at(server)
     assert told(judge) == ["unknown"] * 3
     assert reason(judge).startswith("failed: ")
+    assert all(verdict.failed for verdict in judge.judge([CHAIN])[0])
     assert "3 tries" in reason(judge)
 
 
@@ -238,7 +240,7 @@ def test_a_wrong_key_or_model_raises(server: Server, code: int) -> None:
 def test_the_server_says_how_long_to_wait(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry-After in seconds or as a date; what would take too long is given up at once."""
     waits: list[float] = []
-    monkeypatch.setattr("caspo.judges.endpoint.time.sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     server.script = [status(429, ("Retry-After", "7")), says(reply(1))]
     assert told(judge_at(server)) == ["right", "wrong"]
     assert waits == [7.0]
@@ -254,7 +256,7 @@ def test_the_server_says_how_long_to_wait(server: Server, monkeypatch: pytest.Mo
 
 def test_waits_double_and_are_jittered(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("caspo.judges.endpoint.time.sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     server.script = [status(500)]
     told(judge_at(server, retries=6, first_wait=1, longest_wait=8))
     assert all(0.5 * full <= wait <= 1.5 * full for wait, full in zip(waits, (1, 2, 4, 8, 8, 8), strict=True))

@@ -150,6 +150,9 @@ class Verdict:
     label: Label
     reason: str = ""
     judge: str = ""
+    failed: bool = False
+    """`unknown` because the judge failed (an endpoint that was down), not because of the step: such a verdict is not kept
+    for another run, which asks again. Trees in files do not tell it from other unknown ones."""
 
 
 @dataclass(frozen=True, eq=False)

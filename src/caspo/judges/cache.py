@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from caspo.judges.base import FAILED, Chain, Judge, chain_key
+from caspo.judges.base import Chain, Judge, chain_key
 from caspo.storage import explain_os_error
 from caspo.types import Verdict
 
@@ -46,7 +46,7 @@ class CachedJudge:
             part = asked[start : start + self.chunk]
             judged = self.judge_asked.judge([missing[key] for key in part])
             found |= dict(zip(part, judged, strict=True))
-            kept = {k: v for k, v in zip(part, judged, strict=True) if not any(x.reason.startswith(FAILED) for x in v)}
+            kept = {k: v for k, v in zip(part, judged, strict=True) if not any(x.failed for x in v)}
             self._write(kept)
             known |= kept
         return [list(known[key] if key in known else found[key]) for key in keys]

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, m
 
 from caspo.config import Config
 from caspo.engines.base import Request
-from caspo.judges.base import FAILED, Chain, TextEngine, chain_key
+from caspo.judges.base import Chain, TextEngine, chain_key
 from caspo.judges.endpoint import Answer, EndpointSettings
 from caspo.trees import seed_of
 from caspo.types import Label, Verdict
@@ -110,7 +110,7 @@ class LanguageModelJudge:
         valid = [reply for reply in replies if isinstance(reply, _Reply)]
         given, length = chain.given, len(chain.steps)
         if not valid:
-            return self._all("unknown", str(replies[0]), length - given)
+            return self._all("unknown", str(replies[0]), length - given, failed=answers[0].text is None)
         counted = Counter(reply.first_wrong_step for reply in valid).most_common(2)
         (first, votes), *others = counted
         if others and others[0][1] == votes:
@@ -126,8 +126,8 @@ class LanguageModelJudge:
             *self._all("wrong", reason, 1),
         ]
 
-    def _all(self, label: Label, reason: str, count: int) -> list[Verdict]:
-        return [Verdict(label, reason, self.name)] * count
+    def _all(self, label: Label, reason: str, count: int, *, failed: bool = False) -> list[Verdict]:
+        return [Verdict(label, reason, self.name, failed)] * count
 
 
 def prompt_of(chain: Chain, *, show_answer: bool) -> str:
@@ -146,7 +146,7 @@ def prompt_of(chain: Chain, *, show_answer: bool) -> str:
 def _read(answer: Answer, chain: Chain) -> _Reply | str:
     """The validated reply, or why there is none."""
     if answer.text is None:
-        return f"{FAILED}{answer.problem}"
+        return f"failed: {answer.problem}"
     found = _last_object(answer.text)
     if found is None:
         return f"the judge answered no JSON object: {answer.text.strip()[:80]!r}"
