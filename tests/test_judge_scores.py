@@ -13,7 +13,7 @@ from caspo.config import claim_folder
 from caspo.errors import ResumeError
 from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
 from caspo.evaluate.judge_scores import FIGURES, Judged, judge_scores
-from caspo.formats.labelled import LabelledSolution
+from caspo.formats import LabelledSolution
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain
 from caspo.storage import read_json, write_json
@@ -25,7 +25,7 @@ def solution(name: str, steps: int, first: int | None, subset: str = "all") -> L
     if first is not None:
         labels[first:] = ["wrong", *(["unknown"] * (steps - first - 1))]  # type: ignore[list-item]
     question = Question(name, f"Question {name}?", "5")
-    return LabelledSolution(name, question, tuple(f"step {i}" for i in range(steps)), first, tuple(labels), subset)
+    return LabelledSolution(name, question, tuple(f"step {i}" for i in range(steps)), tuple(labels), subset)
 
 
 def judged(name: str, steps: int, first: int | None, said: str, subset: str = "all") -> Judged:
@@ -167,7 +167,7 @@ def test_arithmetic_end_to_end(tmp_path: Path) -> None:
     """A false sum is found where it stands; nothing is said of what has no sum."""
     question = Question("q", "Tom has 2 apples and 3 pears. How many fruits?", "5")
     steps = ("Let me see.", "2 + 3 = 6", "The answer is 6.")
-    one = LabelledSolution("s", question, steps, 1, ("right", "wrong", "unknown"), "all")
+    one = LabelledSolution("s", question, steps, ("right", "wrong", "unknown"), "all")
     (found,) = judge_solutions([one], ArithmeticJudge(), tmp_path)
     assert found.verdicts == ("unknown", "wrong")
     assert np.isclose(judge_scores([found])["all"]["first_error_accuracy"]["value"], 1)

@@ -13,7 +13,7 @@ from typing import Any
 
 from caspo.config import Config
 from caspo.evaluate.judge_scores import Judged, judge_scores
-from caspo.formats.labelled import LabelledSolution
+from caspo.formats import LabelledSolution
 from caspo.judges.base import Chain, Judge, chain_key
 from caspo.storage import read_json, write_json
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from caspo.evaluate.resampling import draw_questions, percentile_interval, ratio
 from caspo.evaluate.statistics import wilson
-from caspo.formats.labelled import LabelledSolution
+from caspo.formats import LabelledSolution
 from caspo.types import Label
 
 __all__ = ["FIGURES", "Judged", "judge_scores", "score_counts"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from caspo.config import Config
-from caspo.formats.labelled import read_labelled
+from caspo.formats import read_labelled
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Judge, TextEngine
 from caspo.judges.cache import CachedJudge
@@ -47,7 +47,7 @@ class LabelsSettings(Config):
 
     kind: Literal["labels"] = "labels"
     files: tuple[Path, ...] = Field(min_length=1)
-    """Labelled solutions, in any format of `caspo.formats.labelled`."""
+    """Labelled solutions, in any format of `caspo.formats`."""
 
 
 def _named(value: Any) -> Any:

@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from caspo.config import Config
 from caspo.engines.models import resolve
 from caspo.errors import ConfigError, ModelError
+from caspo.formats.math_shepherd import TAG as SHEPHERD_TAG
 from caspo.judges.base import Chain
 from caspo.types import Label, Question, Verdict
 
@@ -34,7 +35,6 @@ Layout = Literal["qwen", "token_classification", "math_shepherd"]
 
 _QWEN_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 _QWEN_TAG = "<extra_0>"
-_SHEPHERD_TAG = "ки"
 
 
 class RewardModelSettings(Config):
@@ -251,9 +251,9 @@ def _qwen(tokenizer: Any, question: str, steps: Sequence[str]) -> tuple[list[int
 
 def _math_shepherd(tokenizer: Any, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
     """Tokens, and the place of each step's score."""
-    _single(tokenizer, _SHEPHERD_TAG)
+    _single(tokenizer, SHEPHERD_TAG)
     lines = [step if step.startswith("Step ") else f"Step {i}: {step}" for i, step in enumerate(steps, start=1)]
-    tag = f" {_SHEPHERD_TAG}\n"
+    tag = f" {SHEPHERD_TAG}\n"
     text = f"{question} " + "".join(f"{line}{tag}" for line in lines)
     ends = [end - 1 for end in _ends(len(question) + 1, lines, tag)]
     return _encoded(tokenizer, text[:-1], ends, special=True)
