@@ -187,8 +187,9 @@ class Tree:
     nodes: tuple[Node, ...]
 
     @property
-    def tokens(self) -> Literal["model", "pieces"]:
-        """Whose its tokens are: `model`, or `pieces`, numbers for text that mean nothing to a model (`FIRST_PIECE`)."""
+    def token_source(self) -> Literal["model", "pieces"]:
+        """Where its token ids come from: `model`, or `pieces`, numbers for text that mean nothing to a model
+        (`FIRST_PIECE`)."""
         return "pieces" if any(token >= FIRST_PIECE for token in self.prompt_ids) else "model"
 
     @cached_property
