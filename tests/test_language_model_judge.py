@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from caspo.errors import ConfigError
 from caspo.judges.base import Chain, Judge
-from caspo.judges.endpoint import Answer, Endpoint, EndpointSettings
+from caspo.judges.endpoint import ChatEndpoint, EndpointSettings, ModelAnswer
 from caspo.judges.language_model import (
     INSTRUCTION,
     LanguageModelJudge,
@@ -128,7 +128,7 @@ def judge_at(server: Server, settings: LanguageModelSettings = SETTINGS, **more:
     quick: dict[str, Any] = {"timeout": 5, "retries": 2, "first_wait": 0.001, **more}
     endpoint = EndpointSettings(url=server.url, **quick)
     sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-    return LanguageModelJudge(Endpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
+    return LanguageModelJudge(ChatEndpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
 
 
 def told(judge: Judge, chain: Chain = CHAIN) -> list[str]:
@@ -223,7 +223,7 @@ def test_a_refusal_is_not_asked_again(server: Server) -> None:
 
 def test_nobody_listens() -> None:
     judge = LanguageModelJudge(
-        Endpoint(EndpointSettings(url="http://127.0.0.1:9/v1", retries=1, first_wait=0.001), "m", "", {}), SETTINGS
+        ChatEndpoint(EndpointSettings(url="http://127.0.0.1:9/v1", retries=1, first_wait=0.001), "m", "", {}), SETTINGS
     )
     assert told(judge) == ["unknown"] * 3
     assert "ConnectError" in reason(judge)
@@ -270,7 +270,7 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(
     monkeypatch.setenv("JUDGE_KEY", "sk-secret")
     caplog.set_level(logging.DEBUG)
     endpoint = EndpointSettings(url=server.url, key_variable="JUDGE_KEY", retries=1, first_wait=0.001)
-    judge = LanguageModelJudge(Endpoint(endpoint, "m", "", {}), SETTINGS)
+    judge = LanguageModelJudge(ChatEndpoint(endpoint, "m", "", {}), SETTINGS)
     server.script = [status(500, body=b"bad key sk-secret")]
     assert "sk-secret" not in reason(judge)
     assert server.keys[0] == "Bearer sk-secret"
@@ -322,9 +322,9 @@ def ask(*texts: str | None) -> tuple[LanguageModelJudge, list[int]]:
     """A judge of three votes that gets these answers; the seeds it asked with."""
     seen: list[int] = []
 
-    def answers(prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+    def answers(prompts: Sequence[str], seeds: Sequence[int]) -> list[ModelAnswer]:
         seen.extend(seeds)
-        return [Answer(text, "gone") for text in texts]
+        return [ModelAnswer(text, "gone") for text in texts]
 
     return LanguageModelJudge(answers, LanguageModelSettings(model="m", votes=len(texts), temperature=0.7)), seen
 

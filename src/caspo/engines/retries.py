@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from caspo.errors import EngineError
 
-__all__ = ["Key", "Passing", "backoff", "passing", "retry_after"]
+__all__ = ["ApiKey", "Passing", "backoff", "passing", "retry_after"]
 
 _RETRIED = frozenset({408, 409, 425, 429})
 
@@ -33,7 +33,7 @@ class Passing(EngineError):
         self.down, self.wait, self.answered = down, wait, answered
 
 
-class Key:
+class ApiKey:
     """An API key in an environment variable. It is looked up when it is sent, and stands in no message, repr or file."""
 
     def __init__(self, variable: str) -> None:

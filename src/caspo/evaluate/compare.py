@@ -21,9 +21,9 @@ import yaml
 from caspo.config import flatten
 from caspo.errors import ConfigError, DataError
 from caspo.evaluate.answer_figures import RESAMPLED, answer_rows
+from caspo.evaluate.estimates import bootstrap_ci, paired_difference
 from caspo.evaluate.resampling import draw_questions, percentile_interval
 from caspo.evaluate.run import Outcome, read_outcomes
-from caspo.evaluate.statistics import bootstrap_ci, paired_difference
 from caspo.search import METHODS
 from caspo.storage import read_json
 
@@ -49,7 +49,7 @@ class _Side:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _MeasuredMethod:
     """One method of a side."""
 
     name: str
@@ -182,7 +182,9 @@ def _confidence(one: Sequence[Outcome], two: Sequence[Outcome]) -> dict[str, Any
     return figures
 
 
-def _flipped(one: Sequence[Outcome], two: Sequence[Outcome], asked: _Measured, *, lost: bool) -> list[dict[str, Any]]:
+def _flipped(
+    one: Sequence[Outcome], two: Sequence[Outcome], asked: _MeasuredMethod, *, lost: bool
+) -> list[dict[str, Any]]:
     """The questions that only ``a`` got right (``lost``), or only ``b``."""
     flipped = []
     for x, y in zip(one, two, strict=True):
@@ -192,11 +194,11 @@ def _flipped(one: Sequence[Outcome], two: Sequence[Outcome], asked: _Measured, *
     return flipped
 
 
-def _read(side: _Side, method: str) -> _Measured:
+def _read(side: _Side, method: str) -> _MeasuredMethod:
     outcomes, trees = read_outcomes(side.folder / "evaluate", method)
     if not outcomes:
         raise DataError(f"{side.folder / 'evaluate' / method} holds no outcomes. Evaluate {side.named} again.")
-    return _Measured(
+    return _MeasuredMethod(
         method,
         int(side.methods[method]["settings"]["max_tokens"]),
         {outcome.question_id: outcome for outcome in outcomes},
@@ -204,7 +206,7 @@ def _read(side: _Side, method: str) -> _Measured:
     )
 
 
-def _common(a: _Side, b: _Side, first: _Measured, second: _Measured) -> list[str]:
+def _common(a: _Side, b: _Side, first: _MeasuredMethod, second: _MeasuredMethod) -> list[str]:
     """The questions to compare on, in the order of ``a``.
 
     Raises:

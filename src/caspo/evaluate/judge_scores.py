@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caspo.evaluate.estimates import wilson
 from caspo.evaluate.resampling import draw_questions, percentile_interval, ratio
-from caspo.evaluate.statistics import wilson
 from caspo.formats import LabelledSolution
 from caspo.types import Label
 

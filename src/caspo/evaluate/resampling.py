@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caspo.confidence.calibration import equal_width_bin
-from caspo.evaluate.statistics import Interval
+from caspo.evaluate.estimates import Interval
 
 __all__ = [
     "Draws", "draw_questions", "percentile_interval", "ratio", "resampled_aurc", "resampled_auroc", "resampled_ece",

@@ -13,7 +13,7 @@ from caspo.formats import read_labelled
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Judge, TextEngine
 from caspo.judges.cache import CachedJudge
-from caspo.judges.endpoint import Endpoint
+from caspo.judges.endpoint import ChatEndpoint
 from caspo.judges.labels import LabelsJudge
 from caspo.judges.language_model import INSTRUCTION, LanguageModelJudge, LanguageModelSettings, ask_engine
 from caspo.judges.reference import ReferenceJudge
@@ -97,7 +97,7 @@ def make_judge(
             judge = LanguageModelJudge(ask_engine(opened, settings), settings)
         case LanguageModelSettings(endpoint=endpoint) if endpoint is not None:
             sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-            judge = LanguageModelJudge(Endpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
+            judge = LanguageModelJudge(ChatEndpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
         case RewardModelSettings():
             judge = RewardModelJudge(lambda: load_reward_model(settings), settings)
     return judge if cache is None else CachedJudge(judge, cache)

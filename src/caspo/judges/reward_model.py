@@ -64,7 +64,7 @@ class RewardModelSettings(Config):
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ModelInput:
     """A chain as the model reads it."""
 
     ids: tuple[int, ...]
@@ -102,7 +102,8 @@ class RewardModelJudge:
         limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
         rows = [_row(self.settings.layout, tokenizer, chain.question, chain.steps) for chain in chains]
         rows = [
-            _Row(row.ids[:limit], tuple(p if p is not None and p < limit else None for p in row.places)) for row in rows
+            _ModelInput(row.ids[:limit], tuple(p if p is not None and p < limit else None for p in row.places))
+            for row in rows
         ]
         found: list[list[float | None]] = [[None] * len(row.places) for row in rows]
         order = sorted((i for i, row in enumerate(rows) if row.ids), key=lambda i: len(rows[i].ids))
@@ -120,7 +121,7 @@ class RewardModelJudge:
             self._loaded = self._load()
         return self._loaded
 
-    def _pass(self, rows: Sequence[_Row], model: Any, tokenizer: Any) -> list[list[float | None]]:
+    def _pass(self, rows: Sequence[_ModelInput], model: Any, tokenizer: Any) -> list[list[float | None]]:
         """One forward pass; padding stands on the right, where a causal model does not see it."""
         width = max(len(row.ids) for row in rows)
         device = next(model.parameters()).device
@@ -206,14 +207,14 @@ def load_reward_model(settings: RewardModelSettings) -> tuple[Any, Any]:
     return model.to(settings.device).eval(), tokenizer
 
 
-def _row(layout: Layout, tokenizer: Any, question: Question, steps: Sequence[str]) -> _Row:
+def _row(layout: Layout, tokenizer: Any, question: Question, steps: Sequence[str]) -> _ModelInput:
     shown = [step.strip() for step in steps if step.strip()]
     if not shown:
-        return _Row((), (None,) * len(steps))
+        return _ModelInput((), (None,) * len(steps))
     written = {"qwen": _qwen, "token_classification": _token_classification, "math_shepherd": _math_shepherd}[layout]
     ids, ends = written(tokenizer, question.text.strip(), shown)
     places = iter(ends)
-    return _Row(tuple(ids), tuple(next(places) if step.strip() else None for step in steps))
+    return _ModelInput(tuple(ids), tuple(next(places) if step.strip() else None for step in steps))
 
 
 def _token_classification(tokenizer: Any, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:

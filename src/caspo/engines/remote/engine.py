@@ -31,7 +31,7 @@ from caspo.engines.remote.pool import Endpoint, Pool
 from caspo.engines.remote.probe import Features, probe
 from caspo.engines.remote.reply import BadReply, Entry
 from caspo.engines.remote.stream import TopLists
-from caspo.engines.retries import Key, Passing
+from caspo.engines.retries import ApiKey, Passing
 from caspo.engines.run import run
 from caspo.errors import ConfigError, DataError, EngineError
 from caspo.types import FIRST_PIECE
@@ -108,7 +108,7 @@ class OpenAICompatibleEngine:
         self._lock = threading.Lock()
         self._tokenizer = _tokenizer(settings.tokenizer) if settings.tokenizer else None
         self.pool = Pool(
-            settings.urls, Key(settings.key_variable), concurrency=settings.concurrency, timeout=settings.timeout,
+            settings.urls, ApiKey(settings.key_variable), concurrency=settings.concurrency, timeout=settings.timeout,
             token_timeout=settings.token_timeout, patience=settings.patience,
         )  # fmt: skip
         try:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from caspo.engines.retries import Key, Passing, backoff, passing, retry_after
+from caspo.engines.retries import ApiKey, Passing, backoff, passing, retry_after
 from caspo.errors import ConfigError, EngineError
 
 __all__ = ["Endpoint", "Pool"]
@@ -58,8 +58,8 @@ class Pool:
     """
 
     def __init__(
-        self, urls: Sequence[str], key: Key, *, concurrency: int, timeout: float, token_timeout: float, patience: float
-    ) -> None:
+        self, urls: Sequence[str], key: ApiKey, *, concurrency: int, timeout: float, token_timeout: float, patience: float
+    ) -> None:  # fmt: skip
         self.endpoints = [Endpoint(url) for url in urls]
         self.key, self.concurrency = key, concurrency
         self.timeout, self.token_timeout, self.patience = timeout, token_timeout, patience

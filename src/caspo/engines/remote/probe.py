@@ -92,7 +92,7 @@ async def probe(pool: Pool, endpoint: Endpoint, model: str, most: int) -> Featur
     listed = await _listed(pool, endpoint, model)
     meta = listed.get("meta") or {}
     owner = str(listed.get("owned_by") or "")
-    asking = _Asking(pool, endpoint, model)
+    asking = _Probing(pool, endpoint, model)
     reply = await asking.first(most)
     greedy = _positions(reply, asking.most)
     shown = max(len(position.top) for position in greedy)
@@ -123,7 +123,7 @@ async def probe(pool: Pool, endpoint: Endpoint, model: str, most: int) -> Featur
     )
 
 
-class _Asking:
+class _Probing:
     """Completions of one token of one text."""
 
     def __init__(self, pool: Pool, endpoint: Endpoint, model: str) -> None:

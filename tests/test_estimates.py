@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caspo.errors import ConfigError, DataError
-from caspo.evaluate.statistics import (
+from caspo.evaluate.estimates import (
     auroc,
     bootstrap_ci,
     paired_difference,
