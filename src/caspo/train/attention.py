@@ -79,7 +79,7 @@ class TreeAttention:
         implementation = config._attn_implementation
         if implementation == "sdpa" and model.device.type == "cpu":
             _register()
-            config._attn_implementation = _BY_BLOCK
+            model.set_attn_implementation(_BY_BLOCK)
         by_block = config._attn_implementation == _BY_BLOCK
         if by_block:
             implementation = "sdpa"
