@@ -24,7 +24,7 @@ from caspo.confidence import entropy_bounds
 from caspo.engines.base import Request
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
-from caspo.evaluate.statistics import bootstrap_ci
+from caspo.evaluate.estimates import bootstrap_ci
 from caspo.steps import split_tokens
 from caspo.tasks.stories import StoriesTask
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from measure import Figure, difference, report
 
 from caspo.answers import stated_answer
-from caspo.evaluate.statistics import wilson
+from caspo.evaluate.estimates import wilson
 from caspo.tasks.benchmarks import TABLE, BenchmarkTask, open_benchmark
 from caspo.testing.graders import GraderReport, check_grader, renderings
 from caspo.types import Question

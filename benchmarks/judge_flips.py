@@ -21,7 +21,7 @@ from caspo.data.annotate import judge_trees
 from caspo.data.pairs import PairSettings, build_pairs
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
-from caspo.evaluate.statistics import paired_difference, wilson
+from caspo.evaluate.estimates import paired_difference, wilson
 from caspo.evaluate.step_figures import step_figures, step_rows
 from caspo.judges.reference import ReferenceJudge
 from caspo.search import ChainOfThoughtSettings, SelfConsistencySettings

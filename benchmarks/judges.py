@@ -31,9 +31,8 @@ from caspo.engines.base import Completion, OnDone, Request
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
 from caspo.evaluate.judge_scores import FIGURES, Judged, judge_scores
-from caspo.formats.labelled import LabelledSolution, read_labelled
+from caspo.formats import LabelledSolution, read_labelled, solutions_of
 from caspo.formats.parquet import read_trees
-from caspo.formats.trees import solutions_of
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, Judge
 from caspo.judges.reference import ReferenceJudge

@@ -35,7 +35,7 @@ from trl_baseline import in_fresh_process
 
 from caspo.engines.models import resolve
 from caspo.engines.prompts import INSTRUCTION, PLAIN_TEMPLATE, prompt_ids
-from caspo.evaluate.statistics import bootstrap_ci, paired_difference, wilson
+from caspo.evaluate.estimates import bootstrap_ci, paired_difference, wilson
 from caspo.tasks.base import Task
 from caspo.tasks.jsonl import JsonlTask
 from caspo.tasks.stories import StoriesTask

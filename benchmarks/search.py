@@ -27,7 +27,7 @@ from caspo.engines.local.engine import HFEngine
 from caspo.engines.memo import MemoEngine
 from caspo.engines.models import load
 from caspo.engines.prompts import INSTRUCTION
-from caspo.evaluate.statistics import bootstrap_ci, paired_difference, wilson
+from caspo.evaluate.estimates import bootstrap_ci, paired_difference, wilson
 from caspo.loop.thresholds import PRUNE_GRID, right_path
 from caspo.search import METHODS, Method
 from caspo.search.threshold import choose_pruning

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from caspo.confidence.calibration import fit, reliability
-from caspo.evaluate.statistics import wilson
+from caspo.evaluate.estimates import wilson
 
 SIGNALS = (
     "entropy",

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caspo.evaluate.answer_figures import answer_figures, risk_coverage
+from caspo.evaluate.estimates import wilson
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.paths import faithfulness
 from caspo.evaluate.resampling import draw_questions, resampled_aurc
 from caspo.evaluate.run import EvaluateSettings, Outcome, Sample, evaluate_methods, read_outcomes
 from caspo.evaluate.samples import pass_at_k, sample_figures
-from caspo.evaluate.statistics import wilson
 from caspo.judges.base import Chain
 from caspo.search import answer_path
 from caspo.testing.scripted import Scripted, ScriptedEngine

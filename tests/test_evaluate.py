@@ -13,9 +13,9 @@ import pytest
 from caspo.confidence import SIGNALS
 from caspo.data.annotate import judge_trees
 from caspo.evaluate import run
+from caspo.evaluate.estimates import wilson
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, Outcome, evaluate_methods, read_outcomes
-from caspo.evaluate.statistics import wilson
 from caspo.evaluate.step_figures import step_changes, step_rows
 from caspo.formats.parquet import write_trees
 from caspo.judges.base import StepJudge

@@ -9,8 +9,8 @@ import pytest
 
 from caspo.answers import stated_answer
 from caspo.tasks import open_benchmark
-from caspo.tasks.code import grade_code
 from caspo.tasks.grading import GRADERS, grade_maths, grade_text
+from caspo.tasks.programs import grade_code
 from caspo.testing.graders import check_grader, near_misses, respellings
 from caspo.types import Question
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from caspo.errors import DataError
-from caspo.formats.labelled import read_labelled
+from caspo.formats import read_labelled
 from caspo.judges.base import Chain, Judge
 from caspo.judges.labels import LabelsJudge
 from caspo.types import Question

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from caspo.errors import ConfigError
 from caspo.judges.base import Chain, Judge
-from caspo.judges.endpoint import Answer, Endpoint, EndpointSettings
+from caspo.judges.endpoint import ChatEndpoint, EndpointSettings, ModelAnswer
 from caspo.judges.language_model import (
     INSTRUCTION,
     LanguageModelJudge,
@@ -128,7 +128,7 @@ def judge_at(server: Server, settings: LanguageModelSettings = SETTINGS, **more:
     quick: dict[str, Any] = {"timeout": 5, "retries": 2, "first_wait": 0.001, **more}
     endpoint = EndpointSettings(url=server.url, **quick)
     sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-    return LanguageModelJudge(Endpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
+    return LanguageModelJudge(ChatEndpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
 
 
 def told(judge: Judge, chain: Chain = CHAIN) -> list[str]:
@@ -183,7 +183,8 @@ def test_prose_and_nonsense_are_unknown_with_the_reason(server: Server, text: st
     judge = judge_at(server)
     assert told(judge) == ["unknown"] * 3
     assert why in reason(judge)
-    assert len(server.asked) == 2, "asked once each: the same prompt gives the same prose"
+    assert not judge.judge([CHAIN])[0][0].failed
+    assert len(server.asked) == 3, "asked once each: the same prompt gives the same prose"
 
 
 @pytest.mark.parametrize(
@@ -201,6 +202,7 @@ def test_a_fault_that_stays_is_unknown(server: Server, fault: Handler) -> None:
     judge = judge_at(server)
     assert told(judge) == ["unknown"] * 3
     assert reason(judge).startswith("failed: ")
+    assert all(verdict.failed for verdict in judge.judge([CHAIN])[0])
     assert "3 tries" in reason(judge)
 
 
@@ -221,7 +223,7 @@ def test_a_refusal_is_not_asked_again(server: Server) -> None:
 
 def test_nobody_listens() -> None:
     judge = LanguageModelJudge(
-        Endpoint(EndpointSettings(url="http://127.0.0.1:9/v1", retries=1, first_wait=0.001), "m", "", {}), SETTINGS
+        ChatEndpoint(EndpointSettings(url="http://127.0.0.1:9/v1", retries=1, first_wait=0.001), "m", "", {}), SETTINGS
     )
     assert told(judge) == ["unknown"] * 3
     assert "ConnectError" in reason(judge)
@@ -238,7 +240,7 @@ def test_a_wrong_key_or_model_raises(server: Server, code: int) -> None:
 def test_the_server_says_how_long_to_wait(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry-After in seconds or as a date; what would take too long is given up at once."""
     waits: list[float] = []
-    monkeypatch.setattr("caspo.judges.endpoint.time.sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     server.script = [status(429, ("Retry-After", "7")), says(reply(1))]
     assert told(judge_at(server)) == ["right", "wrong"]
     assert waits == [7.0]
@@ -254,7 +256,7 @@ def test_the_server_says_how_long_to_wait(server: Server, monkeypatch: pytest.Mo
 
 def test_waits_double_and_are_jittered(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("caspo.judges.endpoint.time.sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     server.script = [status(500)]
     told(judge_at(server, retries=6, first_wait=1, longest_wait=8))
     assert all(0.5 * full <= wait <= 1.5 * full for wait, full in zip(waits, (1, 2, 4, 8, 8, 8), strict=True))
@@ -268,7 +270,7 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(
     monkeypatch.setenv("JUDGE_KEY", "sk-secret")
     caplog.set_level(logging.DEBUG)
     endpoint = EndpointSettings(url=server.url, key_variable="JUDGE_KEY", retries=1, first_wait=0.001)
-    judge = LanguageModelJudge(Endpoint(endpoint, "m", "", {}), SETTINGS)
+    judge = LanguageModelJudge(ChatEndpoint(endpoint, "m", "", {}), SETTINGS)
     server.script = [status(500, body=b"bad key sk-secret")]
     assert "sk-secret" not in reason(judge)
     assert server.keys[0] == "Bearer sk-secret"
@@ -320,9 +322,9 @@ def ask(*texts: str | None) -> tuple[LanguageModelJudge, list[int]]:
     """A judge of three votes that gets these answers; the seeds it asked with."""
     seen: list[int] = []
 
-    def answers(prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+    def answers(prompts: Sequence[str], seeds: Sequence[int]) -> list[ModelAnswer]:
         seen.extend(seeds)
-        return [Answer(text, "gone") for text in texts]
+        return [ModelAnswer(text, "gone") for text in texts]
 
     return LanguageModelJudge(answers, LanguageModelSettings(model="m", votes=len(texts), temperature=0.7)), seen
 

@@ -243,11 +243,11 @@ def test_a_server_without_ids_gives_trees_that_are_unfit_for_training(tmp_path: 
     with serving("sglang") as server, engine_for(server) as engine:
         solutions = ChainOfThought().solve([Question("q", "What?", "7")], engine)
         tree = solutions[0].tree
-    assert tree.tokens == "pieces"
+    assert tree.token_source == "pieces"
     assert min(tree.prompt_ids) >= FIRST_PIECE
     write_trees(tmp_path / "trees.parquet", [tree])
     (again,) = read_trees(tmp_path / "trees.parquet")
-    assert again.tokens == "pieces", "the mark is kept"
+    assert again.token_source == "pieces", "the mark is kept"
     with pytest.raises(DataError, match="no token ids"):
         build_pairs([again], PairSettings())
     with pytest.raises(DataError, match="no token ids"):

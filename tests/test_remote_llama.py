@@ -179,7 +179,7 @@ def test_cat_grows_a_tree_of_two_paths_on_the_server(remote: OpenAICompatibleEng
     method = ConfidenceTree(ConfidenceTreeSettings(max_tokens=24, branch_below=1.0))
     (solution,) = method.solve([Question("q", TEXT, "7")], remote)
     assert len(solution.tree.children(-1)) + sum(len(n) > 1 for _, n in solution.tree.groups()) >= 2
-    assert solution.tree.tokens == "model"
+    assert solution.tree.token_source == "model"
     assert {node.step.trace.kind for node in solution.tree.nodes} == {"top_k"}
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from caspo.confidence.calibration import brier, ece
 from caspo.evaluate import resampling
+from caspo.evaluate.estimates import auroc, bootstrap_ci, pairs_won, sibling_pairs
 from caspo.evaluate.resampling import (
     Draws,
     draw_questions,
@@ -21,7 +22,6 @@ from caspo.evaluate.resampling import (
     resampled_ece,
     resampled_ratio,
 )
-from caspo.evaluate.statistics import auroc, bootstrap_ci, pairs_won, sibling_pairs
 
 Floats = NDArray[np.float64]
 

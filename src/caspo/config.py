@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from caspo.errors import ConfigError, ResumeError
 from caspo.storage import write_text
 
-__all__ = ["Config", "claim_folder", "load_recipe", "settings_from"]
+__all__ = ["Config", "claim_folder", "flatten", "load_recipe", "settings_from"]
 
 T = TypeVar("T", bound="Config")
 
@@ -64,7 +64,7 @@ def claim_folder(out: Path, recipe: Config) -> None:
             found = None
         if not isinstance(found, dict):
             raise ResumeError(f"{file} is damaged. Choose another --out, or delete {out} to start over.")
-        before, now = _flatten(found), _flatten(asked)
+        before, now = flatten(found), flatten(asked)
         keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         if keys:
             listed = "\n".join(f"  {k}: {before.get(k, '(absent)')} there, {now.get(k, '(absent)')} now" for k in keys)
@@ -131,10 +131,11 @@ def _sections(annotation: Any) -> list[Any]:
     return [found for part in get_args(annotation) for found in _sections(part)]
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings, by their dotted names."""
     if not isinstance(value, dict):
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, inner in value.items():
-        flat.update(_flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+        flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
     return flat

@@ -151,6 +151,9 @@ class Verdict:
     label: Label
     reason: str = ""
     judge: str = ""
+    failed: bool = False
+    """`unknown` because the judge failed (an endpoint that was down), not because of the step: such a verdict is not kept
+    for another run, which asks again. Trees in files do not tell it from other unknown ones."""
 
 
 Decision = Literal["", "expanded", "finished", "pruned", "dropped", "cut"]
@@ -188,8 +191,9 @@ class Tree:
     nodes: tuple[Node, ...]
 
     @property
-    def tokens(self) -> Literal["model", "pieces"]:
-        """Whose its tokens are: `model`, or `pieces`, numbers for text that mean nothing to a model (`FIRST_PIECE`)."""
+    def token_source(self) -> Literal["model", "pieces"]:
+        """Where its token ids come from: `model`, or `pieces`, numbers for text that mean nothing to a model
+        (`FIRST_PIECE`)."""
         return "pieces" if any(token >= FIRST_PIECE for token in self.prompt_ids) else "model"
 
     @cached_property

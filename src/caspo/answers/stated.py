@@ -26,7 +26,6 @@ MAX_LITERAL = 10000
 
 # A full stop after an initial ("James A. Garfield") or before a small letter ("st. gallen") ends no sentence.
 _TEXT_END = re.compile(r"(?<!\b[^\W\d_])[.!?](?=\s*$|\s+[A-Z])")
-_LINE_END = re.compile(r"(?!)")
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 _CODE_START = re.compile(r"^(?:def|class|import|from|async def|@\w+)\b", re.MULTILINE)
 _LETTER = re.compile(

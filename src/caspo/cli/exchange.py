@@ -32,11 +32,10 @@ def export(
     from caspo.cli.show import output
     from caspo.data.dataset import write_dataset
     from caspo.data.pairs import read_pairs
-    from caspo.formats.labelled import read_labelled
+    from caspo.formats import WRITTEN, pairs_as_step_dpo, read_labelled, trees_as, trees_of, write_rows
     from caspo.formats.parquet import read_trees
-    from caspo.formats.trees import FORMATS, pairs_as_step_dpo, trees_as, trees_of, write_rows
 
-    known = (*FORMATS, "step_dpo", "dataset")
+    known = (*WRITTEN, "step_dpo", "dataset")
     if to not in known:
         raise ConfigError(f"There is no format {to!r}. Choose one of {', '.join(known)}.")
     if (to == "step_dpo") != (pairs is not None):
@@ -72,9 +71,8 @@ def import_labelled(
 
     from caspo.cli.show import output
     from caspo.engines.models import resolve
-    from caspo.formats.labelled import read_labelled
+    from caspo.formats import read_labelled, trees_of
     from caspo.formats.parquet import write_trees
-    from caspo.formats.trees import trees_of
 
     solutions = read_labelled(source)
     trees = trees_of(solutions, AutoTokenizer.from_pretrained(resolve(model)))

@@ -42,7 +42,7 @@ def judge(
     from caspo.config import claim_folder, settings_from
     from caspo.engines.opening import ModelSettings
     from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
-    from caspo.formats.trees import read_solutions
+    from caspo.formats import read_solutions
     from caspo.loop.task import TaskSettings, open_judge
 
     if score_against not in (None, "labels"):

@@ -84,7 +84,7 @@ class PairReport:
 def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[StepPair], PairReport]:
     """All pairs of the trees, in the order of the trees, and a report. A pure function of its arguments."""
     for tree in trees:
-        if tree.tokens == "pieces":
+        if tree.token_source == "pieces":
             raise DataError(
                 f"The tree of question {tree.question.id} was sampled from a server that gives no token ids, so nothing can "
                 "be trained on it. Sample from a server with ids (vLLM, llama.cpp), or with the engine hf."

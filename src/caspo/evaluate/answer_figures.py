@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caspo.confidence.calibration import brier, ece
+from caspo.evaluate.estimates import auroc
 from caspo.evaluate.resampling import (
     Draws,
     draw_questions,
@@ -26,7 +27,6 @@ from caspo.evaluate.resampling import (
     resampled_ratio,
 )
 from caspo.evaluate.run import Outcome
-from caspo.evaluate.statistics import auroc
 
 __all__ = ["RESAMPLED", "AnswerRows", "answer_figures", "answer_rows", "risk_coverage"]
 

@@ -12,10 +12,10 @@ from caspo.confidence import DEFAULT_SIGNAL, step_score
 from caspo.confidence.calibration import Calibrator, fit, reliability
 from caspo.data.annotate import judge_trees
 from caspo.evaluate.answer_figures import answer_figures, risk_coverage
+from caspo.evaluate.estimates import wilson
 from caspo.evaluate.paths import faithfulness
 from caspo.evaluate.run import EvaluateSettings, Outcome, read_outcomes
 from caspo.evaluate.samples import sample_figures
-from caspo.evaluate.statistics import wilson
 from caspo.evaluate.step_figures import StepRows, sampled_method, step_figures, step_rows
 from caspo.judges.base import Chain, Judge
 from caspo.search import Method, answer_path

@@ -162,19 +162,11 @@ def _tree(file: Path, rows: Sequence[dict[str, Any]]) -> Tree:
 def _node(row: dict[str, Any]) -> Node:
     upper = row["entropy_upper"]
     missing = [math.nan] * len(row["token_ids"])
-    entropy, logprob, max_logprob, margin, varentropy = (
-        np.array(missing if row[name] is None else row[name], dtype=np.float32) for name in TRACE_COLUMNS
-    )
-    trace = TokenTrace(
-        entropy,
-        logprob,
-        max_logprob,
-        margin,
-        varentropy,
-        kind=row["trace_kind"],
-        k=row["trace_k"],
-        entropy_upper=None if upper is None else np.array(upper, dtype=np.float32),
-    )
+    columns: dict[str, Any] = {
+        name: np.array(missing if row[name] is None else row[name], dtype=np.float32) for name in TRACE_COLUMNS
+    }
+    upper = None if upper is None else np.array(upper, dtype=np.float32)
+    trace = TokenTrace(**columns, kind=row["trace_kind"], k=row["trace_k"], entropy_upper=upper)
     verdict = None if row["verdict"] is None else Verdict(row["verdict"], row["reason"], row["judge"])
     return Node(
         id=row["node"],

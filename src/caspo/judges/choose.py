@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from caspo.config import Config
-from caspo.formats.labelled import read_labelled
+from caspo.formats import read_labelled
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Judge, TextEngine
 from caspo.judges.cache import CachedJudge
@@ -46,7 +46,7 @@ class LabelsSettings(Config):
 
     kind: Literal["labels"] = "labels"
     files: tuple[Path, ...] = Field(min_length=1)
-    """Labelled solutions, in any format of `caspo.formats.labelled`."""
+    """Labelled solutions, in any format of `caspo.formats`."""
 
 
 def _named(value: Any) -> Any:
@@ -95,10 +95,10 @@ def make_judge(
             opened = _once(lambda: engine(settings.model, INSTRUCTION))
             judge = LanguageModelJudge(ask_engine(opened, settings), settings)
         case LanguageModelSettings(endpoint=endpoint) if endpoint is not None:
-            from caspo.judges.endpoint import Endpoint  # the HTTP client is for those alone who ask over HTTP
+            from caspo.judges.endpoint import ChatEndpoint  # the HTTP client is for those alone who ask over HTTP
 
             sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-            judge = LanguageModelJudge(Endpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
+            judge = LanguageModelJudge(ChatEndpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
         case RewardModelSettings():
             judge = RewardModelJudge(lambda: load_reward_model(settings), settings)
     return judge if cache is None else CachedJudge(judge, cache)

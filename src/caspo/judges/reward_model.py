@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 from caspo.config import Config
 from caspo.engines.models import resolve
 from caspo.errors import ConfigError, ModelError
+from caspo.formats.math_shepherd import TAG as SHEPHERD_TAG
 from caspo.judges.base import Chain
 from caspo.types import Label, Question, Verdict
 
@@ -33,7 +34,6 @@ Layout = Literal["qwen", "token_classification", "math_shepherd"]
 
 _QWEN_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 _QWEN_TAG = "<extra_0>"
-_SHEPHERD_TAG = "ки"
 
 
 class RewardModelSettings(Config):
@@ -63,7 +63,7 @@ class RewardModelSettings(Config):
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ModelInput:
     """A chain as the model reads it."""
 
     ids: tuple[int, ...]
@@ -100,7 +100,8 @@ class RewardModelJudge:
         limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
         rows = [_row(self.settings.layout, tokenizer, chain.question, chain.steps) for chain in chains]
         rows = [
-            _Row(row.ids[:limit], tuple(p if p is not None and p < limit else None for p in row.places)) for row in rows
+            _ModelInput(row.ids[:limit], tuple(p if p is not None and p < limit else None for p in row.places))
+            for row in rows
         ]
         found: list[list[float | None]] = [[None] * len(row.places) for row in rows]
         order = sorted((i for i, row in enumerate(rows) if row.ids), key=lambda i: len(rows[i].ids))
@@ -118,7 +119,7 @@ class RewardModelJudge:
             self._loaded = self._load()
         return self._loaded
 
-    def _pass(self, rows: Sequence[_Row], model: Any, tokenizer: Any) -> list[list[float | None]]:
+    def _pass(self, rows: Sequence[_ModelInput], model: Any, tokenizer: Any) -> list[list[float | None]]:
         """One forward pass; padding stands on the right, where a causal model does not see it."""
         import torch
 
@@ -208,14 +209,14 @@ def load_reward_model(settings: RewardModelSettings) -> tuple[Any, Any]:
     return model.to(settings.device).eval(), tokenizer
 
 
-def _row(layout: Layout, tokenizer: Any, question: Question, steps: Sequence[str]) -> _Row:
+def _row(layout: Layout, tokenizer: Any, question: Question, steps: Sequence[str]) -> _ModelInput:
     shown = [step.strip() for step in steps if step.strip()]
     if not shown:
-        return _Row((), (None,) * len(steps))
+        return _ModelInput((), (None,) * len(steps))
     written = {"qwen": _qwen, "token_classification": _token_classification, "math_shepherd": _math_shepherd}[layout]
     ids, ends = written(tokenizer, question.text.strip(), shown)
     places = iter(ends)
-    return _Row(tuple(ids), tuple(next(places) if step.strip() else None for step in steps))
+    return _ModelInput(tuple(ids), tuple(next(places) if step.strip() else None for step in steps))
 
 
 def _token_classification(tokenizer: Any, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -253,9 +254,9 @@ def _qwen(tokenizer: Any, question: str, steps: Sequence[str]) -> tuple[list[int
 
 def _math_shepherd(tokenizer: Any, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
     """Tokens, and the place of each step's score."""
-    _single(tokenizer, _SHEPHERD_TAG)
+    _single(tokenizer, SHEPHERD_TAG)
     lines = [step if step.startswith("Step ") else f"Step {i}: {step}" for i, step in enumerate(steps, start=1)]
-    tag = f" {_SHEPHERD_TAG}\n"
+    tag = f" {SHEPHERD_TAG}\n"
     text = f"{question} " + "".join(f"{line}{tag}" for line in lines)
     ends = [end - 1 for end in _ends(len(question) + 1, lines, tag)]
     return _encoded(tokenizer, text[:-1], ends, special=True)

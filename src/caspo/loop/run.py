@@ -26,9 +26,9 @@ from caspo.config import claim_folder
 from caspo.engines.base import Engine
 from caspo.engines.opening import ModelSettings, check_local, open_engine, open_local
 from caspo.errors import ConfigError, EngineError
+from caspo.evaluate.estimates import paired_difference
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
-from caspo.evaluate.statistics import paired_difference
 from caspo.evaluate.step_figures import step_changes
 from caspo.formats.parquet import read_trees
 from caspo.judges.base import Judge

@@ -129,7 +129,7 @@ class Run:
     rounds: tuple[Round, ...]
     trees: tuple[Mapping[str, Any], ...]
     paired: tuple[Mapping[str, Any], ...]
-    """Optional paired comparisons of two rounds of a method, as `evaluate.statistics.paired_difference` gives them."""
+    """Optional paired comparisons of two rounds of a method, as `evaluate.estimates.paired_difference` gives them."""
     step_changes: tuple[Mapping[str, Any], ...]
     """How figures of the steps changed between two rounds, as `evaluate.step_figures.step_changes` gives them."""
     environment: Mapping[str, Any]

@@ -6,9 +6,10 @@ A difference is called one only where its interval excludes zero; small samples 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from caspo.config import flatten
 from caspo.report.markup import MISSING, Child, Html, count, data, el, fixed, join, percent, points, table
 from caspo.report.method_charts import colour_of
 from caspo.report.run_data import Interval, Method, Round, Run, difference_interval, method_name, number, section
@@ -315,7 +316,11 @@ def provenance(run: Run) -> Html:
         ("time", _duration(number(run.metrics.get("seconds_total")))),
         ("run again", el("code", str(run.environment.get("command") or f"caspo run {run.folder.name}/recipe.yaml"))),
     ]
-    shown = [(name, value) for name, value in _flat(run.environment) if name != "command"]
+    shown = [
+        (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for name, value in flatten(run.environment).items()
+        if name != "command"
+    ]
     return el(
         "div",
         el("dl", *(part for name, value in facts for part in (el("dt", name), el("dd", value))), class_="facts"),
@@ -341,15 +346,3 @@ def _duration(seconds: float | None) -> str:
         return MISSING
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """The leaves of a JSON object, with dotted names."""
-    found: list[tuple[str, str]] = []
-    for key, item in value.items():
-        name = f"{prefix}{key}"
-        if isinstance(item, Mapping):
-            found += _flat(item, f"{name}.")
-        else:
-            found.append((name, item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)))
-    return found

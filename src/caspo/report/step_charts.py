@@ -130,7 +130,7 @@ def entropies(run: Run) -> list[Html]:
             f"entropy-{r.index}",
             r.label.capitalize(),
             f"Entropy of right and wrong steps, {r.label}; the figures are in the table below.",
-            figure(_histogram(r, shares[r.index], edges), x, y, barmode="overlay", bargap=0, shapes=_means(r)),
+            figure(_histogram(shares[r.index], edges), x, y, barmode="overlay", bargap=0, shapes=_means(r)),
             _entropy_table(r, shares[r.index], edges),
             aside=_gap_figures(r),
         )
@@ -145,7 +145,7 @@ def _sample(entropy: Mapping[str, Any], label: str) -> Floats64:
     return np.array([value for value in found if value is not None and value >= 0.0], dtype=np.float64)
 
 
-def _histogram(r: Round, shares: Mapping[str, Floats64], edges: Floats64) -> list[dict[str, Any]]:
+def _histogram(shares: Mapping[str, Floats64], edges: Floats64) -> list[dict[str, Any]]:
     width = float(edges[1] - edges[0])
     return [
         {

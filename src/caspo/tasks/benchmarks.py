@@ -19,10 +19,10 @@ from caspo.answers import options
 from caspo.errors import ConfigError, DataError
 from caspo.tasks import hub
 from caspo.tasks.base import QuestionSet
-from caspo.tasks.code import grade_code
 from caspo.tasks.grading import GRADERS
 from caspo.tasks.hub import Hub, hub_rows
 from caspo.tasks.jsonl import JsonlTask, question_of
+from caspo.tasks.programs import grade_code
 from caspo.types import Question
 
 __all__ = ["BENCHMARKS", "TABLE", "Benchmark", "BenchmarkTask", "open_benchmark"]

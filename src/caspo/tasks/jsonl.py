@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from caspo.errors import DataError
+from caspo.storage import read_records
 from caspo.tasks.base import QuestionSet
 from caspo.types import Question
 
@@ -34,51 +35,18 @@ class JsonlTask(QuestionSet):
 
 
 def _read(path: Path) -> list[Question]:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file. Give the path of a JSONL file with a question and answer a line."
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}. Give a JSONL file that you may read.") from error
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     rows: list[Question] = []
-    line_of: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        question = question_of(_object(line, where, last=number == len(lines)), where, f"{path.stem}-{number}")
-        first = line_of.setdefault(question.id, number)
-        if first != number:
-            raise DataError(
-                f"{where}: the id {question.id!r} is that of line {first} too. Ids must be unique: change one."
-            )
+    places: dict[str, str] = {}
+    for where, default_id, row in read_records(path, "'question' and 'answer'"):
+        question = question_of(row, where, default_id)
+        first = places.setdefault(question.id, where)
+        if first != where:
+            place = first.rpartition(", ")[2]
+            raise DataError(f"{where}: the id {question.id!r} is that of {place} too. Ids must be unique: change one.")
         rows.append(question)
     if not rows:
         raise DataError(f"{path}: the file is empty. It needs at least one line with a question and an answer.")
     return rows
-
-
-def _object(line: bytes, where: str, *, last: bool) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: byte {error.start + 1} of the line is not UTF-8. Convert the file, for example with iconv."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        if last:  # complete files end with a line break; this line is after the last one
-            raise DataError(
-                f"{where}: the last line is cut off ({error}). Copy the file again, or remove the line."
-            ) from None
-        raise DataError(f"{where}: not JSON: {error}. Every line must be one JSON object.") from None
-    if not isinstance(row, dict):
-        raise DataError(
-            f"{where}: a value of type {type(row).__name__} where an object with 'question' and 'answer' is needed."
-        )
-    return row
 
 
 def question_of(row: Mapping[str, Any], where: str, default_id: str) -> Question:

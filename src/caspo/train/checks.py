@@ -59,7 +59,7 @@ def check_tokens(trees: Sequence[Tree], model: Any, tokenizer: Any = None) -> No
     context = getattr(config, "max_position_embeddings", None)
     for tree in trees:
         name = f"The tree of question {tree.question.id}"
-        if tree.tokens == "pieces":
+        if tree.token_source == "pieces":
             raise DataError(
                 f"{name} was sampled from a server that gives no token ids: its tokens are pieces of text, and text that is "
                 "tokenised again is not what was sampled. Sample from a server with ids (vLLM, llama.cpp), or with hf."
