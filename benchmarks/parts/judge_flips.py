@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measure import Figure, difference
-
 from caspo.data.annotate import judge_trees
 from caspo.data.pairs import PairSettings, build_pairs
 from caspo.engines.local.engine import HFEngine
@@ -29,6 +27,7 @@ from caspo.search.sampled import ChainOfThought, SelfConsistency
 from caspo.tasks.stories import StoriesTask
 from caspo.train.step_dpo import StepDPOSettings, train_step_dpo
 from caspo.types import Question, StepPair, Tree, Verdict
+from parts.measure import Figure, difference
 
 __all__ = ["SHARES", "flip", "flips", "truly_right"]
 
@@ -111,7 +110,7 @@ def flips(
     for share in (0.0, SHARES[-1]):
         found = paired_difference(before, answers[share])
         figures[f"greedy_gain_at_{share:.0%}_flipped".replace("%", "pc")] = difference(
-            found.difference, found.low, found.high, f"{len(before)} questions, one seed", "share"
+            found.difference, found.low, found.high, "questions, one seed", "share", len(before)
         )
     return figures, rows
 
