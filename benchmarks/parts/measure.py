@@ -1,6 +1,6 @@
 """What every benchmark shares: its two options, figures, and the table and file of them.
 
-A benchmark's docstring names its figures in a line "Figures: ...", where ``*`` stands for what differs (a number of clients).
+A benchmark's docstring names its figures in a line "Figures: ..." where ``*`` stands for what differs (clients, say).
 Those that need an option or another package are in a line "Figures with ...: ...". A test holds this against the file.
 """
 
