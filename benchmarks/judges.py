@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if args.quick:
-        args.questions, args.turns, args.flip_questions, args.validation = 12, 2, 120, 60
+        args.questions, args.turns, args.flip_questions, args.validation = 6, 2, 120, 60
     torch.set_num_threads(args.threads)
     engine = opened("stories-tiny")
     questions = StoriesTask((1, 2)).questions("train", args.questions, 5)

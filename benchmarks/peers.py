@@ -130,7 +130,7 @@ def missing(name: str, recipe: str | None) -> str | None:
 
 def main() -> None:
     """Run every side that can run, and print the figures."""
-    parser = options(__doc__, "10 questions, and each implementation once")
+    parser = options(__doc__, "5 questions, and each implementation once")
     parser.add_argument("--model", default="stories-tiny", help="a name or folder of a model")
     parser.add_argument("--task", default="1,2,3", help="levels of stories, or a JSONL file of questions")
     parser.add_argument("--instruction", default=INSTRUCTION, help="system message of the prompt")
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--server", help="URL (.../v1) of an OpenAI-compatible server that has --model under that name")
     args = parser.parse_args()
     if args.quick:
-        args.questions = 10
+        args.questions = 5
         args.sides = [name for name in args.sides if not name.endswith(("_batch", "_stopping"))]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     task = task_of(args.task)

