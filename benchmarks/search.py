@@ -190,7 +190,7 @@ def overpruned(bench: Bench, chosen_on: Sequence[Question], tested_on: Sequence[
 
 def main() -> None:
     """Run what was asked for and print tables."""
-    parser = options(__doc__, "60 questions, one seed")
+    parser = options(__doc__, "24 questions, one seed")
     parser.add_argument("--model", default="stories-tiny", help="a name or folder of a model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--task", default="1,2,3", help="levels of stories, or a JSONL file of questions")
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--overpruned", action="store_true", help="only how often the last right path is pruned")
     args = parser.parse_args()
     if args.quick:
-        args.questions, args.seeds = 60, 1
+        args.questions, args.seeds = 24, 1
     model, tokenizer = load(args.model, device=args.device)
     engine = HFEngine(model, tokenizer, name=args.model, instruction=args.instruction)
     task = task_of(args.task)

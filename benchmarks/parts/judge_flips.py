@@ -22,8 +22,7 @@ from caspo.engines.models import load
 from caspo.evaluate.statistics import paired_difference, wilson
 from caspo.evaluate.step_figures import step_figures, step_rows
 from caspo.judges.reference import ReferenceJudge
-from caspo.search import ChainOfThoughtSettings, SelfConsistencySettings
-from caspo.search.sampled import ChainOfThought, SelfConsistency
+from caspo.search import METHODS, ChainOfThoughtSettings, SelfConsistencySettings
 from caspo.tasks.stories import StoriesTask
 from caspo.train.step_dpo import StepDPOSettings, train_step_dpo
 from caspo.types import Question, StepPair, Tree, Verdict
@@ -72,9 +71,11 @@ class Measure:
         """Whether each greedy answer is right, and the figures of the sampled steps."""
         engine = HFEngine(model.eval(), tokenizer, name=name)
         task = StoriesTask()
-        greedy = ChainOfThought(ChainOfThoughtSettings(max_tokens=96)).solve(self.questions, engine, 0)
+        method = METHODS["chain_of_thought"](ChainOfThoughtSettings(max_tokens=96))
+        greedy = method.solve(self.questions, engine, 0)
         right = [task.grade(q, s.answer) for q, s in zip(self.questions, greedy, strict=True)]
-        sampled = SelfConsistency(SelfConsistencySettings(samples=4, max_tokens=96)).solve(self.questions, engine, 0)
+        method = METHODS["self_consistency"](SelfConsistencySettings(samples=4, max_tokens=96))
+        sampled = method.solve(self.questions, engine, 0)
         judged = judge_trees([s.tree for s in sampled], ReferenceJudge())
         return right, step_figures(step_rows(judged, [q.id for q in self.questions]), None)
 
