@@ -354,7 +354,7 @@ def main() -> None:
         return bare()
     if sys.argv[1:2] == ["--scripted"]:
         return served_scripted()
-    parser = options(__doc__, "the smallest model, 8 clients, some seconds")
+    parser = options(__doc__, "the smallest model, 4 clients, some seconds")
     parser.add_argument("--model", default="smollm2-135m-stories", help="a name or folder of a model")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--seconds", type=float, default=60.0, help="of each side at each level, about")
@@ -362,8 +362,8 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=10_000, help="of the scripted engine")
     args = parser.parse_args()
     if args.quick:
-        args.model, args.clients, args.seconds, args.turns, args.answers = "stories-tiny", [8], 4.0, 2, 500
-    report(throughput(args) | recovery(12 if args.quick else 60) | answers(args.answers), args)
+        args.model, args.clients, args.seconds, args.turns, args.answers = "stories-tiny", [4], 2.0, 1, 500
+    report(throughput(args) | recovery(8 if args.quick else 60) | answers(args.answers), args)
 
 
 if __name__ == "__main__":

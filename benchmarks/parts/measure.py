@@ -60,11 +60,12 @@ def difference(
 
 def report(figures: Mapping[str, Figure], arguments: argparse.Namespace, **more: Any) -> None:
     """Print the figures, and write them to the file of ``--json``; ``more`` goes into that file as it is."""
+    width = max(map(len, figures), default=0)
     for name, figure in figures.items():
         interval = "" if figure["low"] is None else f"[{figure['low']:.3f}, {figure['high']:.3f}]"
         notes = [figure["note"], "" if figure["n"] is None else f"n = {figure['n']}"]
         note = ", ".join(filter(None, notes))
-        print(f"{name:<34} {figure['value']:8.3f} {figure['unit']:<12} {interval:<18} {note}", flush=True)
+        print(f"{name:<{width}} {figure['value']:8.3f} {figure['unit']:<12} {interval:<18} {note}", flush=True)
     if arguments.json is not None:
         write_json(arguments.json, {"figures": dict(figures), "environment": _environment(arguments), **more})
 
