@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measure import Figure, difference
-
 from caspo.data.annotate import judge_trees
 from caspo.data.pairs import PairSettings, build_pairs
 from caspo.engines.local.engine import HFEngine
@@ -24,11 +22,11 @@ from caspo.engines.models import load
 from caspo.evaluate.estimates import paired_difference, wilson
 from caspo.evaluate.step_figures import step_figures, step_rows
 from caspo.judges.reference import ReferenceJudge
-from caspo.search import ChainOfThoughtSettings, SelfConsistencySettings
-from caspo.search.sampled import ChainOfThought, SelfConsistency
+from caspo.search import METHODS, ChainOfThoughtSettings, SelfConsistencySettings
 from caspo.tasks.stories import StoriesTask
 from caspo.train.step_dpo import StepDPOSettings, train_step_dpo
 from caspo.types import Question, StepPair, Tree, Verdict
+from parts.measure import Figure, difference
 
 __all__ = ["SHARES", "flip", "flips", "truly_right"]
 
@@ -73,9 +71,11 @@ class Measure:
         """Whether each greedy answer is right, and the figures of the sampled steps."""
         engine = HFEngine(model.eval(), tokenizer, name=name)
         task = StoriesTask()
-        greedy = ChainOfThought(ChainOfThoughtSettings(max_tokens=96)).solve(self.questions, engine, 0)
+        method = METHODS["chain_of_thought"](ChainOfThoughtSettings(max_tokens=96))
+        greedy = method.solve(self.questions, engine, 0)
         right = [task.grade(q, s.answer) for q, s in zip(self.questions, greedy, strict=True)]
-        sampled = SelfConsistency(SelfConsistencySettings(samples=4, max_tokens=96)).solve(self.questions, engine, 0)
+        method = METHODS["self_consistency"](SelfConsistencySettings(samples=4, max_tokens=96))
+        sampled = method.solve(self.questions, engine, 0)
         judged = judge_trees([s.tree for s in sampled], ReferenceJudge())
         return right, step_figures(step_rows(judged, [q.id for q in self.questions]), None)
 
@@ -111,7 +111,7 @@ def flips(
     for share in (0.0, SHARES[-1]):
         found = paired_difference(before, answers[share])
         figures[f"greedy_gain_at_{share:.0%}_flipped".replace("%", "pc")] = difference(
-            found.difference, found.low, found.high, f"{len(before)} questions, one seed", "share"
+            found.difference, found.low, found.high, "questions, one seed", "share", len(before)
         )
     return figures, rows
 
