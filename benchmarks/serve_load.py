@@ -74,7 +74,7 @@ class User:
         if not self.asked:
             return ()
         text = self.asked.pop()
-        self.search = ConfidenceTree().search(Question(text, text, ""), self.engine, 0)
+        self.search = ConfidenceTree().search(Question(text, id=text), self.engine, 0)
         return self.search.begin()
 
     def receive(self, key: Any, completion: Completion) -> Sequence[tuple[Any, Request]]:

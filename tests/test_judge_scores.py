@@ -24,7 +24,7 @@ def solution(name: str, steps: int, first: int | None, subset: str = "all") -> L
     labels: list[Label] = ["right"] * steps
     if first is not None:
         labels[first:] = ["wrong", *(["unknown"] * (steps - first - 1))]  # type: ignore[list-item]
-    question = Question(name, f"Question {name}?", "5")
+    question = Question(f"Question {name}?", "5", id=name)
     return LabelledSolution(name, question, tuple(f"step {i}" for i in range(steps)), first, tuple(labels), subset)
 
 
@@ -153,7 +153,7 @@ def test_runs_go_on_and_ask_again_where_the_judge_failed(tmp_path: Path) -> None
 
 def test_arithmetic_end_to_end(tmp_path: Path) -> None:
     """A false sum is found where it stands; nothing is said of what has no sum."""
-    question = Question("q", "Tom has 2 apples and 3 pears. How many fruits?", "5")
+    question = Question("Tom has 2 apples and 3 pears. How many fruits?", "5", id="q")
     steps = ("Let me see.", "2 + 3 = 6", "The answer is 6.")
     one = LabelledSolution("s", question, steps, 1, ("right", "wrong", "unknown"), "all")
     (found,) = judge_solutions([one], ArithmeticJudge(), tmp_path)

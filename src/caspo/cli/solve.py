@@ -155,7 +155,7 @@ def _questions(
     elif not question.strip():
         raise DataError("The question is empty: there is nothing to solve. Give a question with some text.")
     else:
-        return [Question("question", question, "")], grade
+        return [Question(question, id="question")], grade
     return task.questions("test", limit, seed), task.grade
 
 

@@ -344,10 +344,10 @@ def _question(
         raise DataError(f"{where}: the question is of type {type(row).__name__}, not an object.")
     known, worked = row.get(answer), row.get(solution)
     return Question(
-        identity,
         _text(row, key, where),
         "" if known is None else str(known),
-        worked if isinstance(worked, str) else None,
+        id=identity,
+        solution=worked if isinstance(worked, str) else None,
     )
 
 

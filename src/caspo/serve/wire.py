@@ -66,7 +66,7 @@ class Asked:
             method = self._within(len(ids), engine.context_length)
             for number in range(self.n):
                 # A draw depends on the question's id: the same request with the same seed must have the same ones.
-                question = Question(f"{place}-{number}", text, "")
+                question = Question(text, id=f"{place}-{number}")
                 jobs.append(
                     Job(
                         method,

@@ -20,7 +20,7 @@ import hashlib
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caspo.answers import same_answer
@@ -232,7 +232,7 @@ class StoriesTask:
                 continue
             if split == "test_out" or _bucket(question.text) in _SHARE[split]:
                 break
-        return Question(f"{split}-{seed}-{index}", question.text, question.answer, question.solution, question.meta)
+        return replace(question, id=f"{split}-{seed}-{index}")
 
 
 def sums(n: int, seed: int = 0) -> list[Question]:
@@ -251,7 +251,7 @@ def sums(n: int, seed: int = 0) -> list[Question]:
             )
             if 2 <= value <= largest(1) and not (operator == "/" and a % b):
                 lines.append(f"{a} {operator} {b} = {value}")
-        sheets.append(Question(f"sums-{seed}-{index}", "Work out the sums.", "", "\n".join(lines)))
+        sheets.append(Question("Work out the sums.", id=f"sums-{seed}-{index}", solution="\n".join(lines)))
     return sheets
 
 
