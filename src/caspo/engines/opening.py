@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from caspo.config import settings_from
 from caspo.engines.base import ServingEngine
 from caspo.engines.llama.engine import open_llama_cpp
 from caspo.engines.local.engine import HFEngine
@@ -14,7 +16,7 @@ from caspo.engines.prompts import INSTRUCTION
 from caspo.engines.remote.engine import OpenAICompatibleEngine, RemoteSettings
 from caspo.errors import ConfigError
 
-__all__ = ["ModelSettings", "check_local", "open_engine", "open_local"]
+__all__ = ["ModelSettings", "check_local", "model_settings", "open_engine", "open_local"]
 
 
 class ModelSettings(RemoteSettings):
@@ -43,6 +45,19 @@ class ModelSettings(RemoteSettings):
         if self.urls and self.engine != "openai_compatible":
             raise ValueError(f"urls are for the engine openai_compatible, not for {self.engine}")
         return self
+
+
+def model_settings(
+    name: str, *, url: str | Sequence[str] | None = None, engine: str | None = None, **settings: Any
+) -> ModelSettings:
+    """The model as somebody asks for it: a server's where there is a ``url``, else a GGUF file or what `hf` loads.
+
+    Raises:
+        ConfigError: no such setting, a value it cannot have, or an engine that does not go with the others.
+    """
+    urls = [url] if isinstance(url, str) else list(url or ())
+    chosen = engine or ("openai_compatible" if urls else "llama_cpp" if name.lower().endswith(".gguf") else "hf")
+    return settings_from(ModelSettings, {"name": name, "engine": chosen, "urls": urls, **settings}, "This model")
 
 
 def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngine:

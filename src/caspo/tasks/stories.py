@@ -192,7 +192,6 @@ def _write(rng: random.Random, scene: Scene, level: int) -> Question:
         draft.sentences.insert(rng.randrange(1, len(draft.sentences)), sentence)
     answer = str(next(q["value"] for q in reversed(draft.quantities) if q["kind"] == "derived"))
     return Question(
-        id="",
         text=" ".join(draft.sentences),
         answer=answer,
         solution="\n".join([*draft.lines, f"The answer is {answer}."]),
