@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from measure import Figure, difference, report
+from parts.measure import Figure, difference, report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 

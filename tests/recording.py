@@ -11,7 +11,7 @@ from caspo.engines.base import Completion, OnDone, Request
 from caspo.testing.scripted import Script, Scripted, ScriptedEngine
 from caspo.types import ROOT, Question, Solution
 
-Q = Question("q", "Q", "5")
+Q = Question("Q", "5", id="q")
 FIVE, SIX, SEVEN = "The answer is 5.", "The answer is 6.", "The answer is 7."
 
 

@@ -38,7 +38,7 @@ def script(text: str) -> list[Scripted]:
 
 
 def question(name: str) -> Question:
-    return Question(name, f"Question {name}?", "14", meta=META)
+    return Question(f"Question {name}?", "14", id=name, meta=META)
 
 
 def grow(names: str, seed: int = 0, **more: int) -> list[Tree]:

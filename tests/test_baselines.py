@@ -53,7 +53,7 @@ SAMPLED = (*BASELINES[:-1], "self_consistency")
 def test_a_solution_depends_on_its_question_alone(name: str, seed: int, order: int) -> None:
     """Not on the other questions, nor on the order in which a batch happens to end; every decoded token is paid for."""
     method = METHODS[name]()
-    questions = [Question(n, f"{n}?", "1") for n in "abcd"]
+    questions = [Question(f"{n}?", "1", id=n) for n in "abcd"]
     engine = Recording(wild(seed), order)
     together = method.solve(questions, engine, seed)
     assert sum(s.generated_tokens for s in together) == engine.tokens
@@ -68,7 +68,7 @@ def test_a_solution_depends_on_its_question_alone(name: str, seed: int, order: i
 @pytest.mark.parametrize("name", SAMPLED)
 def test_the_seed_decides(name: str) -> None:
     """The same seed gives the same trees, another one others."""
-    questions = [Question(n, f"{n}?", "1") for n in "abcd"]
+    questions = [Question(f"{n}?", "1", id=n) for n in "abcd"]
     once, again, other = (
         [plain(s) for s in METHODS[name]().solve(questions, Recording(wild(3)), k)] for k in (1, 1, 2)
     )
@@ -79,7 +79,7 @@ def test_the_seed_decides(name: str) -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_progress_counts_questions(name: str) -> None:
     """One for each, when it is solved."""
-    questions = [Question(n, f"{n}?", "1") for n in "abcd"]
+    questions = [Question(f"{n}?", "1", id=n) for n in "abcd"]
     done: list[int] = []
     METHODS[name]().solve(questions, Recording(wild(1), 5), 0, done.append)
     assert done == [1] * 4
@@ -307,7 +307,7 @@ def test_dipt_asks_for_perspectives() -> None:
     other = DiPT(DiPTSettings(instruction="Think twice."))
     assert solve(other, {"Q\n\nThink twice.\n": ends((SIX, 1))}).answer == "6"
     with pytest.raises(DataError, match="question is empty"):
-        DiPT().solve([Question("e", " ", "1")], ScriptedEngine({}))
+        DiPT().solve([Question(" ", "1", id="e")], ScriptedEngine({}))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ class FourQuestions:
     name = "four"
 
     def questions(self, split: str, n: int, seed: int) -> list[Question]:
-        return [Question(f"q{i}", f"Q{i}", "5") for i in range(4)][:n]
+        return [Question(f"Q{i}", "5", id=f"q{i}") for i in range(4)][:n]
 
     def grade(self, question: Question, answer: str | None) -> bool:
         return grade(question, answer)

@@ -71,7 +71,7 @@ def test_models_are_loaded_when_they_are_first_needed(tmp_path: Path) -> None:
 
 def test_a_judge_that_samples_needs_a_recipes_model() -> None:
     """Outside a recipe there is none to ask."""
-    chain = Chain(Question("q", "?", "1"), ("a",), False)
+    chain = Chain(Question("?", "1", id="q"), ("a",), False)
     with pytest.raises(ConfigError, match="'rollouts' samples from the model of a recipe"):
         open_judge(TaskSettings(judge=RolloutSettings())).judge([chain])
 

@@ -48,7 +48,7 @@ def evaluation(
             for i, mark in zip(ids, marks, strict=True)
         ]
         step = Step("The answer is 1.", (7,), trace(1))
-        trees = [Tree(Question(i, text.format(i), "1"), (1,), (Node(0, ROOT, 1, step),)) for i in ids]
+        trees = [Tree(Question(text.format(i), "1", id=i), (1,), (Node(0, ROOT, 1, step),)) for i in ids]
         write_trees(folder / "part-000.parquet", trees)
         write_json(folder / "part-000.json", [vars(o) for o in outcomes])
     return run

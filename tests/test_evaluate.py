@@ -43,7 +43,7 @@ def grown(name: str, *nodes: tuple[int, str, float, float, int, str], answer: st
         depth = 1 if parent == ROOT else made[parent].depth + 1
         step = Step(text, (7, 8), trace(2, entropy, logprob))
         made.append(Node(i, parent, depth, step, count=count, decision=decision))
-    return Tree(Question(name, f"Q {name}", answer), (1, 2, 3), tuple(made))
+    return Tree(Question(f"Q {name}", answer, id=name), (1, 2, 3), tuple(made))
 
 
 def outcome(name: str, *, correct: bool = True, tokens: int = 10, abstained: bool = False) -> Outcome:
@@ -222,7 +222,7 @@ def test_calibration_is_cross_fitted(tmp_path: Path) -> None:
     assert entry["steps"]["brier_calibrated"] is None
     assert "reliability_calibrated" not in drawn
     assert calibrator is not None, "on all steps there is something to fit"
-    entry, _, calibrator = measured(tmp_path / "none", [alone, replace(alone, question=Question("d", "Q d", "5"))])
+    entry, _, calibrator = measured(tmp_path / "none", [alone, replace(alone, question=Question("Q d", "5", id="d"))])
     assert calibrator is None
     assert entry["steps"]["auroc"]["entropy"] is None
     assert entry["steps"]["auroc_siblings"]["entropy"] is None
@@ -293,7 +293,7 @@ class StoryTask:
     name = "told"
 
     def questions(self, split: str, n: int, seed: int) -> list[Question]:
-        return [Question(f"q{i}", f"Q{i}", str(i)) for i in range(4)][:n]
+        return [Question(f"Q{i}", str(i), id=f"q{i}") for i in range(4)][:n]
 
     def grade(self, question: Question, answer: str | None) -> bool:
         return grade(question, answer)

@@ -34,7 +34,7 @@ def solutions(draw: st.DrawFn, *, whole: bool) -> list[LabelledSolution]:
     """Solutions of a few questions; ``whole``: each is known up to its end or to its first error, and ended."""
     found = []
     for q in range(draw(st.integers(1, 3))):
-        question = Question(f"q{q}", f"{draw(STEP)} number {q}?", draw(WORDS))
+        question = Question(f"{draw(STEP)} number {q}?", draw(WORDS), id=f"q{q}")
         for number in range(draw(st.integers(1, 3))):
             # Texts that differ in the step's number and the solution's: no two merge with other labels.
             steps = tuple(f"{draw(STEP)} {number}{place}" for place in range(draw(st.integers(1, 4))))
@@ -121,7 +121,7 @@ def _inner(one: LabelledSolution, found: list[LabelledSolution]) -> bool:
 
 def test_what_a_format_cannot_hold_is_counted() -> None:
     """An unknown step, and a right path that did not end; the plain format keeps the latter and says so."""
-    question = Question("q", "Q?", "5")
+    question = Question("Q?", "5", id="q")
     paths = [
         LabelledSolution("a", question, ("x", "y"), ("right", "unknown"), "all"),
         LabelledSolution("b", question, ("x", "z"), ("right", "right"), "all", False),
@@ -139,7 +139,7 @@ def test_what_a_format_cannot_hold_is_counted() -> None:
 
 def test_marks_of_math_shepherd_in_a_step_are_refused() -> None:
     """Such a file could not be read back; a word that merely ends in the tag's letters is fine."""
-    question = Question("q", "Q?", "5")
+    question = Question("Q?", "5", id="q")
     for text in ("a ки b", "as in Step 1: 5"):
         with pytest.raises(DataError, match="holds a mark of Math-Shepherd"):
             trees_as("math_shepherd", trees_of([LabelledSolution("a", question, (text,), ("right",), "all")]))
@@ -148,7 +148,7 @@ def test_marks_of_math_shepherd_in_a_step_are_refused() -> None:
 
 def test_labels_that_disagree_become_unknown() -> None:
     """In a tree as in the judge."""
-    question = Question("q", "Q?", "5")
+    question = Question("Q?", "5", id="q")
     labels: list[Label] = ["right", "wrong"]
     paths = [LabelledSolution(label, question, ("x",), (label,), "all") for label in labels]
     (tree,) = trees_of(paths)
@@ -158,7 +158,7 @@ def test_labels_that_disagree_become_unknown() -> None:
 
 def test_pairs_as_step_dpo_come_back(tmp_path: Path) -> None:
     """Prefix, chosen and rejected step of every pair; read as labelled beginnings and made into trees, they pair again."""
-    question = Question("q", "How many?", "5")
+    question = Question("How many?", "5", id="q")
     paths = [
         LabelledSolution("a", question, ("one", "two", "five"), ("right",) * 3, "all"),
         LabelledSolution("b", question, ("one", "two", "six"), ("right", "right", "wrong"), "all"),
@@ -195,7 +195,7 @@ def test_line_separators_stay_inside_their_record(tmp_path: Path) -> None:
 
 def test_solutions_of_an_annotated_tree() -> None:
     """Every path to a node that nothing follows; what follows a wrong step is unknown."""
-    question = Question("q", "Q?", "5", meta={"level": 2})
+    question = Question("Q?", "5", id="q", meta={"level": 2})
     paths = [
         LabelledSolution("a", question, ("x", "y"), ("wrong", "unknown"), "all"),
         LabelledSolution("b", question, ("z",), ("right",), "all"),

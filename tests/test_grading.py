@@ -65,7 +65,7 @@ def test_some_canonical_programs_pass_and_broken_ones_do_not() -> None:
 
 def question(answer: str, **meta: Any) -> Question:
     """With this known answer."""
-    return Question("q", "?", answer, meta=meta)
+    return Question("?", answer, id="q", meta=meta)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ def test_a_row_becomes_a_question(tmp_path: Path) -> None:
         {"id": 7, "question": "a?", "answer": "b", "solution": "It is b.", "source": "me"},
     )
     assert JsonlTask(path).questions("test") == [
-        Question("rows-1", "1 + 1?", "2", None, {"level": 1, "choices": ["1", "2"]}),
-        Question("7", "a?", "b", "It is b.", {"source": "me"}),
+        Question("1 + 1?", "2", id="rows-1", meta={"level": 1, "choices": ["1", "2"]}),
+        Question("a?", "b", id="7", solution="It is b.", meta={"source": "me"}),
     ]
 
 

@@ -37,7 +37,7 @@ class Slow:
 
 
 def chains(number: int) -> list[Chain]:
-    return [Chain(Question(str(i), "?", "1"), ("a",), False) for i in range(number)]
+    return [Chain(Question("?", "1", id=str(i)), ("a",), False) for i in range(number)]
 
 
 def test_what_is_known_is_not_asked_again(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def solution(name: str, steps: int, first: int | None, subset: str = "all") -> L
     labels: list[Label] = ["right"] * steps
     if first is not None:
         labels[first:] = ["wrong", *(["unknown"] * (steps - first - 1))]  # type: ignore[list-item]
-    question = Question(name, f"Question {name}?", "5")
+    question = Question(f"Question {name}?", "5", id=name)
     return LabelledSolution(name, question, tuple(f"step {i}" for i in range(steps)), tuple(labels), subset)
 
 
@@ -165,7 +165,7 @@ def test_failures_in_files_of_earlier_versions_are_asked_about_again(tmp_path: P
 
 def test_arithmetic_end_to_end(tmp_path: Path) -> None:
     """A false sum is found where it stands; nothing is said of what has no sum."""
-    question = Question("q", "Tom has 2 apples and 3 pears. How many fruits?", "5")
+    question = Question("Tom has 2 apples and 3 pears. How many fruits?", "5", id="q")
     steps = ("Let me see.", "2 + 3 = 6", "The answer is 6.")
     one = LabelledSolution("s", question, steps, ("right", "wrong", "unknown"), "all")
     (found,) = judge_solutions([one], ArithmeticJudge(), tmp_path)

@@ -28,7 +28,7 @@ from caspo.testing.scripted import Scripted
 from caspo.types import Question
 from test_rollouts import Engine
 
-QUESTION = Question("q", "Ann has 2 nuts and finds 3. How many has she?", "5")
+QUESTION = Question("Ann has 2 nuts and finds 3. How many has she?", "5", id="q")
 STEPS = ("2 + 3 = 6.\n", "So she has 6.\n", "The answer is 6.")
 CHAIN = Chain(QUESTION, STEPS, True)
 SETTINGS = LanguageModelSettings(model="m")
@@ -299,7 +299,7 @@ def test_no_more_requests_at_once_than_allowed(server: Server) -> None:
         says(reply(1))(handler, request)
 
     server.script = [slow]
-    chains = [Chain(Question(str(i), "?", "1"), STEPS, True) for i in range(12)]
+    chains = [Chain(Question("?", "1", id=str(i)), STEPS, True) for i in range(12)]
     found = judge_at(server, concurrency=3).judge(chains)
     assert [v[-1].label for v in found] == ["wrong"] * 12
     assert 2 <= most <= 3
@@ -314,7 +314,7 @@ def test_answers_stay_with_their_chains(server: Server) -> None:
         says(reply(first))(handler, request)
 
     server.script = [numbered]
-    chains = [Chain(Question(str(i), f"number {i}?", "1"), STEPS, True) for i in (2, 0, 1, 2)]
+    chains = [Chain(Question(f"number {i}?", "1", id=str(i)), STEPS, True) for i in (2, 0, 1, 2)]
     assert [len(v) for v in judge_at(server).judge(chains)] == [3, 1, 2, 3]
 
 

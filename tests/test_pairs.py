@@ -23,7 +23,7 @@ def group(*children: tuple[str | None, float, float], name: str = "q") -> Tree:
         node(i, ROOT, 1, (10 + i,), label, entropy=entropy, logprob=logprob)
         for i, (label, entropy, logprob) in enumerate(children)
     ]
-    return Tree(Question(name, "?", "1"), (2, 3), tuple(nodes))
+    return Tree(Question("?", "1", id=name), (2, 3), tuple(nodes))
 
 
 def brief(pairs: list[StepPair]) -> list[tuple[str, int, int]]:
@@ -68,7 +68,7 @@ def test_nearest_partner() -> None:
     ids = {"right": [(1, 2, 3, 4), (1, 7, 8, 9), (5, 2, 3, 4)], "wrong": [(1, 2, 6, 4), (5, 2, 3, 8)]}
     nodes = [node(i, ROOT, 1, t, label) for i, (label, t) in enumerate((k, t) for k, ts in ids.items() for t in ts)]
     pairs, _ = build_pairs(
-        [Tree(Question("q", "?", "1"), (2, 3), tuple(nodes))],
+        [Tree(Question("?", "1", id="q"), (2, 3), tuple(nodes))],
         PairSettings(confident_from=0, unsure_to=1, per_group=99),
     )
     assert {(p.chosen, p.rejected) for p in pairs if p.kind == "confident_wrong"} == {(0, 3), (2, 4)}
@@ -87,7 +87,7 @@ def test_reasoning_faults_only() -> None:
     nodes = [node(i, ROOT, 1, (10 + i,), label) for i, (label, _) in enumerate(texts)]
     nodes = [replace(n, step=replace(n.step, text=text)) for n, (_, text) in zip(nodes, texts, strict=True)]
     settings = PairSettings(confident_from=0, unsure_to=1, per_group=99, faults="reasoning")
-    pairs, report = build_pairs([Tree(Question("q", "?", "1"), (2, 3), tuple(nodes))], settings)
+    pairs, report = build_pairs([Tree(Question("?", "1", id="q"), (2, 3), tuple(nodes))], settings)
     assert {p.rejected for p in pairs} == {1, 3}
     assert report.dropped["wrong step: its equation is false"] == 1
 
@@ -113,7 +113,7 @@ def test_nothing_below_a_wrong_step() -> None:
             node(0, ROOT, 1, (5,), label), node(1, 0, 2, (6,), "right"), node(2, 0, 2, (7,), "wrong"),
             node(3, 1, 3, (8,), "right"), node(4, 1, 3, (9,), "wrong"),
         )  # fmt: skip
-        assert build_pairs([Tree(Question("q", "?", "1"), (2, 3), nodes)], EVERYTHING)[0] == []
+        assert build_pairs([Tree(Question("?", "1", id="q"), (2, 3), nodes)], EVERYTHING)[0] == []
 
 
 def test_the_report_adds_up() -> None:

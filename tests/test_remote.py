@@ -241,7 +241,7 @@ def test_an_endpoint_that_is_not_like_the_others_is_left_out() -> None:
 
 def test_a_server_without_ids_gives_trees_that_are_unfit_for_training(tmp_path: Any) -> None:
     with serving("sglang") as server, engine_for(server) as engine:
-        solutions = ChainOfThought().solve([Question("q", "What?", "7")], engine)
+        solutions = ChainOfThought().solve([Question("What?", "7", id="q")], engine)
         tree = solutions[0].tree
     assert tree.token_source == "pieces"
     assert min(tree.prompt_ids) >= FIRST_PIECE
@@ -282,7 +282,7 @@ def test_pruning_needs_the_optimistic_bound_to_fail() -> None:
             settings = ConfidenceTreeSettings(
                 children=2, width=1, branch_below=1.0, prune_below=prune_below, max_tokens=40
             )
-            return ConfidenceTree(settings).solve([Question("q", "q", "7")], engine)[0].tree
+            return ConfidenceTree(settings).solve([Question("q", "7", id="q")], engine)[0].tree
 
         whole = solved(0.0)
         second = [node for node in whole.nodes if not whole.children(node.id)][-1].id

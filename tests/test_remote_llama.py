@@ -177,7 +177,7 @@ def test_sampled_tokens_have_the_models_probabilities_whatever_the_temperature(
 
 def test_cat_grows_a_tree_of_two_paths_on_the_server(remote: OpenAICompatibleEngine) -> None:
     method = ConfidenceTree(ConfidenceTreeSettings(max_tokens=24, branch_below=1.0))
-    (solution,) = method.solve([Question("q", TEXT, "7")], remote)
+    (solution,) = method.solve([Question(TEXT, "7", id="q")], remote)
     assert len(solution.tree.children(-1)) + sum(len(n) > 1 for _, n in solution.tree.groups()) >= 2
     assert solution.tree.token_source == "model"
     assert {node.step.trace.kind for node in solution.tree.nodes} == {"top_k"}

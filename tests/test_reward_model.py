@@ -19,7 +19,7 @@ from caspo.types import Question
 from tiny import COMMON, build
 
 LAYOUTS = ("qwen", "token_classification", "math_shepherd")
-QUESTION = Question("q", "Ann has 2 nuts and finds 3. How many has she?", "5")
+QUESTION = Question("Ann has 2 nuts and finds 3. How many has she?", "5", id="q")
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
 )

@@ -58,7 +58,7 @@ class Gate(ScriptedEngine):
 
 
 def job(engine: Any, text: str = "Q", method: Any = CAT, **more: Any) -> Job:
-    return Job(method, Question(more.pop("name", text), text, ""), engine.prompt(text), **more)
+    return Job(method, Question(text, id=more.pop("name", text)), engine.prompt(text), **more)
 
 
 @contextmanager

@@ -390,7 +390,7 @@ def test_pairs_of_one_tree_share_their_nodes(tmp_path: Path) -> None:
     nodes = (
         node(0, ROOT, 1, (8, 9), "right"), node(1, ROOT, 1, (10,), "wrong"), node(2, ROOT, 1, (11, 12, 13), "wrong"),
     )  # fmt: skip
-    tree = Tree(Question("one", "?", "1"), ids, nodes)
+    tree = Tree(Question("?", "1", id="one"), ids, nodes)
     pairs = [StepPair("one", ROOT, 0, wrong, "confident_wrong", 0.5, 0.5, weight=wrong) for wrong in (1, 2)]
     _, result = train_step_dpo(build("llama"), [tree], pairs, settings(), 0, tmp_path)
     assert len(result.log) == 1

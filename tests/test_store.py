@@ -36,7 +36,7 @@ def trees(draw: st.DrawFn) -> Tree:
         step = Step(draw(TEXT), ids, trace)
         nodes.append(Node(i, parent, depth, step, draw(st.integers(1, 9)), draw(st.booleans()), verdict, draw(TEXT)))
     meta = draw(st.dictionaries(TEXT, st.none() | st.integers(-5, 5) | st.lists(TEXT, max_size=2), max_size=3))
-    question = Question(draw(TEXT), draw(TEXT), draw(TEXT), draw(st.none() | TEXT), meta)
+    question = Question(draw(TEXT), draw(TEXT), id=draw(TEXT), solution=draw(st.none() | TEXT), meta=meta)
     return Tree(question, draw(IDS), tuple(nodes))
 
 

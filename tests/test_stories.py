@@ -227,7 +227,7 @@ def test_same_number_by_chance_is_not_enough() -> None:
         {"value": 2, "kind": "given"},
         {"value": 4, "kind": "derived", "formula": "#0 * #0"},
     ]
-    question = Question("q", "?", "4", meta={"quantities": quantities})
+    question = Question("?", "4", id="q", meta={"quantities": quantities})
     assert JUDGE.judge_step(question, [], "2 * 2 = 4", final=False).label == "right"
     assert JUDGE.judge_step(question, [], "2 + 2 = 4", final=False).label == "wrong"
 
@@ -240,7 +240,7 @@ def test_bad_input() -> None:
         with pytest.raises(ConfigError, match="levels 1 to 7"):
             StoriesTask(levels)
     with pytest.raises(DataError, match="arithmetic judge"):
-        JUDGE.judge_step(Question("q", "?", "1"), [], "1 + 1 = 2", final=False)
+        JUDGE.judge_step(Question("?", "1", id="q"), [], "1 + 1 = 2", final=False)
 
 
 def test_values_are_exact() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -42,12 +42,14 @@ def load_recipe(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     return _validated(model, data, f"The recipe {path}")
 
 
-def settings_from(model: type[T], overrides: Sequence[str]) -> T:
-    """The defaults of ``model`` with ``key=value`` applied; errors as in `load_recipe`."""
+def settings_from(model: type[T], given: Sequence[str] | Mapping[str, Any] = (), what: str = "These settings") -> T:
+    """The defaults of ``model`` with ``key=value`` applied, or with the values of a mapping; errors as in `load_recipe`."""
+    if isinstance(given, Mapping):
+        return _validated(model, dict(given), what)
     data: dict[str, Any] = {}
-    for override in overrides:
+    for override in given:
         _apply(data, override)
-    return _validated(model, data, "These settings")
+    return _validated(model, data, what)
 
 
 def claim_folder(out: Path, recipe: Config) -> None:
@@ -110,7 +112,10 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             lines.append(f"  {path}: unknown key; {hint}")
         else:
-            lines.append(f"  {path}: {problem['msg']} (got {problem['input']!r})")
+            told = problem["msg"].removeprefix("Value error, ")
+            # What our own validators say is enough, and what they were given may hold a password.
+            got = "" if problem["type"] == "value_error" else f" (got {problem['input']!r})"
+            lines.append(f"  {path}{': ' if path else ''}{told}{got}")
     return "\n".join(lines)
 
 

@@ -138,7 +138,7 @@ class HarnessModel:
         for place, request in enumerate(requests):
             context, arguments = request.args
             # Repeats of one prompt are drawn differently, whatever else is asked.
-            question = Question(f"{context}\x1f{seen[context]}", context, "")
+            question = Question(context, id=f"{context}\x1f{seen[context]}")
             seen[context] += 1
             groups.setdefault(repr(sorted(arguments.items())), []).append((place, question))
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as bar:

@@ -6,8 +6,9 @@ one of its nodes, training packs it, CaT grows and prunes it, the report draws i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -43,17 +44,25 @@ FIRST_PIECE = 1 << 30
 
 @dataclass(frozen=True)
 class Question:
-    """One problem with a known final answer.
+    """One problem.
 
     ``meta`` is what the task knows beyond that; `stories` keeps the quantities of the problem there, from which the
     `reference` judge decides every step exactly.
     """
 
-    id: str
     text: str
-    answer: str
+    answer: str = ""
+    """The known final answer; empty where it is not known."""
+    _: KW_ONLY
+    id: str = ""
+    """Among the questions of one run only this one's. Draws depend on it; without one it is made of the text."""
     solution: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            digest = hashlib.sha256(self.text.encode(errors="surrogatepass")).hexdigest()
+            object.__setattr__(self, "id", digest[:16])
 
 
 class Measured(NamedTuple):

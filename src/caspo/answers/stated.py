@@ -36,7 +36,7 @@ _LETTER = re.compile(
 def stated_answer(question: Question, text: str) -> str | None:
     """The final answer that ``text`` states to ``question``, or None where it states none.
 
-    >>> choice = Question("q", "Which?", "B", meta={"answer_type": "choice", "choices": ["a cat", "a dog"]})
+    >>> choice = Question("Which?", "B", meta={"answer_type": "choice", "choices": ["a cat", "a dog"]})
     >>> stated_answer(choice, "The answer is (B)."), stated_answer(choice, "The answer is a dog.")
     ('B', 'B')
     """

@@ -54,24 +54,19 @@ def serve(
     """Serve a model behind the OpenAI API, with CaT (or another method) and the confidence of each step."""
     import logging
 
-    from caspo.cli.solve import asked_model, calibrated
-    from caspo.config import settings_from
+    from caspo.cli.solve import calibrated
     from caspo.engines.prompts import INSTRUCTION
-    from caspo.errors import ConfigError
-    from caspo.search import METHODS
+    from caspo.search import method_of
 
-    if method not in METHODS:
-        raise ConfigError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")
-    if thresholds is None:
-        chosen = settings_from(METHODS[method].settings_type, settings or ())
-    else:
-        chosen = calibrated(thresholds, method, model, settings).settings
+    chosen = (
+        method_of(method, settings or ()) if thresholds is None else calibrated(thresholds, method, model, settings)
+    )
     configured = _settings(
         host=host,
         port=port,
         model=served_name or model,
         method=method,
-        settings=chosen.model_dump(exclude_unset=True),
+        settings=chosen.settings.model_dump(exclude_unset=True),
         fixed=thresholds is not None,
         instruction=INSTRUCTION if instruction is None else instruction,
         keys=_keys(api_keys),
@@ -87,13 +82,13 @@ def serve(
 
     bound = listening(configured)  # before the model is loaded: an address that is taken is told at once
     from caspo.answers import same_answer
-    from caspo.engines.opening import open_engine
+    from caspo.engines.opening import model_settings, open_engine
     from caspo.serve.scheduler import Scheduler
     from caspo.serve.thread import EngineThread
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    asked = asked_model({"name": model, "device": device}, engine, url, tokenizer)
+    asked = model_settings(model, url=url, engine=engine, tokenizer=tokenizer, device=device)
     thread = EngineThread()
     opened = thread.submit(lambda: open_engine(asked)).result()
     same_answer("1/2", "0.5")  # loads what compares answers: seconds that the first client would wait

@@ -116,8 +116,8 @@ def question_of(
         raise DataError(f"{where}: the question is of type {type(row).__name__}, not an object.")
     known, worked = row.get(answer), row.get(solution)
     return Question(
-        identity,
         text_of(row, key, where),
         "" if known is None else str(known),
-        worked if isinstance(worked, str) else None,
+        id=identity,
+        solution=worked if isinstance(worked, str) else None,
     )

@@ -154,7 +154,11 @@ def _tree(file: Path, rows: Sequence[dict[str, Any]]) -> Tree:
             "Delete it and run the same command again."
         )
     question = Question(
-        first["question_id"], first["question"], first["answer"], first["solution"], json.loads(first["meta"])
+        first["question"],
+        first["answer"],
+        id=first["question_id"],
+        solution=first["solution"],
+        meta=json.loads(first["meta"]),
     )
     return Tree(question, tuple(first["prompt_ids"]), tuple(_node(row) for row in rows))
 

@@ -69,7 +69,7 @@ class Plan:
             method = self._within(len(ids), engine.context_length)
             for number in range(self.n):
                 # A draw depends on the question's id: the same request with the same seed must have the same ones.
-                question = Question(f"{place}-{number}", text, "")
+                question = Question(text, id=f"{place}-{number}")
                 grow = self.stream and self.events
                 jobs.append(Job(method, question, ids, self.seed, self.stop, self.seconds, grow, client))
         return jobs

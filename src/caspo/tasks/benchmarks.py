@@ -264,7 +264,7 @@ def _prepared(benchmark: Benchmark, question: Question, source: str) -> Question
         answer = question.solution or answer  # the indentation of a body matters
         if "prompt" in meta:
             text = f"```python\n{text}\n```"
-    return Question(question.id, f"{text}\n\n{benchmark.ask}".rstrip(), answer, question.solution, meta)
+    return replace(question, text=f"{text}\n\n{benchmark.ask}".rstrip(), answer=answer, meta=meta)
 
 
 def _listed(question: Question, where: str) -> str:

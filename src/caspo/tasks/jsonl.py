@@ -78,7 +78,9 @@ def question_of(row: Mapping[str, Any], where: str, default_id: str) -> Question
         )
     extra = {key: value for key, value in row.items() if key not in _OWN_KEYS and value is not None}
     identity = row.get("id")
-    return Question(default_id if identity is None else str(identity), text, answer, solution, {**meta, **extra})
+    return Question(
+        text, answer, id=default_id if identity is None else str(identity), solution=solution, meta={**meta, **extra}
+    )
 
 
 def _answer(answer: object, where: str) -> str:
