@@ -122,9 +122,7 @@ def main() -> None:
     engine = HFEngine(model, tokenizer, name=args.model)
     questions = StoriesTask((1, 2, 3)).questions("test", args.questions, 0)
     prompts = [engine.prompt(question.text) for question in questions]
-    requests = [
-        Request(prompt, seed, max_new_tokens=args.max_tokens) for prompt in prompts for seed in range(args.samples)
-    ]
+    requests = [Request(prompt, seed, max_new_tokens=args.max_tokens) for prompt in prompts for seed in range(args.samples)]
     completions = engine.generate(requests)
     engine.forget()
     paths = [

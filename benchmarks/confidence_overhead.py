@@ -19,10 +19,10 @@ from parts.forward import forward
 from parts.measure import Figure, difference, options, report
 
 from caspo.confidence.logits import _CPU_FLOATS, Distribution, _best, _block_sums
+from caspo.core.errors import ModelError
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load, resolve
 from caspo.engines.sampling import _drawn, draw
-from caspo.errors import ModelError
 
 
 def plain(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:
@@ -93,9 +93,7 @@ def installed(name: str) -> bool:
 def main() -> None:
     """Run everything and print a table."""
     parser = options(__doc__, "the smallest model only")
-    parser.add_argument(
-        "--models", nargs="+", default=["smollm2-135m", "gemma3-270m"], help="left out if not installed"
-    )
+    parser.add_argument("--models", nargs="+", default=["smollm2-135m", "gemma3-270m"], help="left out if not installed")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--batch", type=int, default=64)

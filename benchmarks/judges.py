@@ -71,9 +71,7 @@ def arithmetic(data: Path | None) -> dict[str, Figure]:
     print("arithmetic:", shown(scores))
     f1 = scores["f1"]
     note = f"precision for wrong {scores['precision_wrong']['value']:.3f}"
-    return {
-        "arithmetic_f1_processbench_gsm8k": difference(f1["value"], f1["low"], f1["high"], note, "F1", len(solutions))
-    }
+    return {"arithmetic_f1_processbench_gsm8k": difference(f1["value"], f1["low"], f1["high"], note, "F1", len(solutions))}
 
 
 def rollouts(engine: HFEngine, trees: Sequence[Tree]) -> dict[str, Figure]:
@@ -92,9 +90,7 @@ def rollouts(engine: HFEngine, trees: Sequence[Tree]) -> dict[str, Figure]:
         f"{fixed} ({each[1]:.2f}) with {fixed_sample(judge.settings)} at every prefix"
     )
     return {
-        "rollout_completions_saved": difference(
-            counts.saved(judge.settings), None, None, note, "share", counts.verdicts
-        )
+        "rollout_completions_saved": difference(counts.saved(judge.settings), None, None, note, "share", counts.verdicts)
     }
 
 

@@ -105,9 +105,7 @@ def served_scripted() -> None:
 @contextmanager
 def process(*command: str) -> Iterator[subprocess.Popen[str]]:
     """A process with pipes, ended in the end."""
-    found = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    found = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         yield found
     finally:
@@ -212,9 +210,7 @@ def throughput(args: argparse.Namespace) -> dict[str, Figure]:
         fractions: dict[int, Figure] = {}
         for clients in args.clients:
             probe = questions(max(8, 2 * clients))
-            asyncio.run(
-                closed_loop(url, probe, clients, Load(args.model))
-            )  # memory for so many rows is new, on both sides
+            asyncio.run(closed_loop(url, probe, clients, Load(args.model)))  # memory for so many rows is new, on both sides
             count = max(2 * clients, round(len(probe) * args.seconds / args.turns / alone(probe, clients)[0]))
             asked = questions(count)
             sides: dict[str, list[float]] = {"bare": [], "served": []}
@@ -230,10 +226,7 @@ def throughput(args: argparse.Namespace) -> dict[str, Figure]:
             assert seen.tokens == tokens * args.turns, "both sides solve the same questions with the same tokens"
             rate = tokens / statistics.median(sides["served"])
             fractions[clients] = ratio(
-                sides["bare"],
-                sides["served"],
-                f"{clients} clients, {count} questions, {rate:.0f} tokens a second",
-                "share",
+                sides["bare"], sides["served"], f"{clients} clients, {count} questions, {rate:.0f} tokens a second", "share"
             )
             latency, first = seen.latencies, seen.first_steps
             print(

@@ -61,9 +61,7 @@ def our_reference(model: str, data: Data, micro_tokens: int) -> Timing:
     loaded = load(model)[0]
     units = make_units(*data, judged=False)
     start = time.perf_counter()
-    score_trees(
-        loaded, Scorer(loaded, packed=True), [(unit.tree, unit.needed) for unit in units], micro_tokens, cache=None
-    )
+    score_trees(loaded, Scorer(loaded, packed=True), [(unit.tree, unit.needed) for unit in units], micro_tokens, cache=None)
     tokens = sum(unit.size for unit in units)
     return Timing(time.perf_counter() - start, tokens, tokens, peak_mb())
 

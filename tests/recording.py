@@ -83,9 +83,7 @@ def wild(seed: int) -> Script:
         options = []
         for i in range(rng.randint(1, 4)):
             end = lines > 4 or rng.random() < 0.3
-            line = (
-                f"The answer is {rng.randint(1, 3)}." if end and rng.random() < 0.8 else f"{i} + {lines} = {i + lines}"
-            )
+            line = f"The answer is {rng.randint(1, 3)}." if end and rng.random() < 0.8 else f"{i} + {lines} = {i + lines}"
             options.append(Scripted(line if end else f"{line}\n", rng.randint(1, 9), eos=end))
         return options
 

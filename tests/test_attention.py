@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as tf
 
-from caspo.errors import EngineError
+from caspo.core.errors import EngineError
 from caspo.train import attention
 from caspo.train.attention import TreeAttention
 from caspo.train.scoring import Scorer
@@ -130,9 +130,7 @@ def test_windows_of_the_row_are_refused() -> None:
         TreeAttention.of(model)
 
 
-@pytest.mark.parametrize(
-    "more", [{"layer_types": ["chunked_attention", "full_attention"]}, {"attention_chunk_size": 16}]
-)
+@pytest.mark.parametrize("more", [{"layer_types": ["chunked_attention", "full_attention"]}, {"attention_chunk_size": 16}])
 def test_chunks_are_refused(more: dict[str, Any]) -> None:
     """Llama 4 attends within chunks of the row, however its configuration says so."""
     model = build("llama")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.loop.warm_start import train_tokenizer
 from caspo.train.checks import check_pairs, check_tokens
 from caspo.train.tree_packing import pack
@@ -92,11 +92,7 @@ def test_pairs_that_name_other_nodes(change: dict[str, Any], said: str) -> None:
 def test_ids_outside_the_vocabulary() -> None:
     """Tokens that the model has no embedding for: in a step, in the prompt, or negative."""
     model = build("llama")
-    for bad in (
-        with_ids(TREE, 4, (5, VOCABULARY)),
-        replace(TREE, prompt_ids=(3, VOCABULARY)),
-        with_ids(TREE, 4, (-1,)),
-    ):
+    for bad in (with_ids(TREE, 4, (5, VOCABULARY)), replace(TREE, prompt_ids=(3, VOCABULARY)), with_ids(TREE, 4, (-1,))):
         with pytest.raises(DataError, match=rf"question q holds token .* has {VOCABULARY}: .*another model"):
             check_tokens([bushy_tree("a"), bad], model)
     check_tokens([with_ids(TREE, 4, (5, VOCABULARY - 1))], model)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from caspo.config import settings_from
+from caspo.core.config import settings_from
+from caspo.core.errors import ConfigError
 from caspo.data.annotate import AnnotateSettings
 from caspo.engines.opening import ModelSettings, open_engine
-from caspo.errors import ConfigError
 from caspo.judges.base import Chain
 from caspo.judges.cache import CachedJudge
 from caspo.judges.choose import ArithmeticSettings, ReferenceSettings

@@ -11,11 +11,11 @@ import yaml
 from rich.console import Console
 
 from caspo.cli.show import comparison_tables
-from caspo.errors import ConfigError, DataError
+from caspo.core.errors import ConfigError, DataError
+from caspo.core.storage import write_json
 from caspo.evaluate.compare import compare
 from caspo.evaluate.run import Outcome
 from caspo.formats.parquet import write_trees
-from caspo.storage import write_json
 from caspo.types import ROOT, Node, Question, Step, Tree
 from tiny import trace
 
@@ -42,9 +42,7 @@ def evaluation(
         ids = list(names or [f"q{i}" for i in range(len(marks))])
         folder = run / f"round-{index}" / "evaluate" / name
         outcomes = [
-            Outcome(
-                i, None if mark == "-" else mark, mark == "1", confidence if mark == "1" else 0.25, tokens, 1.0, False
-            )
+            Outcome(i, None if mark == "-" else mark, mark == "1", confidence if mark == "1" else 0.25, tokens, 1.0, False)
             for i, mark in zip(ids, marks, strict=True)
         ]
         step = Step("The answer is 1.", (7,), trace(1))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from caspo.confidence.signals import SIGNALS, entropy_bounds, signals, step_score
-from caspo.errors import ConfigError, DataError, EngineError
+from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.types import TokenTrace
 
 

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from caspo.confidence import SIGNALS, signals, step_score
+from caspo.core.errors import DataError
 from caspo.data.annotate import judge_trees
 from caspo.data.dataset import DATASET_SCHEMA, write_dataset
 from caspo.data.pairs import PairSettings, build_pairs
-from caspo.errors import DataError
 from caspo.formats.parquet import read_trees
 from caspo.judges.reference import ReferenceJudge
 from caspo.types import Tree

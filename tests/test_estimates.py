@@ -5,15 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caspo.errors import ConfigError, DataError
-from caspo.evaluate.estimates import (
-    auroc,
-    bootstrap_ci,
-    paired_difference,
-    pairs_won,
-    sibling_pairs,
-    wilson,
-)
+from caspo.core.errors import ConfigError, DataError
+from caspo.evaluate.estimates import auroc, bootstrap_ci, paired_difference, pairs_won, sibling_pairs, wilson
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 7), (50, 200), (1, 1), (0, 1)])
@@ -136,9 +129,7 @@ def test_siblings():
         ([0.3], [0]),
         ([], []),
     ]
-    scores, right = (
-        np.array([x for group in groups for x in group[i]], dtype=kind) for i, kind in ((0, float), (1, bool))
-    )
+    scores, right = (np.array([x for group in groups for x in group[i]], dtype=kind) for i, kind in ((0, float), (1, bool)))
     rows = np.split(np.arange(len(scores)), np.cumsum([len(labels) for _, labels in groups])[:-1])
     pairs = sibling_pairs(right, rows)
     assert pairs.tolist() == [[0, 1], [2, 3], [2, 4]]

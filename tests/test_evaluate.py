@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from caspo.confidence import SIGNALS
+from caspo.core.storage import write_json
 from caspo.data.annotate import judge_trees
 from caspo.evaluate import run
 from caspo.evaluate.estimates import wilson
@@ -19,7 +20,6 @@ from caspo.evaluate.run import EvaluateSettings, Outcome, evaluate_methods, read
 from caspo.evaluate.step_figures import step_changes, step_rows
 from caspo.formats.parquet import write_trees
 from caspo.judges.base import StepJudge
-from caspo.storage import write_json
 from caspo.tasks.base import grade
 from caspo.testing.scripted import Script, Scripted, ScriptedEngine
 from caspo.types import ROOT, Label, Node, Question, Step, Tree, Verdict
@@ -197,9 +197,7 @@ def test_change_that_is_undefined(tmp_path: Path) -> None:
     """No wrong step after training: the AUROC has no change. No judged step at all, no method: nothing is compared."""
     trees = many("q", 20, spread=0.1)
     store(tmp_path / "a", "cat", trees, [outcome(t.question.id) for t in trees])
-    store(
-        tmp_path / "b", "cat", [replace(t, nodes=t.nodes[:1]) for t in trees], [outcome(t.question.id) for t in trees]
-    )
+    store(tmp_path / "b", "cat", [replace(t, nodes=t.nodes[:1]) for t in trees], [outcome(t.question.id) for t in trees])
     store(tmp_path / "c", "cat", [replace(t, nodes=()) for t in trees], [outcome(t.question.id) for t in trees])
     changes = {c.pop("figure"): c for c in step_changes(tmp_path / "a", tmp_path / "b", Told(), only("cat"))}
     assert changes["accuracy"]["difference"] > 0

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from caspo.core.errors import DataError
 from caspo.data.pairs import PairSettings, build_pairs
-from caspo.errors import DataError
 from caspo.formats import (
     LabelledSolution,
     pairs_as_step_dpo,

@@ -98,9 +98,7 @@ def test_a_question_of_ones_own_keeps_its_id_and_no_questions_are_no_solutions(m
 
 def test_a_method_may_come_with_its_settings(model: caspo.Model) -> None:
     assert model.solve(EASY, ChainOfThought()).answer == "5"
-    with pytest.raises(
-        caspo.CaspoError, match=r"chain_of_thought is given with its settings already\. Set seeds there"
-    ):
+    with pytest.raises(caspo.CaspoError, match=r"chain_of_thought is given with its settings already\. Set seeds there"):
         model.solve(EASY, ChainOfThought(), seeds=1)
 
 
@@ -175,10 +173,6 @@ def test_the_package_offers_its_names_and_loads_nothing() -> None:
     )
     source = str(Path(caspo.__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": source},
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": source}
     )
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from caspo.errors import ConfigError, DataError
+from caspo.core.errors import ConfigError, DataError
 from caspo.tasks.base import Task, grade
 from caspo.tasks.jsonl import JsonlTask
 from caspo.types import Question
@@ -123,9 +123,7 @@ def test_windows_files_load(tmp_path: Path) -> None:
     assert [q.id for q in JsonlTask(path).questions("test")] == ["w-1", "w-3"]
 
 
-@pytest.mark.parametrize(
-    ("name", "rows"), [("gsm8k_test", 1319), ("multiarith", 600), ("math500", 500), ("cruxeval", 800)]
-)
+@pytest.mark.parametrize(("name", "rows"), [("gsm8k_test", 1319), ("multiarith", 600), ("math500", 500), ("cruxeval", 800)])
 def test_shared_benchmarks_load_and_grade_their_own_answers(name: str, rows: int) -> None:
     """Every reference answer equals itself, and GSM8K's test file loads whole."""
     path = DATA / f"{name}.jsonl"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from caspo.errors import StorageError
+from caspo.core.errors import StorageError
 from caspo.judges.base import Chain, Judge
 from caspo.judges.cache import CachedJudge
 from caspo.types import Question, Verdict

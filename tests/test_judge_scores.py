@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caspo.config import claim_folder
-from caspo.errors import ResumeError
+from caspo.core.config import claim_folder
+from caspo.core.errors import ResumeError
+from caspo.core.storage import read_json, write_json
 from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
 from caspo.evaluate.judge_scores import FIGURES, Judged, judge_scores
 from caspo.formats import LabelledSolution
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain
-from caspo.storage import read_json, write_json
 from caspo.types import Label, Question, Verdict
 
 
@@ -133,9 +133,7 @@ class Failing:
         self.calls += 1
         failed = self.calls == 1
         label: Label = "unknown" if failed else "right"
-        return [
-            [Verdict(label, "no route" if failed else "", self.name, failed)] * len(chain.steps) for chain in chains
-        ]
+        return [[Verdict(label, "no route" if failed else "", self.name, failed)] * len(chain.steps) for chain in chains]
 
 
 def test_runs_go_on_and_ask_again_where_the_judge_failed(tmp_path: Path) -> None:

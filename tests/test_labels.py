@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.formats import read_labelled
 from caspo.judges.base import Chain, Judge
 from caspo.judges.labels import LabelsJudge
@@ -53,14 +53,7 @@ MR_GSM8K = {
     "uuid": "u1", "question": "Two and three?", "ground_truth_answer": "5", "model_output_steps": ["a", "b = 1"],
     "model_output_solution_correctness": "wrong", "model_output_solution_first_error_step": 2, "question_type": "POT",
 }  # fmt: skip
-STEPS = {
-    "id": "s",
-    "question": "Two and three?",
-    "steps": ["a", "b", "c"],
-    "first_error": 1,
-    "answer": "5",
-    "source": "X",
-}
+STEPS = {"id": "s", "question": "Two and three?", "steps": ["a", "b", "c"], "first_error": 1, "answer": "5", "source": "X"}
 
 
 def written(path: Path, *rows: object, array: bool = False) -> Path:

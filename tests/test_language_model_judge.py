@@ -14,16 +14,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 from caspo.judges.base import Chain, Judge
 from caspo.judges.endpoint import ChatEndpoint, EndpointSettings, ModelAnswer
-from caspo.judges.language_model import (
-    INSTRUCTION,
-    LanguageModelJudge,
-    LanguageModelSettings,
-    ask_engine,
-    prompt_of,
-)
+from caspo.judges.language_model import INSTRUCTION, LanguageModelJudge, LanguageModelSettings, ask_engine, prompt_of
 from caspo.testing.scripted import Scripted
 from caspo.types import Question
 from test_rollouts import Engine
@@ -362,14 +356,7 @@ def test_the_prompt_shows_every_step_with_its_number() -> None:
     """An empty one too, in any language; the known answer only where asked for."""
     chain = Chain(QUESTION, ("二加三等于五。\n", "", "Ответ: пять \ud800\n"), False, given=1)
     prompt = prompt_of(chain, show_answer=True)
-    for part in (
-        "[0] 二加三等于五。",
-        "[1] (empty)",
-        "[2] Ответ: пять",
-        "answer is known: 5",
-        "goes on",
-        "from [1] on",
-    ):
+    for part in ("[0] 二加三等于五。", "[1] (empty)", "[2] Ответ: пять", "answer is known: 5", "goes on", "from [1] on"):
         assert part in prompt
     prompt.encode()
     assert "known: 5" not in prompt_of(chain, show_answer=False)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from caspo.confidence import signals, step_score
+from caspo.core.errors import CaspoError, ConfigError, DataError, EngineError
 from caspo.data.pairs import PairSettings, build_pairs
 from caspo.engines.base import Completion, Request
 from caspo.engines.remote.engine import OpenAICompatibleEngine
 from caspo.engines.remote.settings import RemoteSettings
-from caspo.errors import CaspoError, ConfigError, DataError, EngineError
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.search import ChainOfThought, ConfidenceTree, ConfidenceTreeSettings
 from caspo.train.checks import check_tokens
@@ -279,9 +279,7 @@ def test_pruning_needs_the_optimistic_bound_to_fail() -> None:
     with serving("vllm") as server, engine_for(server, top_logprobs=3) as engine:
 
         def solved(prune_below: float) -> Tree:
-            settings = ConfidenceTreeSettings(
-                children=2, width=1, branch_below=1.0, prune_below=prune_below, max_tokens=40
-            )
+            settings = ConfidenceTreeSettings(children=2, width=1, branch_below=1.0, prune_below=prune_below, max_tokens=40)
             return ConfidenceTree(settings).solve([Question("q", "7", id="q")], engine)[0].tree
 
         whole = solved(0.0)

@@ -146,9 +146,7 @@ def test_questions_not_steps_are_drawn() -> None:
     rows, draws = made(2, 50, 300), draw_questions(50)
     copied = Rows(*(np.tile(column, 10) for column in rows))
     for _, resampled in FIGURES.values():
-        assert percentile_interval(resampled(copied, draws)) == pytest.approx(
-            percentile_interval(resampled(rows, draws))
-        )
+        assert percentile_interval(resampled(copied, draws)) == pytest.approx(percentile_interval(resampled(rows, draws)))
 
 
 def test_draws() -> None:

@@ -159,9 +159,7 @@ def test_one_success_is_enough_by_the_rule_of_math_shepherd() -> None:
     assert sum("b" in "".join(map(chr, r.prefix_ids)) for r in engine.requests) == 9
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 6), st.integers(1, 7), st.booleans()), min_size=1, max_size=8), st.integers(0, 9)
-)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 7), st.booleans()), min_size=1, max_size=8), st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
 def test_verdicts_depend_neither_on_the_batch_nor_on_its_order(asked: list[tuple[int, int, bool]], seed: int) -> None:
     """Each chain alone, all together, and backwards: the same verdicts; the same seed gives the same again."""
@@ -172,10 +170,7 @@ def test_verdicts_depend_neither_on_the_batch_nor_on_its_order(asked: list[tuple
 
     def script(text: str) -> list[Scripted]:
         lost = f"step {text[len('How many ')]}" in text
-        return [
-            Scripted("The answer is 5.", 0.15 if lost else 0.7, eos=True),
-            Scripted("The answer is 6.", 0.3, eos=True),
-        ]
+        return [Scripted("The answer is 5.", 0.15 if lost else 0.7, eos=True), Scripted("The answer is 6.", 0.3, eos=True)]
 
     def new() -> RolloutJudge:
         return judge_of(script, RolloutSettings(seed=seed))[0]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Engine, Request
 from caspo.engines.local.engine import HFEngine
-from caspo.errors import EngineError
 from caspo.search import METHODS, ChainOfThought, ConfidenceTree, ConfidenceTreeSettings, SelfConsistency
 from caspo.search.base import Search
 from caspo.search.sampled import SelfConsistencySettings

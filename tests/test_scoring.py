@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from caspo.core.errors import EngineError
 from caspo.engines.base import Request
 from caspo.engines.local.engine import HFEngine
-from caspo.errors import EngineError
 from caspo.train.attention import TreeAttention
 from caspo.train.scoring import NodeScores, Scorer, _TokenScores, check_packing
 from caspo.train.tree_packing import NodeKey, join, pack

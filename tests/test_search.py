@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.engines.base import Request
-from caspo.errors import ConfigError, DataError, EngineError
 from caspo.search import (
     METHODS,
     ChainOfThought,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, StepJudge
 from caspo.judges.reference import ReferenceJudge
@@ -20,10 +20,7 @@ from caspo.types import Question
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SOLUTION = "She has 16 - 3 = <<16-3=13>>13 eggs left.\nShe sells 13 * 7 = <<13*7=91>>91 a week.\n#### 91"
 EGGS = Question(
-    "Ann's 16 ducks lay an egg each. She eats 3 of them. How many are left in a week?",
-    "91",
-    id="eggs",
-    solution=SOLUTION,
+    "Ann's 16 ducks lay an egg each. She eats 3 of them. How many are left in a week?", "91", id="eggs", solution=SOLUTION
 )
 
 
@@ -34,9 +31,7 @@ def told(*steps: str, question: Question = EGGS, ended: bool = False) -> list[st
 def test_values_of_the_solution_from_known_numbers_are_right() -> None:
     """In any wording; the solution's own numbers may be used without saying where they are from."""
     assert told("16 - 3 = 13", "13 * 7 = 91") == ["right", "right"]
-    assert (
-        told("After breakfast 16 - 3 = 13.", "So 13 * 7 = 91 a week.", "The answer is 91.", ended=True) == ["right"] * 3
-    )
+    assert told("After breakfast 16 - 3 = 13.", "So 13 * 7 = 91 a week.", "The answer is 91.", ended=True) == ["right"] * 3
     assert told("(16 - 3) * 7 = 91") == ["right"]
 
 

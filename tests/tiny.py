@@ -116,9 +116,7 @@ def pairs_of(tree: Tree) -> list[StepPair]:
     for parent, children in tree.groups():
         right = [c for c in children if c.verdict and c.verdict.label == "right"]
         wrong = [c for c in children if c.verdict and c.verdict.label == "wrong"]
-        found += [
-            StepPair(tree.question.id, parent, r.id, w.id, "confident_wrong", 0.5, 0.5) for r in right for w in wrong
-        ]
+        found += [StepPair(tree.question.id, parent, r.id, w.id, "confident_wrong", 0.5, 0.5) for r in right for w in wrong]
     return found
 
 

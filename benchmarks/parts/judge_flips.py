@@ -80,9 +80,7 @@ class Measure:
         return right, step_figures(step_rows(judged, [q.id for q in self.questions]), None)
 
 
-def flips(
-    trees: Sequence[Tree], name: str, questions: int, work: Path
-) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
+def flips(trees: Sequence[Tree], name: str, questions: int, work: Path) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
     """Figures of the largest and the smallest share of errors, and a row for every share."""
     measure = Measure(StoriesTask((1, 2)).questions("train", questions, 777))
     settings = StepDPOSettings(learning_rate=3e-5, beta=2.0, anchor=5.0, batch_pairs=16, epochs=1)
@@ -99,9 +97,7 @@ def flips(
         kinds = truly_right(pairs, trees)
         trained_on = random.Random(0).sample(pairs, min(allowed, len(pairs)))
         model, tokenizer = load(name)
-        trained, _ = train_step_dpo(
-            model, wrong_trees, trained_on, settings, 0, work / f"flip-{share}", tokenizer=tokenizer
-        )
+        trained, _ = train_step_dpo(model, wrong_trees, trained_on, settings, 0, work / f"flip-{share}", tokenizer=tokenizer)
         answers[share], steps = measure.of(trained, tokenizer, name)
         rows.append(_row(f"{share:.0%} flipped", before, answers[share], steps))
         rows[-1] |= {"pairs": len(pairs), "trained_on": len(trained_on)}
@@ -130,9 +126,7 @@ def _row(what: str, before: Sequence[bool], after: Sequence[bool], steps: dict[s
 def _line(row: dict[str, Any]) -> str:
     pairs = ""
     if "pairs" in row:
-        kinds = [
-            f"{row.get(f'truly_right_{kind}', float('nan')):.3f}" for kind in ("confident_wrong", "uncertain_right")
-        ]
+        kinds = [f"{row.get(f'truly_right_{kind}', float('nan')):.3f}" for kind in ("confident_wrong", "uncertain_right")]
         pairs = f"; {row['pairs']} pairs, {row['trained_on']} trained on, truly right: {' and '.join(kinds)} by kind"
     return (
         f"{row['what']:<16} greedy {row['greedy']:.3f} ({row['gain']:+.3f} [{row['gain_ci95'][0]:+.3f}, "

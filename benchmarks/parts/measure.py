@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from caspo.storage import write_json
+from caspo.core.storage import write_json
 from caspo.tasks.base import Task
 from caspo.tasks.jsonl import JsonlTask
 from caspo.tasks.stories import StoriesTask
@@ -51,9 +51,7 @@ def ratio(above: Sequence[float], below: Sequence[float], note: str, unit: str =
     return difference(value, min(turns), max(turns), note, unit, len(turns))
 
 
-def difference(
-    value: float, low: float | None, high: float | None, note: str, unit: str, n: int | None = None
-) -> Figure:
+def difference(value: float, low: float | None, high: float | None, note: str, unit: str, n: int | None = None) -> Figure:
     """A figure with its interval."""
     return {"value": value, "unit": unit, "low": low, "high": high, "n": n, "note": note}
 

@@ -165,10 +165,7 @@ def check_loss(model: Any, rows: Sequence[Row], *, beta: float, compact_head: bo
 
     with torch.no_grad():
         reference = [
-            (
-                float(log_p(r["prompt_ids"], r["chosen_ids"])) + 0.3,
-                float(log_p(r["prompt_ids"], r["rejected_ids"])) - 0.4,
-            )
+            (float(log_p(r["prompt_ids"], r["chosen_ids"])) + 0.3, float(log_p(r["prompt_ids"], r["rejected_ids"])) - 0.4)
             for r in rows
         ]
     losses = []
@@ -193,9 +190,7 @@ def check_loss(model: Any, rows: Sequence[Row], *, beta: float, compact_head: bo
     torch.testing.assert_close(loss.detach(), expected, atol=1e-4, rtol=1e-4)
     for ours, theirs in zip(wanted, gradients(), strict=True):
         assert float((ours - theirs).norm()) <= 1e-3 * float(ours.norm()) + 1e-6, "gradients differ"
-    assert positions == 2 * len(rows) * max(_length(row) for row in rows), (
-        "another number of positions than two padded rows"
-    )
+    assert positions == 2 * len(rows) * max(_length(row) for row in rows), "another number of positions than two padded rows"
 
 
 # Workers

@@ -10,10 +10,10 @@ Importing this package loads neither torch nor transformers: each room loads wha
 
 from typing import TYPE_CHECKING
 
-from caspo.lazy import export
+from caspo.core.lazy import export
 
 if TYPE_CHECKING:
-    from caspo.errors import CaspoError
+    from caspo.core.errors import CaspoError
     from caspo.model import Model, Solved, load
     from caspo.search import METHODS
     from caspo.types import Question, Solution

@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from caspo.confidence import step_score
+from caspo.core.errors import ConfigError, DataError
 from caspo.engines import Engine, model_settings, open_engine
-from caspo.errors import ConfigError, DataError
 from caspo.report import notebook_tree
 from caspo.search import Method, answer_path, method_of
 from caspo.types import Node, Question, Solution
@@ -133,11 +133,7 @@ def _asked(question: str | Question) -> Question:
 
 
 def load(
-    name: str | os.PathLike[str],
-    *,
-    url: str | Sequence[str] | None = None,
-    engine: str | None = None,
-    **settings: Any,
+    name: str | os.PathLike[str], *, url: str | Sequence[str] | None = None, engine: str | None = None, **settings: Any
 ) -> Model:
     """Load a model.
 

@@ -104,9 +104,7 @@ class TokenTrace:
     """Upper bound of the entropy; only with `top_k`."""
 
     @classmethod
-    def of(
-        cls, measured: Sequence[Measured], kind: Literal["full", "top_k"] = "full", k: int | None = None
-    ) -> TokenTrace:
+    def of(cls, measured: Sequence[Measured], kind: Literal["full", "top_k"] = "full", k: int | None = None) -> TokenTrace:
         """The trace of tokens that were measured one by one; with `top_k` each has its ``entropy_upper``."""
         table = np.array([row[: len(TRACE_COLUMNS)] for row in measured], dtype=np.float32)
         entropy, logprob, max_logprob, margin, varentropy = table.reshape(-1, len(TRACE_COLUMNS)).T.copy()

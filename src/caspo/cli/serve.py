@@ -29,8 +29,7 @@ def serve(
     served_name: Annotated[str | None, typer.Option(help="What clients call it; the model's name by default.")] = None,
     method: Annotated[str, typer.Option(help=f"Of requests that name none: {METHODS_HERE}.")] = "cat",
     thresholds: Annotated[
-        Path | None,
-        typer.Option(help="File of `caspo calibrate`: CaT with its settings, which clients may not change."),
+        Path | None, typer.Option(help="File of `caspo calibrate`: CaT with its settings, which clients may not change.")
     ] = None,
     instruction: Annotated[
         str | None, typer.Option(help="System message of conversations that have none; '' for none.")
@@ -58,9 +57,7 @@ def serve(
     from caspo.engines.prompts import INSTRUCTION
     from caspo.search import method_of
 
-    chosen = (
-        method_of(method, settings or ()) if thresholds is None else calibrated(thresholds, method, model, settings)
-    )
+    chosen = method_of(method, settings or ()) if thresholds is None else calibrated(thresholds, method, model, settings)
     configured = _settings(
         host=host,
         port=port,
@@ -115,7 +112,7 @@ def _listen(settings: ServeSettings, engine: Any, scheduler: Scheduler, bound: A
 def _settings(**fields: Any) -> ServeSettings:
     from pydantic import ValidationError
 
-    from caspo.errors import ConfigError
+    from caspo.core.errors import ConfigError
     from caspo.serve.settings import ServeSettings
 
     try:
@@ -134,7 +131,7 @@ def _keys(file: Path | None) -> tuple[str, ...]:
     import os
     import sys
 
-    from caspo.errors import ConfigError
+    from caspo.core.errors import ConfigError
 
     if file is None:
         return tuple(key.strip() for key in os.environ.get(_KEYS, "").split(",") if key.strip())

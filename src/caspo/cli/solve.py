@@ -43,13 +43,11 @@ def solve(
     import json
 
     from caspo.cli.show import bars, output
+    from caspo.core.storage import write_text
     from caspo.model import load
     from caspo.search import method_of
-    from caspo.storage import write_text
 
-    chosen = (
-        method_of(method, settings or ()) if thresholds is None else calibrated(thresholds, method, model, settings)
-    )
+    chosen = method_of(method, settings or ()) if thresholds is None else calibrated(thresholds, method, model, settings)
     questions, grade = _questions(question, limit, seed, data, run_code)
     told = {} if instruction is None else {"instruction": instruction}
     loaded = load(model, url=url, engine=engine, tokenizer=tokenizer, device=device, **told)
@@ -91,7 +89,7 @@ def solve(
 
 def calibrated(file: Path, method: str, model: str, settings: list[str] | None) -> ConfidenceTree:
     """CaT as it was calibrated."""
-    from caspo.errors import ConfigError
+    from caspo.core.errors import ConfigError
     from caspo.search import ConfidenceTree, ConfidenceTreeSettings
     from caspo.search.threshold import Thresholds
 
@@ -109,7 +107,7 @@ def _questions(
     question: str, limit: int, seed: int, data: Path | None, run_code: bool
 ) -> tuple[list[Question], Callable[[Question, str | None], bool]]:
     """What to solve, and how it is graded."""
-    from caspo.errors import ConfigError, DataError
+    from caspo.core.errors import ConfigError, DataError
     from caspo.tasks.base import Task, grade
     from caspo.tasks.benchmarks import BENCHMARKS, TABLE
     from caspo.tasks.jsonl import JsonlTask

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from caspo.errors import ConfigError, DataError, EngineError
+from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.types import TokenTrace
 
 __all__ = [
@@ -217,9 +217,7 @@ def entropy_bounds(top_logprobs: ArrayLike, vocab_size: int) -> tuple[Floats64, 
             f"top log-probabilities have shape {logs.shape}, expected (T, k), 1 <= k <= {vocab_size} (the vocabulary)."
         )
     if np.isnan(logs).any():
-        raise EngineError(
-            "a top log-probability is NaN: the model's logits held NaN or inf. Check the model and its dtype."
-        )
+        raise EngineError("a top log-probability is NaN: the model's logits held NaN or inf. Check the model and its dtype.")
     if logs.size and float(logs.max()) > TOLERANCE:
         raise EngineError(
             f"a top log-probability is {logs.max():.6g} > 0: the engine returned logits, not log-probabilities."

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from caspo.confidence import SIGNALS, signals
-from caspo.errors import DataError
+from caspo.core.errors import DataError
+from caspo.core.storage import write_file
 from caspo.formats.parquet import SCHEMA_VERSION, TREE_SCHEMA, tree_rows
-from caspo.storage import write_file
 from caspo.types import TRACE_COLUMNS, Tree
 
 __all__ = ["DATASET_SCHEMA", "write_dataset"]
@@ -26,9 +26,7 @@ __all__ = ["DATASET_SCHEMA", "write_dataset"]
 _MANTISSA = 12
 """Bits that are kept of the 23."""
 
-DATASET_SCHEMA = pa.schema(
-    [*TREE_SCHEMA, ("model", pa.string()), *((f"signal_{name}", pa.float32()) for name in SIGNALS)]
-)
+DATASET_SCHEMA = pa.schema([*TREE_SCHEMA, ("model", pa.string()), *((f"signal_{name}", pa.float32()) for name in SIGNALS)])
 
 
 def write_dataset(path: Path, trees: Sequence[Tree], model: str) -> None:

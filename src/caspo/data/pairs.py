@@ -26,8 +26,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from caspo.confidence import step_score
-from caspo.config import Config
-from caspo.errors import DataError
+from caspo.core.config import Config
+from caspo.core.errors import DataError
 from caspo.formats.parquet import read_table, write_table
 from caspo.steps import equations
 from caspo.types import ROOT, Node, StepPair, Tree
@@ -121,9 +121,7 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
                 return False
             taken.add((chosen.id, rejected.id))
             pairs.append(
-                StepPair(
-                    tree.question.id, parent, chosen.id, rejected.id, kind, _confidence(chosen), _confidence(rejected)
-                )
+                StepPair(tree.question.id, parent, chosen.id, rejected.id, kind, _confidence(chosen), _confidence(rejected))
             )
             return True
 
@@ -150,9 +148,7 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
     return pairs, report
 
 
-def write_pairs(
-    path: Path, pairs: Sequence[StepPair], trees: Sequence[Tree], text: Callable[[Sequence[int]], str]
-) -> None:
+def write_pairs(path: Path, pairs: Sequence[StepPair], trees: Sequence[Tree], text: Callable[[Sequence[int]], str]) -> None:
     """Write pairs as Parquet that TRL loads as it is: ``prompt``, ``chosen``, ``rejected``, then the provenance.
 
     ``text`` gives the text of tokens, special tokens included.

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from caspo.config import settings_from
+from caspo.core.config import settings_from
+from caspo.core.errors import ConfigError
 from caspo.engines.base import ServingEngine
 from caspo.engines.prompts import INSTRUCTION
 from caspo.engines.remote.settings import RemoteSettings
-from caspo.errors import ConfigError
 
 if TYPE_CHECKING:
     from caspo.engines.local.engine import HFEngine
@@ -106,9 +106,6 @@ def open_local(settings: ModelSettings, name: str | None = None) -> HFEngine:
 
     check_local(settings, "A judge or a round that loads a model")
     model, tokenizer = load(
-        name or settings.name,
-        dtype=settings.dtype,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
+        name or settings.name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
     )
     return HFEngine(model, tokenizer, name=settings.name, instruction=settings.instruction, max_rows=settings.max_rows)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from caspo.errors import EngineError
+from caspo.core.errors import EngineError
 
 __all__ = ["ApiKey", "Passing", "backoff", "passing", "retry_after"]
 

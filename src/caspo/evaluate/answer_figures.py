@@ -68,9 +68,7 @@ def answer_rows(outcomes: Sequence[Outcome]) -> AnswerRows:
 RESAMPLED: Mapping[str, Callable[[AnswerRows, Draws], Floats64]] = MappingProxyType(
     {
         "ece": lambda rows, draws: resampled_ece(rows.confidence, rows.right, rows.ones, rows.question, draws),
-        "brier": lambda rows, draws: resampled_ratio(
-            (rows.confidence - rows.right) ** 2, rows.ones, rows.question, draws
-        ),
+        "brier": lambda rows, draws: resampled_ratio((rows.confidence - rows.right) ** 2, rows.ones, rows.question, draws),
         "auroc": lambda rows, draws: resampled_auroc(rows.confidence, rows.right, rows.ones, rows.question, draws),
         "aurc": lambda rows, draws: resampled_aurc(rows.confidence, rows.right, rows.question, draws),
     }

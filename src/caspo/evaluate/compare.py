@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from caspo.config import flatten
-from caspo.errors import ConfigError, DataError
+from caspo.core.config import flatten
+from caspo.core.errors import ConfigError, DataError
+from caspo.core.storage import read_json
 from caspo.evaluate.answer_figures import RESAMPLED, answer_rows
 from caspo.evaluate.estimates import bootstrap_ci, paired_difference
 from caspo.evaluate.resampling import draw_questions, percentile_interval
 from caspo.evaluate.run import Outcome, read_outcomes
 from caspo.search import METHODS
-from caspo.storage import read_json
 
 __all__ = ["compare"]
 
@@ -157,10 +157,7 @@ def _compared(a: _Side, b: _Side, name_a: str, name_b: str) -> dict[str, Any]:
         },
         "seconds_per_question": {"a": _mean([o.seconds for o in one]), "b": _mean([o.seconds for o in two])},
         **_confidence(one, two),
-        "flipped": {
-            "only_a": _flipped(one, two, first, lost=True),
-            "only_b": _flipped(one, two, first, lost=False),
-        },
+        "flipped": {"only_a": _flipped(one, two, first, lost=True), "only_b": _flipped(one, two, first, lost=False)},
     }
 
 
@@ -182,9 +179,7 @@ def _confidence(one: Sequence[Outcome], two: Sequence[Outcome]) -> dict[str, Any
     return figures
 
 
-def _flipped(
-    one: Sequence[Outcome], two: Sequence[Outcome], asked: _MeasuredMethod, *, lost: bool
-) -> list[dict[str, Any]]:
+def _flipped(one: Sequence[Outcome], two: Sequence[Outcome], asked: _MeasuredMethod, *, lost: bool) -> list[dict[str, Any]]:
     """The questions that only ``a`` got right (``lost``), or only ``b``."""
     flipped = []
     for x, y in zip(one, two, strict=True):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from caspo.errors import ConfigError, DataError
+from caspo.core.errors import ConfigError, DataError
 
 __all__ = [
     "Interval",
@@ -112,8 +112,7 @@ def bootstrap_ci(
     else:
         of = statistic or (lambda array: float(array.mean()))
         drawn_rows = (
-            rows[np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])]
-            for _ in range(n_boot)
+            rows[np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])] for _ in range(n_boot)
         )
         figures = np.array([of(resample) for resample in drawn_rows], dtype=np.float64)
         figures = figures[~np.isnan(figures)]
@@ -243,9 +242,7 @@ def _labels(name: str, array: ArrayLike) -> NDArray[np.bool_]:
     return values.astype(np.bool_)
 
 
-def _ranked(
-    scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
-) -> tuple[Floats64, NDArray[np.bool_], Floats64]:
+def _ranked(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None) -> tuple[Floats64, NDArray[np.bool_], Floats64]:
     """Scores, labels and weights of n rows, checked; n may be 0."""
     values = np.asarray(scores, dtype=np.float64)
     if values.size == 0 and np.size(labels) == 0:

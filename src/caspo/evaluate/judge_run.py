@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caspo.config import Config
+from caspo.core.config import Config
+from caspo.core.storage import read_json, write_json
 from caspo.evaluate.judge_scores import Judged, judge_scores
 from caspo.formats import LabelledSolution
 from caspo.judges.base import Chain, Judge, chain_key
-from caspo.storage import read_json, write_json
 
 __all__ = ["JudgeRun", "digest", "judge_solutions", "score_judge"]
 

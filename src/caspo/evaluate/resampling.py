@@ -81,9 +81,7 @@ def resampled_ratio(above: Floats64, below: Floats64, question: Rows, draws: Dra
     return ratio(top, bottom)
 
 
-def resampled_ece(
-    prob: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws, bins: int = 10
-) -> Floats64:
+def resampled_ece(prob: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws, bins: int = 10) -> Floats64:
     """`ece` over bins of equal width of each resample, (R,): ``sum_b |sum_(i in b) w_i (p_i - y_i)| / sum_i w_i``.
 
     `ece` is biased upwards, and more so on a resample: its interval lies somewhat high, that of a change hardly.
@@ -177,7 +175,5 @@ def _parts(draws: Draws, width: int) -> Iterator[Draws]:
 
 def ratio(above: Floats64, below: Floats64) -> Floats64:
     """``above / below``, elementwise; NaN where there is nothing below, or NaN."""
-    found: Floats64 = np.divide(
-        above, below, out=np.full(np.shape(above), np.nan), where=(below != 0) & ~np.isnan(below)
-    )
+    found: Floats64 = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=(below != 0) & ~np.isnan(below))
     return found

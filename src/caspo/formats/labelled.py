@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.types import Label, Question, Tree
 
 __all__ = [

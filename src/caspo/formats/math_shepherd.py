@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.formats.labelled import Format, LabelledSolution, Record, question_of, steps_of, text_of
 from caspo.types import Label
 
@@ -37,15 +37,11 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
         position = begins + len(part.strip())
         sign = re.compile(rf"\s*(?:{TAG})?\s*([+-])").match(labelled, position)
         if begins < 0 or sign is None:
-            raise DataError(
-                f"{where}: 'label' does not end step {number} of 'input' ({part.strip()[-40:]!r}) with + or -."
-            )
+            raise DataError(f"{where}: 'label' does not end step {number} of 'input' ({part.strip()[-40:]!r}) with + or -.")
         labels.append("right" if sign[1] == "+" else "wrong")
         position = sign.end()
     if labelled[position:].strip():
-        raise DataError(
-            f"{where}: 'label' goes on after the {len(parts)} steps of 'input': {labelled[position:]!r:.60}."
-        )
+        raise DataError(f"{where}: 'label' goes on after the {len(parts)} steps of 'input': {labelled[position:]!r:.60}.")
     cleaned = steps_of({"input": [step.strip() for step in steps]}, "input", where)
     question = question_of({"input": problem.strip()}, "input", default_id, where)
     return [LabelledSolution(default_id, question, cleaned, tuple(labels), str(row["task"]))]
@@ -56,9 +52,7 @@ def _write(solution: LabelledSolution, generator: str) -> Record:
     texts = [text.strip() for text in solution.steps]
     unsafe = next((text for text in texts if TAG in text.split() or "Step 1:" in text), None)
     if unsafe is not None:
-        raise DataError(
-            f"The step {unsafe!r:.80} holds a mark of Math-Shepherd's format, so it cannot be written in it."
-        )
+        raise DataError(f"The step {unsafe!r:.80} holds a mark of Math-Shepherd's format, so it cannot be written in it.")
     end = len(texts) if solution.first_error is None else solution.first_error
     signs = ["+" if place < end else "-" for place in range(len(texts))]
     body = [f"Step {number}: {text}" for number, text in enumerate(texts, start=1)]

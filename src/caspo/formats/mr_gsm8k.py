@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.formats.labelled import Format, LabelledSolution, get, labels_until, question_of, steps_of
 
 __all__ = ["MR_GSM8K"]
@@ -25,13 +25,9 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
     labels = labels_until(first, len(steps), where, "model_output_solution_first_error_step")
     said = row.get("model_output_solution_correctness")
     if said in ("correct", "wrong") and (said == "wrong") != (first >= 0):
-        raise DataError(
-            f"{where}: the solution is {said!r}, but its first error step is {given!r}. Correct one of them."
-        )
+        raise DataError(f"{where}: the solution is {said!r}, but its first error step is {given!r}. Correct one of them.")
     identity = str(row.get("uuid") or default_id)
-    question = question_of(
-        row, "question", identity, where, answer="ground_truth_answer", solution="ground_truth_solution"
-    )
+    question = question_of(row, "question", identity, where, answer="ground_truth_answer", solution="ground_truth_solution")
     subset = str(row.get("question_type") or "all")
     return [LabelledSolution(identity, question, steps, labels, subset)]
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caspo.confidence import step_score
-from caspo.errors import DataError
-from caspo.storage import write_file
+from caspo.core.errors import DataError
+from caspo.core.storage import write_file
 from caspo.types import TRACE_COLUMNS, Node, Question, Step, TokenTrace, Tree, Verdict
 
 __all__ = [
@@ -145,9 +145,7 @@ def _row(tree: Tree, node: Node) -> dict[str, Any]:
 
 def _tree(file: Path, rows: Sequence[dict[str, Any]]) -> Tree:
     first = rows[0]
-    whole = all(
-        r["node"] == i and r["parent"] < i and r["question_id"] == first["question_id"] for i, r in enumerate(rows)
-    )
+    whole = all(r["node"] == i and r["parent"] < i and r["question_id"] == first["question_id"] for i, r in enumerate(rows))
     if not whole:
         raise DataError(
             f"{file} does not hold whole trees (at question {first['question_id']}): rows are missing or were reordered. "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.formats.labelled import RATINGS, Format, LabelledSolution, Record, get, question_of, steps_of
 from caspo.types import Label, Node, Tree
 
@@ -22,9 +22,7 @@ _RATING: Mapping[str, object] = {label: rating for rating, label in RATINGS.item
 def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledSolution]:
     asked, label = get(row, "question", where), get(row, "label", where)
     identity = str(row.get("id") or default_id)
-    question = question_of(
-        asked, "problem", identity, where, answer="ground_truth_answer", solution="ground_truth_solution"
-    )
+    question = question_of(asked, "problem", identity, where, answer="ground_truth_answer", solution="ground_truth_solution")
     if not isinstance(label, dict) or not isinstance(label.get("steps"), list):
         raise DataError(f"{where}: 'label' has no list of 'steps', which PRM800K needs.")
     phase = "phase 1" if row.get("generation") is None else "phase 2"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.formats.labelled import Format, LabelledSolution, Record, labels_until, question_of, text_of
 from caspo.steps import split_steps
 from caspo.types import StepPair, Tree

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.formats.labelled import RATINGS, Format, LabelledSolution, Record, get, labels_until, question_of, steps_of
 
 __all__ = ["STEPS"]
@@ -32,14 +32,10 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
     if labels is None:
         return [solution]
     if not isinstance(labels, list) or len(labels) != len(steps) or any(x not in (1, -1) for x in labels):
-        raise DataError(
-            f"{where}: 'labels' must hold 1 or -1 for each of the {len(steps)} steps; it is {labels!r:.80}."
-        )
+        raise DataError(f"{where}: 'labels' must hold 1 or -1 for each of the {len(steps)} steps; it is {labels!r:.80}.")
     full = replace(solution, labels=tuple(RATINGS[x] for x in labels))
     if full.first_error != solution.first_error:
-        raise DataError(
-            f"{where}: 'first_error' is {row['first_error']}, which 'labels' do not say. Correct one of them."
-        )
+        raise DataError(f"{where}: 'first_error' is {row['first_error']}, which 'labels' do not say. Correct one of them.")
     return [full]
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
+from caspo.core.storage import read_records, write_text
 from caspo.formats.labelled import Format, LabelledSolution, Record
 from caspo.formats.math_shepherd import MATH_SHEPHERD
 from caspo.formats.mr_gsm8k import MR_GSM8K
@@ -24,7 +25,6 @@ from caspo.formats.processbench import PROCESSBENCH
 from caspo.formats.step_dpo import STEP_DPO
 from caspo.formats.steps import STEPS
 from caspo.formats.trees import solutions_of
-from caspo.storage import read_records, write_text
 from caspo.types import Tree
 
 __all__ = ["FORMATS", "WRITTEN", "Exported", "read_labelled", "read_solutions", "trees_as", "write_rows"]
@@ -65,9 +65,7 @@ def read_labelled(path: Path) -> list[LabelledSolution]:
         for solution in read(row, where, default_id):
             first = seen.setdefault(solution.id, where)
             if first != where:
-                raise DataError(
-                    f"{where}: the id {solution.id!r} is that of {first} too. Ids must be unique: change one."
-                )
+                raise DataError(f"{where}: the id {solution.id!r} is that of {first} too. Ids must be unique: change one.")
             solutions.append(solution)
     if not solutions:
         raise DataError(f"{path}: the file holds no labelled solution. It needs at least one.")
@@ -106,9 +104,7 @@ def write_rows(path: Path, rows: Sequence[Record]) -> None:
     """Write records as JSONL, atomically."""
     # Line separators other than \n would cut a line for readers that use splitlines().
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
-    escaped = (
-        line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085") for line in lines
-    )
+    escaped = (line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085") for line in lines)
     write_text(path, "".join(f"{line}\n" for line in escaped))
 
 

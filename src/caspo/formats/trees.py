@@ -33,9 +33,7 @@ def solutions_of(tree: Tree) -> list[LabelledSolution]:
     return found
 
 
-def trees_of(
-    solutions: Sequence[LabelledSolution], tokenizer: Any = None, instruction: str = INSTRUCTION
-) -> list[Tree]:
+def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instruction: str = INSTRUCTION) -> list[Tree]:
     """One tree for each question, its solutions merged where they begin alike; labels become verdicts of judge ``labels``.
 
     Without a tokenizer the steps have no tokens. Steps that are labelled differently are unknown; what

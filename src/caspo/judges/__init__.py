@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from caspo.lazy import export
+from caspo.core.lazy import export
 
 if TYPE_CHECKING:
     from caspo.judges.arithmetic import ArithmeticJudge

@@ -12,8 +12,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from caspo.core.storage import explain_os_error
 from caspo.judges.base import Chain, Judge, chain_key
-from caspo.storage import explain_os_error
 from caspo.types import Verdict
 
 __all__ = ["CachedJudge"]
@@ -59,9 +59,7 @@ class CachedJudge:
                 try:
                     row = json.loads(line)
                     if row["judge"] == self.fingerprint:
-                        self._known[row["chain"]] = [
-                            Verdict(label, reason, self.name) for label, reason in row["verdicts"]
-                        ]
+                        self._known[row["chain"]] = [Verdict(label, reason, self.name) for label, reason in row["verdicts"]]
                 except (ValueError, KeyError, TypeError):  # cut off by a kill: asked again
                     continue
         return self._known

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from caspo.config import Config
+from caspo.core.config import Config
 from caspo.formats import read_labelled
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Judge, TextEngine
@@ -19,14 +19,7 @@ from caspo.judges.reference import ReferenceJudge
 from caspo.judges.reward_model import RewardModelJudge, RewardModelSettings, load_reward_model
 from caspo.judges.rollouts import RolloutJudge, RolloutSettings
 
-__all__ = [
-    "AnyJudgeSettings",
-    "ArithmeticSettings",
-    "JudgeSettings",
-    "LabelsSettings",
-    "ReferenceSettings",
-    "make_judge",
-]
+__all__ = ["AnyJudgeSettings", "ArithmeticSettings", "JudgeSettings", "LabelsSettings", "ReferenceSettings", "make_judge"]
 
 
 class ReferenceSettings(Config):
@@ -54,27 +47,15 @@ def _named(value: Any) -> Any:
 
 
 AnyJudgeSettings = (
-    ReferenceSettings
-    | ArithmeticSettings
-    | LabelsSettings
-    | RolloutSettings
-    | LanguageModelSettings
-    | RewardModelSettings
+    ReferenceSettings | ArithmeticSettings | LabelsSettings | RolloutSettings | LanguageModelSettings | RewardModelSettings
 )
 
-JudgeSettings = Annotated[
-    AnyJudgeSettings,
-    Field(discriminator="kind"),
-    BeforeValidator(_named),
-]
+JudgeSettings = Annotated[AnyJudgeSettings, Field(discriminator="kind"), BeforeValidator(_named)]
 """The section ``judge`` of a recipe. A name alone stands for that kind with its defaults."""
 
 
 def make_judge(
-    settings: AnyJudgeSettings,
-    engine: Callable[[str | None, str | None], TextEngine],
-    model: str,
-    cache: Path | None = None,
+    settings: AnyJudgeSettings, engine: Callable[[str | None, str | None], TextEngine], model: str, cache: Path | None = None
 ) -> Judge:
     """The judge of these settings. Models are loaded when it is first asked.
 

@@ -19,9 +19,9 @@ from typing import Any
 import httpx2
 from pydantic import Field
 
-from caspo.config import Config
+from caspo.core.config import Config
+from caspo.core.errors import ConfigError
 from caspo.engines.retries import ApiKey, Passing, backoff, passing, retry_after
-from caspo.errors import ConfigError
 
 __all__ = ["ChatEndpoint", "EndpointSettings", "ModelAnswer"]
 

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
 
-from caspo.config import Config
+from caspo.core.config import Config
 from caspo.engines.base import Request
 from caspo.judges.base import Chain, TextEngine, chain_key
 from caspo.judges.endpoint import EndpointSettings, ModelAnswer
@@ -121,10 +121,7 @@ class LanguageModelJudge:
             reason = f"{votes} of {len(answers)} votes: {reason}"
         if first < 0:
             return self._all("right", reason, length - given)
-        return [
-            *self._all("right", f"before the first wrong step, {first}", first - given),
-            *self._all("wrong", reason, 1),
-        ]
+        return [*self._all("right", f"before the first wrong step, {first}", first - given), *self._all("wrong", reason, 1)]
 
     def _all(self, label: Label, reason: str, count: int, *, failed: bool = False) -> list[Verdict]:
         return [Verdict(label, reason, self.name, failed)] * count

@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from caspo.config import Config
+from caspo.core.config import Config
+from caspo.core.errors import ConfigError, ModelError
 from caspo.engines.models import resolve
-from caspo.errors import ConfigError, ModelError
 from caspo.formats.math_shepherd import TAG as SHEPHERD_TAG
 from caspo.judges.base import Chain
 from caspo.types import Label, Question, Verdict
@@ -145,9 +145,7 @@ class RewardModelJudge:
         right = 0 if more else 1
         score_BK = torch.softmax(logits_BKC.float(), dim=-1)[..., right].tolist()
         at = {place: k for k, place in enumerate(kept)}
-        return [
-            [None if place is None else score_BK[i][at[place]] for place in row.places] for i, row in enumerate(rows)
-        ]
+        return [[None if place is None else score_BK[i][at[place]] for place in row.places] for i, row in enumerate(rows)]
 
     def _verdicts(self, chain: Chain, scores: Sequence[float | None]) -> list[Verdict]:
         verdicts: list[Verdict] = []
@@ -156,9 +154,7 @@ class RewardModelJudge:
             if score is None:
                 reason = "beyond the context of the reward model" if step.strip() else "an empty step"
             else:
-                label = (
-                    "right" if score >= self.settings.right else "wrong" if score < self.settings.wrong else "unknown"
-                )
+                label = "right" if score >= self.settings.right else "wrong" if score < self.settings.wrong else "unknown"
                 reason = f"the reward model gives {score:.3f}"
             verdicts.append(Verdict(label, reason, self.name))
             if label == "wrong":
@@ -181,11 +177,9 @@ def load_reward_model(settings: RewardModelSettings) -> tuple[Any, Any]:
             f"{settings.model} in the layout 'qwen' runs code of its own repository. Read that code, then set "
             "trust_remote_code to true in the judge's settings."
         )
-    of = {
-        "qwen": AutoModel,
-        "token_classification": AutoModelForTokenClassification,
-        "math_shepherd": AutoModelForCausalLM,
-    }[settings.layout]
+    of = {"qwen": AutoModel, "token_classification": AutoModelForTokenClassification, "math_shepherd": AutoModelForCausalLM}[
+        settings.layout
+    ]
     folder = resolve(settings.model, trust_remote_code=settings.trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
@@ -246,9 +240,7 @@ def _qwen(tokenizer: Any, question: str, steps: Sequence[str]) -> tuple[list[int
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
     start = text.rfind(solution)
     if start < 0:
-        raise ModelError(
-            "The chat template of the reward model changes the solution. Is it a model of the layout 'qwen'?"
-        )
+        raise ModelError("The chat template of the reward model changes the solution. Is it a model of the layout 'qwen'?")
     return _encoded(tokenizer, text, _ends(start, steps, _QWEN_TAG), special=False)
 
 

@@ -26,7 +26,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from caspo.answers import same_answer, stated_answer
-from caspo.config import Config
+from caspo.core.config import Config
 from caspo.engines.base import Request
 from caspo.engines.drive import Asking, drive
 from caspo.judges.arithmetic import ArithmeticJudge
@@ -118,9 +118,7 @@ class RolloutJudge:
     name = "rollouts"
     instant = False
 
-    def __init__(
-        self, engine: Callable[[], TextEngine], settings: RolloutSettings | None = None, model: str = ""
-    ) -> None:
+    def __init__(self, engine: Callable[[], TextEngine], settings: RolloutSettings | None = None, model: str = "") -> None:
         self.settings = settings or RolloutSettings()
         self.counts = RolloutCounts()
         self.fingerprint = f"{self.name} {model} {self.settings.model_dump_json()}"

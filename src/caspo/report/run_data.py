@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
+from caspo.core.storage import read_json
 from caspo.search import DEFAULT_METHOD, METHODS
-from caspo.storage import read_json
 
 __all__ = [
     "Interval",

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caspo.config import settings_from
-from caspo.errors import ConfigError
+from caspo.core.config import settings_from
+from caspo.core.errors import ConfigError
 from caspo.search.base import Method, PathSettings
 from caspo.search.beam import Beam, BeamSettings
 from caspo.search.best_of_n import BestOfN, BestOfNSettings
@@ -41,16 +41,7 @@ __all__ = [
 
 METHODS: dict[str, type[Method[Any]]] = {
     method.name: method
-    for method in (
-        ChainOfThought,
-        SelfConsistency,
-        ConfidenceTree,
-        BestOfN,
-        Beam,
-        DeepConfOffline,
-        DeepConfOnline,
-        DiPT,
-    )
+    for method in (ChainOfThought, SelfConsistency, ConfidenceTree, BestOfN, Beam, DeepConfOffline, DeepConfOnline, DiPT)
 }
 """Every method by its name in recipes and in `metrics.json`."""
 

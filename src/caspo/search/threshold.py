@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from caspo.errors import ConfigError, DataError
-from caspo.storage import read_json, write_json
+from caspo.core.errors import ConfigError, DataError
+from caspo.core.storage import read_json, write_json
 
 __all__ = [
     "AbstentionTest", "PruningRisk", "Thresholds", "abstention_grid", "answers_needed", "choose_abstention",

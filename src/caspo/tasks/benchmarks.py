@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from caspo.answers import options
-from caspo.errors import ConfigError, DataError
+from caspo.core.errors import ConfigError, DataError
 from caspo.tasks import hub
 from caspo.tasks.base import QuestionSet
 from caspo.tasks.grading import GRADERS
@@ -161,13 +161,7 @@ TABLE: dict[str, Benchmark] = {
     "race": Benchmark(
         "RACE: reading comprehension of English exams",
         "choice",
-        Hub(
-            "ehovy/race",
-            hub.race,
-            "all",
-            {"test": "test", "train": "train"},
-            "2fec9fd81f1dc971569a9b729c43f2f0e6436637",
-        ),
+        Hub("ehovy/race", hub.race, "all", {"test": "test", "train": "train"}, "2fec9fd81f1dc971569a9b729c43f2f0e6436637"),
         ask=_LETTER,
     ),
     "multiarith": Benchmark(
@@ -185,12 +179,7 @@ class BenchmarkTask(QuestionSet):
     """An opened benchmark."""
 
     def __init__(
-        self,
-        name: str,
-        split: str,
-        rows: Sequence[Question],
-        source: str,
-        grader: Callable[[Question, str | None], bool],
+        self, name: str, split: str, rows: Sequence[Question], source: str, grader: Callable[[Question, str | None], bool]
     ) -> None:
         super().__init__(name, split, rows, source)
         self._grader = grader
@@ -200,9 +189,7 @@ class BenchmarkTask(QuestionSet):
         return self._grader(question, answer)
 
 
-def open_benchmark(
-    name: str, *, data: Path | None = None, split: str = "test", run_code: bool = False
-) -> BenchmarkTask:
+def open_benchmark(name: str, *, data: Path | None = None, split: str = "test", run_code: bool = False) -> BenchmarkTask:
     """A benchmark by its name, from the folder ``data`` or, without one, from the hub.
 
     ``run_code`` allows to run what models write, in the sandbox; without it, benchmarks of code can be read and not graded.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 
 __all__ = ["Hub", "TaskRow", "hub_rows"]
 
@@ -180,12 +180,7 @@ def livecodebench(row: Mapping[str, Any]) -> TaskRow:
         text += f"\n\nComplete this Python code:\n\n```python\n{row['starter_code']}\n```"
     else:
         text += "\n\nWrite a Python program that reads from standard input and prints the answer."
-    meta = {
-        "tests": tests,
-        "func_name": name,
-        "difficulty": row["difficulty"],
-        "contest_date": str(row["contest_date"]),
-    }
+    meta = {"tests": tests, "func_name": name, "difficulty": row["difficulty"], "contest_date": str(row["contest_date"])}
     return {"id": row["question_id"], "question": text, "answer": "(its tests)", "meta": meta}
 
 

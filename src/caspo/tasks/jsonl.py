@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caspo.errors import DataError
-from caspo.storage import read_records
+from caspo.core.errors import DataError
+from caspo.core.storage import read_records
 from caspo.tasks.base import QuestionSet
 from caspo.types import Question
 
@@ -68,14 +68,10 @@ def question_of(row: Mapping[str, Any], where: str, default_id: str) -> Question
     if not answer:
         raise DataError(f"{where}: the answer is empty. Nothing could be graded by it: give one or remove the line.")
     if solution is not None and not isinstance(solution, str):
-        raise DataError(
-            f"{where}: the solution is of type {type(solution).__name__}, not text. Make it a text or null."
-        )
+        raise DataError(f"{where}: the solution is of type {type(solution).__name__}, not text. Make it a text or null.")
     meta = row.get("meta") or {}
     if not isinstance(meta, dict):
-        raise DataError(
-            f"{where}: 'meta' is of type {type(meta).__name__}, not an object. Make it an object or remove it."
-        )
+        raise DataError(f"{where}: 'meta' is of type {type(meta).__name__}, not an object. Make it an object or remove it.")
     extra = {key: value for key, value in row.items() if key not in _OWN_KEYS and value is not None}
     identity = row.get("id")
     return Question(
@@ -88,6 +84,4 @@ def _answer(answer: object, where: str) -> str:
         return answer.strip()
     if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
         return str(answer)
-    raise DataError(
-        f"{where}: the answer is {json.dumps(answer)[:60]}, neither text nor a number. Make it one of these."
-    )
+    raise DataError(f"{where}: the answer is {json.dumps(answer)[:60]}, neither text nor a number. Make it one of these.")

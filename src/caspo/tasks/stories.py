@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caspo.answers import same_answer
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 from caspo.tasks.stories_scenes import NAMES, SCENES, Move, Relations, Scene
 from caspo.types import Question
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from caspo.confidence.logits import Distribution
-from caspo.errors import EngineError
+from caspo.core.errors import EngineError
 from caspo.train.attention import TreeAttention
 from caspo.train.tree_packing import NodeKey, PackedRow, join, pack, separate
 from caspo.types import Tree

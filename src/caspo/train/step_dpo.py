@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from caspo.errors import DataError, EngineError
+from caspo.core.errors import DataError, EngineError
 from caspo.train.checks import check_pairs, check_tokens
 from caspo.train.lora import LoraSettings, add_adapters
 from caspo.train.losses import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from caspo.errors import ModelError
+from caspo.core.errors import ModelError
 
 __all__ = [
     "BUNDLED", "BundledModel", "GgufWheels", "ShippedAdapter", "ShippedFolder", "bundled_names", "shipped", "wheel_files",

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from caspo.core.errors import ModelError, StorageError
 from caspo.engines.models.bundled import (
     BUNDLED,
     GgufWheels,
@@ -18,7 +19,6 @@ from caspo.engines.models.bundled import (
 from caspo.engines.models.cache import cached_folder, sha256
 from caspo.engines.models.conversion import WHOLE, convert_gguf, merge_adapter, whole
 from caspo.engines.models.reading import check_folder, chosen_device, quiet, read
-from caspo.errors import ModelError, StorageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,11 +12,11 @@ import queue
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from caspo.core.errors import CaspoError, EngineError
 from caspo.engines.base import Completion, Request
 from caspo.engines.remote.reply import RANKS
 from caspo.engines.remote.stream import Ended, Side, Token, tokens
 from caspo.engines.rows import Row
-from caspo.errors import CaspoError, EngineError
 
 __all__ = ["RemoteBatch"]
 

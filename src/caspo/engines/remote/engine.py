@@ -21,6 +21,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.engines.base import Completion, Message, OnDone, Request
 from caspo.engines.prompts import INSTRUCTION, chat_ids
 from caspo.engines.remote.batch import RemoteBatch
@@ -31,7 +32,6 @@ from caspo.engines.remote.settings import RemoteSettings
 from caspo.engines.remote.stream import TopLists
 from caspo.engines.retries import ApiKey, Passing
 from caspo.engines.run import run
-from caspo.errors import ConfigError, DataError, EngineError
 from caspo.types import FIRST_PIECE
 
 __all__ = ["OpenAICompatibleEngine"]
@@ -304,9 +304,7 @@ def _tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"The tokenizer {name!r} cannot be loaded ({str(error)[:200]}). Check model.tokenizer."
-        ) from error
+        raise ConfigError(f"The tokenizer {name!r} cannot be loaded ({str(error)[:200]}). Check model.tokenizer.") from error
 
 
 def _vocab_size(name: str | None, tokenizer: Any) -> int | None:

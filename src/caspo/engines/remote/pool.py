@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from caspo.core.errors import ConfigError, EngineError
 from caspo.engines.retries import ApiKey, Passing, backoff, passing, retry_after
-from caspo.errors import ConfigError, EngineError
 
 __all__ = ["Endpoint", "Pool"]
 
@@ -175,9 +175,7 @@ class Pool:
         """
         try:
             async with asyncio.timeout(self.timeout):
-                response = await self._client.request(
-                    method, endpoint.root + path, json=body, headers=self.key.headers()
-                )
+                response = await self._client.request(method, endpoint.root + path, json=body, headers=self.key.headers())
             self._check(response, endpoint)
             return response.json()
         except (httpx2.RequestError, TimeoutError) as error:
@@ -224,9 +222,7 @@ class Pool:
             async with AsyncExitStack() as stack:
                 async with asyncio.timeout_at(until):
                     response = await stack.enter_async_context(
-                        self._client.stream(
-                            "POST", f"{endpoint.root}/v1/completions", json=body, headers=self.key.headers()
-                        )
+                        self._client.stream("POST", f"{endpoint.root}/v1/completions", json=body, headers=self.key.headers())
                     )
                     if not response.is_success:
                         await response.aread()

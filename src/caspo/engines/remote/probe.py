@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from caspo.core.errors import ConfigError, EngineError
 from caspo.engines.remote.pool import Endpoint, Pool
 from caspo.engines.remote.reply import Position, positions
 from caspo.engines.retries import Passing
-from caspo.errors import ConfigError, EngineError
 
 __all__ = ["Features", "neutral", "probe"]
 
@@ -183,9 +183,7 @@ async def _works(pool: Pool, endpoint: Endpoint, path: str, body: Mapping[str, A
 
 def _positions(reply: Mapping[str, Any], most: int) -> list[Position]:
     choices = reply.get("choices")
-    found = (
-        positions(choices[0], most) if isinstance(choices, list) and choices and isinstance(choices[0], dict) else []
-    )
+    found = positions(choices[0], most) if isinstance(choices, list) and choices and isinstance(choices[0], dict) else []
     if not found:
         raise ConfigError(
             "The server answers without log-probabilities, and without them there is no confidence. Start it so that "

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from caspo.errors import ConfigError, ResumeError
-from caspo.storage import write_text
+from caspo.core.errors import ConfigError, ResumeError
+from caspo.core.storage import write_text
 
 __all__ = ["Config", "claim_folder", "flatten", "load_recipe", "settings_from"]
 

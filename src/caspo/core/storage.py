@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from caspo.errors import DataError, StorageError
+from caspo.core.errors import DataError, StorageError
 
 __all__ = ["explain_os_error", "read_json", "read_records", "write_directory", "write_file", "write_json", "write_text"]
 
