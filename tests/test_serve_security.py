@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from caspo.cli import serve as command
 from caspo.cli.main import main
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 from caspo.serve.server import listening
 from serving import CONTENT, MODEL, QUESTION, Client, application, server, settings
 
@@ -170,7 +170,7 @@ from caspo.cli.serve import _listen
 from caspo.serve.scheduler import Scheduler
 from serving import *
 def slow(text):
-    time.sleep(0.02)
+    time.sleep(0.05)
     return [Scripted("On.\\n", 0.6), Scripted("And on.\\n", 0.4)] if text.count("\\n") < 20 else script(text)
 configured = settings(grace=float(sys.argv[1]))
 engine = ScriptedEngine(slow, MODEL)

@@ -20,14 +20,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from caspo.answers import same_answer, stated_answer
-from caspo.config import Config
-from caspo.engines.base import Completion, Request
-from caspo.engines.drive import drive
+from caspo.core.config import Config
+from caspo.engines.base import Request
+from caspo.engines.drive import Asking, drive
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, TextEngine
 from caspo.trees import seed_of
@@ -117,9 +118,7 @@ class RolloutJudge:
     name = "rollouts"
     instant = False
 
-    def __init__(
-        self, engine: Callable[[], TextEngine], settings: RolloutSettings | None = None, model: str = ""
-    ) -> None:
+    def __init__(self, engine: Callable[[], TextEngine], settings: RolloutSettings | None = None, model: str = "") -> None:
         self.settings = settings or RolloutSettings()
         self.counts = RolloutCounts()
         self.fingerprint = f"{self.name} {model} {self.settings.model_dump_json()}"
@@ -139,9 +138,8 @@ class RolloutJudge:
             if not wanted:
                 break
             tests = [self._test(question, key, text) for key, question, text in wanted.values()]
-            drive(tests, self._engine())
-            for test in tests:
-                self._known[test.key] = test.reach()
+            for test, reach in zip(tests, drive([test.run() for test in tests], self._engine()), strict=True):
+                self._known[test.key] = reach
                 self.counts.completions += test.samples
                 self.counts.tokens += test.tokens
             self.counts.tests += len(tests)
@@ -242,32 +240,48 @@ class _Search:
             self.told += [unknown] * (length - low - by_text) + answer
 
 
+@dataclass
 class _Test:
     """The sequential test of one prefix. As many completions are asked for as can decide it at the earliest, so none is
     sampled in vain."""
 
-    def __init__(
-        self, question: Question, text: str, prefix: tuple[int, ...] | None, settings: RolloutSettings, key: int
-    ) -> None:
-        self.question, self.text, self.prefix, self.settings, self.key = question, text, prefix, settings, key
-        self.successes = self.samples = self.tokens = 0
-        self._asked = 0
+    question: Question
+    text: str
+    prefix: tuple[int, ...] | None
+    """None where the model's context has no room for a completion."""
+    settings: RolloutSettings
+    key: int
+    samples: int = 0
+    successes: int = 0
+    tokens: int = 0
 
-    def begin(self) -> list[tuple[int, Request]]:
-        """The first completions."""
-        return self._ask() if self.prefix is not None else []
-
-    def receive(self, key: int, completion: Completion) -> list[tuple[int, Request]]:
-        """Count a completion; what to sample next."""
-        answer = stated_answer(self.question, self.text + completion.text)
-        self.samples += 1
-        self.successes += same_answer(answer, self.question.answer)
-        self.tokens += len(completion.token_ids)
-        return self._ask() if self.samples == self._asked and self._decided() is None else []
-
-    def reach(self) -> _Reach:
-        """What came out."""
+    def run(self) -> Asking[_Reach]:
+        """Sample until it is decided, or there are as many as there may be."""
+        while self.prefix is not None and self._decided() is None and self.samples < self.settings.samples:
+            found = yield [self._request(self.prefix, number) for number in self._next()]
+            for completion in found:
+                answer = stated_answer(self.question, self.text + completion.text)
+                self.samples += 1
+                self.successes += same_answer(answer, self.question.answer)
+                self.tokens += len(completion.token_ids)
         return _Reach(self._decided() or "unknown", self.successes, self.samples)
+
+    def _next(self) -> range:
+        """Numbers of the completions that can decide it at the earliest."""
+        ratio, bound = self._ratio(), _bound(self.settings)
+        success, failure = _weights(self.settings)
+        soonest = max(1, math.ceil(min((bound - ratio) / success, (bound + ratio) / -failure) - 1e-9))
+        return range(self.samples, min(self.samples + soonest, self.settings.samples))
+
+    def _request(self, prefix: tuple[int, ...], number: int) -> Request:
+        settings = self.settings
+        return Request(
+            prefix_ids=prefix,
+            seed=seed_of(self.key, settings.seed, number),
+            max_new_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+        )
 
     def _ratio(self) -> float:
         """The logarithm of the likelihood ratio of `reached` to `lost`."""
@@ -275,30 +289,8 @@ class _Test:
         return (self.successes * success if self.successes else 0.0) + (self.samples - self.successes) * failure
 
     def _decided(self) -> Label | None:
-        bound = _bound(self.settings)
-        ratio = self._ratio()
+        bound, ratio = _bound(self.settings), self._ratio()
         return "right" if ratio >= bound else "wrong" if ratio <= -bound else None
-
-    def _ask(self) -> list[tuple[int, Request]]:
-        settings, ratio, bound = self.settings, self._ratio(), _bound(self.settings)
-        success, failure = _weights(settings)
-        soonest = max(1, math.ceil(min((bound - ratio) / success, (bound + ratio) / -failure) - 1e-9))
-        new = range(self._asked, min(self._asked + soonest, settings.samples))
-        self._asked = new.stop
-        assert self.prefix is not None
-        return [
-            (
-                number,
-                Request(
-                    prefix_ids=self.prefix,
-                    seed=seed_of(self.key, settings.seed, number),
-                    max_new_tokens=settings.max_tokens,
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                ),
-            )
-            for number in new
-        ]
 
 
 def _weights(settings: RolloutSettings) -> tuple[float, float]:
@@ -314,17 +306,14 @@ def _bound(settings: RolloutSettings) -> float:
 
 def fixed_sample(settings: RolloutSettings) -> int:
     """The smallest fixed number of completions that tells `reached` from `lost` with the same chance of an error."""
-    size = 0
-    while True:
-        size += 1
-        for threshold in range(1, size + 1):
-            missed = _at_most(threshold - 1, size, settings.reached)
-            if missed <= settings.error and 1 - _at_most(threshold - 1, size, settings.lost) <= settings.error:
-                return size
+    from scipy.special import bdtr, bdtrc
 
-
-def _at_most(successes: int, size: int, rate: float) -> float:
-    return sum(math.comb(size, k) * rate**k * (1 - rate) ** (size - k) for k in range(successes + 1))
+    error = settings.error
+    return next(
+        size
+        for size in count(1)
+        if any(bdtr(k, size, settings.reached) <= error >= bdtrc(k, size, settings.lost) for k in range(size))
+    )
 
 
 def _text(steps: Sequence[str]) -> str:

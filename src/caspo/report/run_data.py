@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caspo.errors import DataError
-from caspo.storage import read_json
+from caspo.core.errors import DataError
+from caspo.core.storage import read_json
+from caspo.search import DEFAULT_METHOD, METHODS
 
 __all__ = [
     "Interval",
@@ -34,16 +35,8 @@ Interval = tuple[float, float]
 
 SCHEMA = 1
 
-METHOD_NAMES = {
-    "cat": "CaT",
-    "self_consistency": "Self-consistency",
-    "chain_of_thought": "Chain of thought",
-    "best_of_n": "Best of n",
-    "beam": "Beam search",
-    "deepconf_offline": "DeepConf offline",
-    "deepconf_online": "DeepConf online",
-    "dipt": "DiPT",
-}
+METHOD_NAMES = {name: METHODS[name].title for name in sorted(METHODS, key=lambda name: name != DEFAULT_METHOD)}
+"""How people call the methods; ours first."""
 
 
 def number(value: Any) -> float | None:
@@ -136,7 +129,7 @@ class Run:
     rounds: tuple[Round, ...]
     trees: tuple[Mapping[str, Any], ...]
     paired: tuple[Mapping[str, Any], ...]
-    """Optional paired comparisons of two rounds of a method, as `evaluate.statistics.paired_difference` gives them."""
+    """Optional paired comparisons of two rounds of a method, as `evaluate.estimates.paired_difference` gives them."""
     step_changes: tuple[Mapping[str, Any], ...]
     """How figures of the steps changed between two rounds, as `evaluate.step_figures.step_changes` gives them."""
     environment: Mapping[str, Any]
@@ -155,7 +148,7 @@ class Run:
         return len(self.rounds) > 1
 
     def method_keys(self) -> list[str]:
-        """Every method of any round, CaT first, then as `METHOD_NAMES` orders them."""
+        """Every method of any round, as `METHOD_NAMES` orders them."""
         order = list(METHOD_NAMES)
         seen = dict.fromkeys(key for r in self.rounds for key in r.methods)
         return sorted(seen, key=lambda key: order.index(key) if key in order else len(order))

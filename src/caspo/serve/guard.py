@@ -59,7 +59,7 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        answer = _Answer(send, self._settings.send_seconds)
+        answer = _Sending(send, self._settings.send_seconds)
         start = time.perf_counter()
         with self._metrics.in_flight.track_inprogress():
             try:
@@ -117,9 +117,7 @@ class Guard:
         origin = headers.get(b"origin", b"").decode("latin-1")
         ours = (f"http://{host}", f"https://{host}", *self._settings.cors)
         if origin and origin not in ours and "*" not in self._settings.cors:
-            raise ApiError(
-                403, "Pages of other origins may not call this server. Allow theirs: caspo serve --cors ORIGIN."
-            )
+            raise ApiError(403, "Pages of other origins may not call this server. Allow theirs: caspo serve --cors ORIGIN.")
 
     def _known(self, authorization: bytes) -> str:
         """Whose key it is, by a name that does not tell the key."""
@@ -168,7 +166,7 @@ async def _until(receive: Receive, deadline: float) -> Message:
         raise ApiError(408, "The body did not arrive in time.", repeat=False) from None
 
 
-class _Answer:
+class _Sending:
     """Sends, adds the headers, and gives up a client that does not read."""
 
     def __init__(self, send: Send, seconds: float) -> None:

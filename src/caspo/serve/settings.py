@@ -7,9 +7,9 @@ from typing import Any, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from caspo.config import Config
+from caspo.core.config import Config
 from caspo.engines.prompts import INSTRUCTION
-from caspo.search import METHODS
+from caspo.search import DEFAULT_METHOD, METHODS
 from caspo.search.base import Method
 
 __all__ = ["ServeSettings", "is_loopback"]
@@ -32,7 +32,7 @@ class ServeSettings(Config):
     """0: any that is free."""
     model: str = Field("caspo", min_length=1)
     """The name that clients ask for."""
-    method: str = "cat"
+    method: str = DEFAULT_METHOD
     """For requests that name none."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Of that method, where they differ from its defaults."""

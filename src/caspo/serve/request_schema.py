@@ -20,9 +20,7 @@ __all__ = ["CaspoFields", "ChatMessage", "ChatRequest", "CompletionRequest", "pa
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _caspo_schema(schema: dict[str, Any]) -> None:
@@ -36,24 +34,14 @@ def _caspo_schema(schema: dict[str, Any]) -> None:
     for key, variants in found.items():
         distinct = [v for i, (_, v) in enumerate(variants) if v not in [w for _, w in variants[:i]]]
         of = f"A setting of {', '.join(name for name, _ in variants)}."
-        schema["properties"][key] = {
-            **(distinct[0] if len(distinct) == 1 else {"anyOf": distinct}),
-            "description": of,
-        }
+        schema["properties"][key] = {**(distinct[0] if len(distinct) == 1 else {"anyOf": distinct}), "description": of}
     schema["additionalProperties"] = False
 
 
-class CaspoFields(BaseModel):
+class CaspoFields(_Body):
     """How to search, and what to tell of it. Any setting of the method stands beside these fields."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        json_schema_extra=_caspo_schema,
-    )
+    model_config = ConfigDict(extra="allow", json_schema_extra=_caspo_schema)
 
     method: str | None = Field(None, json_schema_extra={"enum": [*METHODS, None]})
     """Of `docs/search.md`; the server's own by default."""
@@ -130,7 +118,7 @@ _Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 _Count = Annotated[int, Field(ge=1)]
 
 
-class _Asked(_Body):
+class _Request(_Body):
     """What both endpoints take."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
@@ -174,7 +162,7 @@ class _Asked(_Body):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-class ChatRequest(_Asked):
+class ChatRequest(_Request):
     """Body of `/v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
@@ -212,7 +200,7 @@ _Tokens = Annotated[list[_Token], Field(min_length=1, fail_fast=True)]
 _Text = Annotated[str, Field(min_length=1)]
 
 
-class CompletionRequest(_Asked):
+class CompletionRequest(_Request):
     """Body of `/v1/completions`."""
 
     prompt: (
@@ -255,7 +243,7 @@ _REFUSED = {
 }
 """Of OpenAI's fields, those that ask for what is not here."""
 
-B = TypeVar("B", bound=_Asked)
+B = TypeVar("B", bound=_Request)
 
 
 def parse(model: type[B], body: bytes) -> B:
@@ -290,12 +278,8 @@ def _explained(error: ValidationError, data: Any, known: Any) -> ApiError:
     if len(place) == 1 and head in _REFUSED:
         return invalid(_REFUSED[head], param, "unsupported_parameter")
     if param.endswith((".type", ".role")):
-        return invalid(
-            f"{param}: {problem['msg']}. This server takes and writes text only.", param, "unsupported_value"
-        )
-    return invalid(
-        f"{param}: {problem['msg']}.", param, "invalid_type" if "type" in problem["type"] else "invalid_value"
-    )
+        return invalid(f"{param}: {problem['msg']}. This server takes and writes text only.", param, "unsupported_value")
+    return invalid(f"{param}: {problem['msg']}.", param, "invalid_type" if "type" in problem["type"] else "invalid_value")
 
 
 def _place(location: Sequence[str | int], kind: str, data: Any) -> list[str | int]:
