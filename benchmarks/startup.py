@@ -5,8 +5,8 @@ it says where it listens (in front of a server of the tests, whose model is a fo
 by themselves. Each is a process of its own, and all are started in turns. On a busy machine CPU time grows too: processes
 share caches and memory.
 
-Figures: `startup_cpu_seconds_remote`, `startup_cpu_seconds_serve`, `startup_cpu_seconds_judge`, `startup_cpu_seconds_report`,
-`startup_cpu_seconds_help`
+Figures: `startup_cpu_seconds_remote`, `startup_cpu_seconds_serve`, `startup_cpu_seconds_judge`,
+`startup_cpu_seconds_report`, `startup_cpu_seconds_help`
 """
 
 from __future__ import annotations
