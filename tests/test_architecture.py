@@ -89,7 +89,7 @@ def violations(file: Path, source: str) -> list[str]:
     if room == "cli":
         return []
     if room not in MAY_IMPORT and room not in FOUNDATION:
-        return [f"{file}: {room!r} is not a room of docs/design.md; add it there and to the table in this test"]
+        return [f"{file}: {room!r} is not a room of docs/architecture.md; add it there and to the table in this test"]
     allowed = {room} | (FOUNDATION[room] if room in FOUNDATION else MAY_IMPORT[room] | EVERYWHERE)
     return [
         f"{file}:{line}: {room} may not import {target}"

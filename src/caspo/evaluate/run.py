@@ -52,10 +52,11 @@ class EvaluateSettings(Config):
     """What is measured in every round; a method set to null is left out."""
 
     split: str = "test"
+    """Part of the task that is measured on."""
     questions: int = Field(200, ge=1)
     """Questions for chain of thought and CaT."""
     self_consistency_questions: int = Field(100, ge=1)
-    """Of these, the first that self-consistency and all other methods solve too: they cost several solutions each."""
+    """Questions, the first of these, that all other methods solve too: they cost several solutions each."""
     chain_of_thought: ChainOfThoughtSettings | None = ChainOfThoughtSettings()
     self_consistency: SelfConsistencySettings | None = SelfConsistencySettings()
     cat: ConfidenceTreeSettings | None = ConfidenceTreeSettings()

@@ -54,15 +54,17 @@ class ConfidenceTreeSettings(PathSettings):
     budget: int | None = Field(None, ge=1)
     """Tokens generated for a question, at most."""
     branch_signal: SignalName = "entropy_max"
+    """Signal of the score that ``branch_below`` is about."""
     branch_below: float = Field(0.6, ge=0, le=1)
     """A step whose score is below this may be branched; 0 never branches."""
     prune_signal: SignalName = "entropy"
+    """Signal of the scores that ``prune_below`` is about."""
     prune_below: float = Field(0.05, ge=0, le=1)
     """A path whose cumulative confidence (product of its steps' scores) falls below this is pruned."""
     min_survivors: int = Field(1, ge=1)
     """Paths that must have finished before any is pruned."""
     rank_signal: SignalName = "logprob_sum"
-    """Of the order of branches, and of the weight of a path's vote."""
+    """Signal that orders branches and weighs a path's vote."""
     abstain_below: float = Field(0.0, ge=0, le=1)
     """An answer with less confidence than this is withheld."""
 

@@ -37,7 +37,7 @@ class SelfConsistencySettings(PathSettings):
     samples: int = Field(10, ge=1)
     """Solutions of one question."""
     temperature: float = Field(0.7, gt=0)
-    """Of sampling: logits are divided by it."""
+    """Logits are divided by it before a token is drawn."""
 
     @property
     def rows(self) -> int:

@@ -48,6 +48,7 @@ class StepDPOSettings(LoopSettings):
     """Step-wise DPO."""
 
     loss: PreferenceLoss = "sigmoid"
+    """Formula of the preference (docs/training.md)."""
     beta: float = Field(2.0, gt=0)
     """Strength of the pull towards the reference. A step is short: below 1, pairs push until the model is far away."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
@@ -61,7 +62,9 @@ class StepDPOSettings(LoopSettings):
     confidence: float = Field(0.0, ge=0)
     """Weight of the confidence term, over every judged step of the trees."""
     confidence_loss: ConfidenceLoss = "brier"
+    """Distance of a step's confidence from its verdict, in the confidence term."""
     epochs: int = Field(1, ge=1)
+    """Times that every pair is trained on."""
     batch_pairs: int = Field(16, ge=1)
     """Pairs of one optimiser step over all devices, about: whole trees are taken until there are this many."""
     micro_tokens: int = Field(2048, ge=1)
