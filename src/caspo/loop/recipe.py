@@ -70,7 +70,7 @@ class ValidationStage(Config):
     """Questions that decide whether a round is built upon; taken from the training split, never sampled for trees."""
 
     questions: int = Field(0, ge=0)
-    """Questions solved greedily after every round; the share of right answers must not fall. 0: all rounds are built upon."""
+    """Questions solved greedily after every round; the share of right answers must not fall. 0: no such check."""
 
 
 class CaspoRecipe(Config):
