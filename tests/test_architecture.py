@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,6 +102,13 @@ def violations(file: Path, source: str) -> list[str]:
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_imports_follow_the_table(file: Path) -> None:
     assert not violations(file, file.read_text(encoding="utf-8"))
+
+
+def test_the_page_has_the_same_table() -> None:
+    """docs/architecture.md: one line a room, what it may import in the last cell."""
+    page = (SOURCE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", page, re.MULTILINE)
+    assert {room: set(re.findall(r"`(\w+)`", cell)) for room, cell in lines} == MAY_IMPORT
 
 
 @pytest.mark.parametrize(
