@@ -77,3 +77,10 @@ def test_files_that_are_named_exist() -> None:
         if not (ROOT / name).exists()
     ]
     assert not missing, "\n".join(missing)
+
+
+def test_the_log_is_about_the_product() -> None:
+    """Its headings are a date and a subject."""
+    headings = re.findall(r"^## (.*)$", (ROOT / "LOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings
+    assert [h for h in headings if not re.fullmatch(r"\d{4}-\d\d-\d\d(?: and \d\d)?: .+", h)] == []
