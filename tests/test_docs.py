@@ -67,14 +67,14 @@ TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, tex
 
 
 def test_files_that_are_named_exist() -> None:
-    """`docs/NAME.md`, `recipes/NAME/recipe.yaml`, `tests/test_NAME.py` and the like, in code and in pages."""
+    """Pages, recipes, benchmarks, tests and sources, in code and in pages."""
     named = re.compile(r"(?<![\w/.*-])((?:docs|recipes|data|benchmarks|tests|src)/[\w/.-]+\.(?:md|py|yaml))")
     missing = [
         f"{file} names {name}"
         for file in TRACKED
         if file.endswith((".py", ".md", ".yaml", "Makefile"))
         for name in named.findall((ROOT / file).read_text(encoding="utf-8"))
-        if not (ROOT / name).exists()
+        if not (ROOT / name).exists() and not (ROOT / "src/caspo" / name).exists()
     ]
     assert not missing, "\n".join(missing)
 
