@@ -32,8 +32,7 @@ from typing import Any
 import httpx2
 from measure import Figure, difference, ratio, report
 
-from caspo.engines.base import Completion, Request
-from caspo.engines.drive import drive
+from caspo.engines.drive import Asking, drive
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
 from caspo.search import ConfidenceTree
@@ -43,6 +42,7 @@ from caspo.serve.server import Server, listening
 from caspo.serve.settings import ServeSettings
 from caspo.tasks.stories import StoriesTask
 from caspo.testing.scripted import Scripted, ScriptedEngine
+from caspo.trees import TreeBuilder
 from caspo.types import Question
 
 SCRIPTED_CLIENTS = 128
@@ -63,26 +63,13 @@ def sums(text: str) -> list[Scripted]:
     return [Scripted(f"The answer is {a + b}.", eos=True)]
 
 
-class User:
-    """A closed loop of searches on the engine itself."""
-
-    def __init__(self, asked: Sequence[str], engine: HFEngine) -> None:
-        self.asked, self.engine = list(asked), engine
-        self.tokens = 0
-
-    def begin(self) -> Sequence[tuple[Any, Request]]:
-        if not self.asked:
-            return ()
-        text = self.asked.pop()
-        self.search = ConfidenceTree().search(Question(text, text, ""), self.engine, 0)
-        return self.search.begin()
-
-    def receive(self, key: Any, completion: Completion) -> Sequence[tuple[Any, Request]]:
-        wanted = self.search.receive(key, completion)
-        if not self.search.over:
-            return wanted
-        self.tokens += self.search.solution().generated_tokens
-        return self.begin()
+def user(asked: Sequence[str], engine: HFEngine) -> Asking[int]:
+    """A closed loop of searches on the engine itself; the tokens of all."""
+    tokens = 0
+    for text in asked:
+        tree = TreeBuilder(Question(text, text, ""), engine.prompt(text))
+        tokens += (yield from ConfidenceTree().search(tree, engine, 0)).generated_tokens
+    return tokens
 
 
 def bare() -> None:
@@ -93,10 +80,9 @@ def bare() -> None:
     for line in sys.stdin:
         asked, clients = json.loads(line)
         engine.forget()
-        users = [User(asked[i::clients], engine) for i in range(clients)]
         start = time.perf_counter()
-        drive(users, engine)
-        print(json.dumps([time.perf_counter() - start, sum(user.tokens for user in users)]), flush=True)
+        tokens = drive([user(asked[i::clients], engine) for i in range(clients)], engine)
+        print(json.dumps([time.perf_counter() - start, sum(tokens)]), flush=True)
 
 
 def served_scripted() -> None:

@@ -25,6 +25,7 @@ from caspo.cli.main import app
 from caspo.judges.choose import AnyJudgeSettings
 from caspo.loop.recipe import CaspoRecipe
 from caspo.loop.warm_start import SupervisedRecipe
+from caspo.search.base import Unit
 
 __all__ = ["command_page", "recipe_page"]
 
@@ -54,7 +55,7 @@ COUNTED = (
     "numbers",
 )  # fmt: skip
 MEASURED = ("seconds", "percent", "quantile", "probability", "share")
-"""The unit of a number is the first of these that its meaning names: of an integer of those, of any other of these."""
+"""The unit of a number without a `Unit`: the first of these in its meaning, of those for an integer, of these for others."""
 
 
 def command_page() -> str:
@@ -235,6 +236,9 @@ def _default(field: FieldInfo) -> str:
 
 
 def _unit(field: FieldInfo, meaning: str) -> str:
+    for told in field.metadata:
+        if isinstance(told, Unit):
+            return told.name
     kinds = {field.annotation, *get_args(field.annotation)} if get_origin(field.annotation) is not tuple else set()
     units = COUNTED if int in kinds else MEASURED if float in kinds else ()
     return next((word for word in re.findall(r"[a-z]+", meaning.lower()) if word in units), "")

@@ -13,19 +13,19 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from caspo.config import settings_from
-from caspo.engines.base import Completion, OnDone, Request
-from caspo.engines.until import Until, cut
+from caspo.engines.drive import drive
+from caspo.engines.until import cut, until
 from caspo.errors import ConfigError, DataError
-from caspo.search import METHODS, ChainOfThought, DiPT, Method, answer_path
+from caspo.search import DEFAULT_METHOD, METHODS, Method, answer_path
+from caspo.trees import TreeBuilder
 from caspo.types import Question, Solution
 
 if TYPE_CHECKING:
-    from caspo.engines.local.engine import HFEngine
+    pass
 
 __all__ = ["HarnessModel", "register"]
 
@@ -69,7 +69,7 @@ class HarnessModel:
     def __init__(
         self,
         pretrained: str,
-        method: str = "cat",
+        method: str = DEFAULT_METHOD,
         *,
         dtype: str = "float32",
         device: str | None = None,
@@ -83,9 +83,9 @@ class HarnessModel:
         super().__init__()
         from caspo.engines.opening import ModelSettings, open_local
 
-        if method not in METHODS or method == DiPT.name:
-            known = ", ".join(name for name in METHODS if name != DiPT.name)
-            raise ConfigError(f"method={method} cannot continue a prompt as it is. Choose one of {known}.")
+        known = [name for name, kind in METHODS.items() if not kind().after]
+        if method not in known:
+            raise ConfigError(f"method={method} cannot continue a prompt as it is. Choose one of {', '.join(known)}.")
         if "max_tokens" in settings:
             raise ConfigError("max_tokens is the task's choice: give --gen_kwargs max_gen_toks=N instead.")
         self._kind = METHODS[method]
@@ -156,10 +156,10 @@ class HarnessModel:
         from lm_eval.models.utils import normalize_gen_kwargs
 
         wanted = normalize_gen_kwargs(dict(arguments), _MAX_GEN_TOKS)
-        until = tuple(stop for stop in wanted["until"] if stop)
+        stops = tuple(stop for stop in wanted["until"] if stop)
         limits: dict[str, Any] = {"max_tokens": wanted["max_gen_toks"]}
         if wanted["do_sample"]:
-            if self._kind is ChainOfThought:
+            if self._kind.thrifty and self._kind.draws():  # one solution, drawn as the task says
                 limits |= {key: wanted[key] for key in ("temperature", "top_p") if key in wanted}
             elif not self._warned:
                 self._warned = True
@@ -168,71 +168,30 @@ class HarnessModel:
                     wanted,
                     self._kind.name,
                 )
-        engine = _AsWritten(self._engine, until)
-        solutions = self._method(limits).solve(questions, engine, self._seed, on_done)
-        return [self._text(solution, until) for solution in solutions]
+        method, engine = self._method(limits), self._engine
+        trees = [TreeBuilder(question, self._prompt(question.text)) for question in questions]
+        searches = [until(method.search(t, engine, self._seed), stops, engine, len(t.prompt_ids)) for t in trees]
+        return [self._text(solution, stops) for solution in drive(searches, engine, lambda: on_done(1))]
 
     def _method(self, limits: Mapping[str, Any]) -> Method[Any]:
         given = [f"{key}={value}" for key, value in limits.items()]
         return self._kind(settings_from(self._kind.settings_type, [*given, *self._settings]))
 
-    def _text(self, solution: Solution, until: Sequence[str]) -> str:
+    def _prompt(self, text: str) -> tuple[int, ...]:
+        """Tokens of the text, with the special tokens that its tokenizer begins with, unless they are there already."""
+        tokenizer = self._engine.tokenizer
+        begun = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+        ids = tuple(tokenizer(text, add_special_tokens=not begun)["input_ids"])
+        if not ids:
+            raise DataError("The harness asks to continue an empty text. Give the task a prompt or few-shot examples.")
+        return ids
+
+    def _text(self, solution: Solution, stops: Sequence[str]) -> str:
         """What the method answers: the path of the answer, or the best one where no path states any."""
         if solution.abstained:
             return ""
         ids = [token for node in answer_path(solution.tree, solution.answer) for token in node.step.token_ids]
-        return cut(str(self._engine.tokenizer.decode(ids, skip_special_tokens=True)), until)
-
-
-class _AsWritten:
-    """An engine that continues texts as they are, and for which a path ends where it holds one of the ``until`` strings.
-
-    A search sees such an end as EOS: nothing may follow.
-    """
-
-    def __init__(self, engine: HFEngine, until: tuple[str, ...]) -> None:
-        self._engine, self._until = engine, until
-        self._prompts: set[tuple[int, ...]] = set()
-        self.name = engine.name
-
-    def prompt(self, question: str) -> tuple[int, ...]:
-        """Tokens of the text, with the special tokens that its tokenizer begins with, unless they are there already."""
-        tokenizer = self._engine.tokenizer
-        begun = bool(tokenizer.bos_token) and question.startswith(tokenizer.bos_token)
-        ids = tuple(tokenizer(question, add_special_tokens=not begun)["input_ids"])
-        if not ids:
-            raise DataError("The harness asks to continue an empty text. Give the task a prompt or few-shot examples.")
-        self._prompts.add(ids)
-        return ids
-
-    def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token."""
-        return self._engine.pieces(token_ids)
-
-    def forget(self) -> None:
-        """Drop what was kept of earlier prefixes."""
-        self._engine.forget()
-
-    def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
-        """As `Engine.generate`."""
-        watches: list[Until] = []
-
-        def watched(request: Request) -> Request:
-            watches.append(Until(self._written(request.prefix_ids), self._until, self._engine, request.watch))
-            return replace(request, watch=watches[-1])
-
-        def received(place: int, completion: Completion) -> list[Request]:
-            assert on_done is not None
-            return [watched(request) for request in on_done(place, watches[place].ended(completion))]
-
-        found = self._engine.generate([watched(r) for r in requests], received if on_done is not None else None)
-        return [watch.ended(completion) for watch, completion in zip(watches, found, strict=True)]
-
-    def _written(self, prefix_ids: tuple[int, ...]) -> str:
-        """What was generated before a request; a string may begin in it and end in what follows."""
-        lengths = sorted({len(prompt) for prompt in self._prompts}, reverse=True)
-        start = next((n for n in lengths if prefix_ids[:n] in self._prompts), len(prefix_ids))
-        return "".join(self._engine.pieces(prefix_ids[start:]))
+        return cut(str(self._engine.tokenizer.decode(ids, skip_special_tokens=True)), stops)
 
 
 def _device(asked: str | None) -> str:

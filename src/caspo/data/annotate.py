@@ -7,14 +7,14 @@ right siblings to be compared with.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import Field
 
 from caspo.config import Config
-from caspo.engines.base import Completion, Engine, Request
-from caspo.engines.drive import drive
+from caspo.engines.base import Engine, Request
+from caspo.engines.drive import Asking, drive
 from caspo.judges.base import Chain, Judge
 from caspo.trees import TreeBuilder, seed_of
 from caspo.types import ROOT, Question, Step, Tree, Verdict
@@ -40,77 +40,64 @@ class AnnotateSettings(Config):
 
 
 def annotate(
-    questions: Sequence[Question],
-    engine: Engine,
-    judge: Judge,
-    settings: AnnotateSettings,
-    seed: int,
-    on_tokens: Callable[[int], None] = lambda tokens: None,
+    questions: Sequence[Question], engine: Engine, judge: Judge, settings: AnnotateSettings, seed: int
 ) -> list[Tree]:
     """One annotated tree per question, all grown in one batch.
 
     With an instant judge each goes on as soon as its own depth is complete; any other is asked about one depth of all
     trees at once. A tree depends on its question, the verdicts, the seed and the settings only.
     """
-    trees = [_Growing(TreeBuilder(q, engine.prompt(q.text)), judge, settings, seed) for q in questions]
-    growing = trees
+    trees = [_Growing(TreeBuilder(q, engine.prompt(q.text)), judge.name, settings, seed) for q in questions]
+    if judge.instant:
+        drive([tree.grow(judge) for tree in trees], engine)
+    growing = [] if judge.instant else trees
     while growing:
-        drive(growing, engine, lambda tree, completion: on_tokens(len(completion.token_ids)))
-        waiting = [(tree, tree.chains()) for tree in growing if tree.waiting]
-        verdicts = iter(judge.judge([chain for _, chains in waiting for chain in chains]) if waiting else [])
-        growing = [tree for tree, chains in waiting if tree.judged([next(verdicts) for _ in chains])]
+        drive([tree.sample() for tree in growing], engine)
+        asked = [tree.chains() for tree in growing]
+        verdicts = iter(judge.judge([chain for chains in asked for chain in chains]))
+        growing = [
+            tree for tree, chains in zip(growing, asked, strict=True) if tree.judged([next(verdicts) for _ in chains])
+        ]
     return [tree.builder.build() for tree in trees]
 
 
 class _Growing:
-    """One question's tree while it is sampled. A key is the place of a parent at this depth and which of its samples."""
+    """One question's tree while it is sampled, depth by depth."""
 
-    def __init__(self, builder: TreeBuilder, judge: Judge, settings: AnnotateSettings, seed: int) -> None:
+    def __init__(self, builder: TreeBuilder, judge: str, settings: AnnotateSettings, seed: int) -> None:
         self.builder, self.judge, self.settings, self.seed = builder, judge, settings, seed
         self._depth = 1
         self._parents: Sequence[int] = [ROOT]
-        self._arrived: dict[tuple[int, int], Completion] = {}
         self._cut: dict[int, bool] = {}
         """The nodes of this depth, and whether each was cut at the token limit."""
 
-    @property
-    def waiting(self) -> bool:
-        """Whether a depth is complete and not judged yet."""
-        return bool(self._cut)
+    def grow(self, judge: Judge) -> Asking[None]:
+        """Sample and judge, depth after depth."""
+        going_on = True
+        while going_on:
+            yield from self.sample()
+            going_on = self.judged(judge.judge(self.chains()))
 
-    def begin(self) -> list[tuple[tuple[int, int], Request]]:
-        """What to sample at this depth."""
+    def sample(self) -> Asking[None]:
+        """Sample one depth."""
+        builder, samples = self.builder, range(self.settings.samples)
+        asked = [(parent, sample) for parent in self._parents for sample in samples]
+        found = yield [self._request(parent, sample) for parent, sample in asked]
+        for (parent, _), one in zip(asked, found, strict=True):
+            node = builder.add(parent, Step(one.text, one.token_ids, one.trace), final=one.finish == "eos")
+            self._cut.setdefault(node, one.finish == "length")  # the first sample's tokens are the node's
+
+    def _request(self, parent: int, sample: int) -> Request:
         settings, builder = self.settings, self.builder
-        texts = [tuple(builder.texts(parent)) for parent in self._parents]
-        return [
-            (
-                (place, sample),
-                Request(
-                    prefix_ids=builder.prefix_ids(parent),
-                    seed=seed_of("annotate", self.seed, builder.question.id, texts[place], sample),
-                    max_new_tokens=settings.max_step_tokens,
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                    stop=("\n",),
-                    keep=True,
-                ),
-            )
-            for place, parent in enumerate(self._parents)
-            for sample in range(settings.samples)
-        ]
-
-    def receive(self, key: tuple[int, int], completion: Completion) -> list[tuple[tuple[int, int], Request]]:
-        """Take a continuation in; once the depth is complete and judged, what to sample next."""
-        self._arrived[key] = completion
-        if len(self._arrived) < len(self._parents) * self.settings.samples:
-            return []
-        for (place, _), found in sorted(self._arrived.items(), key=lambda item: item[0]):
-            parent = self._parents[place]
-            node = self.builder.add(parent, Step(found.text, found.token_ids, found.trace), final=found.finish == "eos")
-            self._cut.setdefault(node, found.finish == "length")  # the first sample's tokens are the node's
-        if not self.judge.instant:
-            return []
-        return self.begin() if self.judged(self.judge.judge(self.chains())) else []
+        return Request(
+            prefix_ids=builder.prefix_ids(parent),
+            seed=seed_of("annotate", self.seed, builder.question.id, tuple(builder.texts(parent)), sample),
+            max_new_tokens=settings.max_step_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            stop=("\n",),
+            keep=True,
+        )
 
     def chains(self) -> list[Chain]:
         """What a judge is asked about this depth."""
@@ -121,11 +108,11 @@ class _Growing:
         builder, told = self.builder, iter(verdicts)
         right = []
         for node, cut in self._cut.items():
-            (verdict,) = [Verdict("unknown", "cut at the token limit", self.judge.name)] if cut else next(told)
+            (verdict,) = [Verdict("unknown", "cut at the token limit", self.judge)] if cut else next(told)
             builder.judge(node, verdict)
             if verdict.label == "right" and not builder.nodes[node].final:
                 right.append(node)
-        self._cut, self._arrived = {}, {}
+        self._cut = {}
         if self._depth == self.settings.max_depth or not right:
             return False
         self._parents = _choose(builder, right, self.settings.width, seed_of(self.seed, self._depth))

@@ -11,27 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from caspo.answers import stated_answer
 from caspo.config import Config
 from caspo.engines.base import Engine
 from caspo.formats.parquet import read_trees, write_trees
-from caspo.search import (
-    METHODS,
-    BeamSettings,
-    BestOfNSettings,
-    ChainOfThoughtSettings,
-    ConfidenceTreeSettings,
-    DeepConfOfflineSettings,
-    DeepConfOnlineSettings,
-    DiPTSettings,
-    Method,
-    PathSettings,
-    SelfConsistencySettings,
-)
+from caspo.search import METHODS, Method, PathSettings
 from caspo.storage import read_json, write_json
 from caspo.tasks.base import Task
 from caspo.types import Question, Tree
@@ -41,35 +29,45 @@ __all__ = ["EvaluateSettings", "Outcome", "Sample", "evaluate_methods", "read_ou
 _CHUNK_ROWS = 500
 """Rows that a chunk puts into the engine, about: enough to fill its batch, little to lose."""
 
-_ON_ALL_QUESTIONS = ("chain_of_thought", "cat")
 
-_SAMPLING = ("self_consistency", "best_of_n", "deepconf_offline")
-"""Methods that sample a fixed number of whole solutions, each drawn alike: what pass@k and maj@k are about. DeepConf online
-stops some on the way and takes as many as it needs; beam search and CaT go on with one path by what others came to."""
+S = TypeVar("S", bound=PathSettings)
 
 
-class EvaluateSettings(Config):
+class _Asked(Config):
     """What is measured in every round; a method set to null is left out."""
 
     split: str = "test"
     """Part of the task that is measured on."""
     questions: int = Field(200, ge=1)
-    """Questions for chain of thought and CaT."""
+    """Questions for the methods that decode little more than one solution of each: chain of thought and CaT."""
     self_consistency_questions: int = Field(100, ge=1)
     """Questions, the first of these, that all other methods solve too: they cost several solutions each."""
-    chain_of_thought: ChainOfThoughtSettings | None = ChainOfThoughtSettings()
-    self_consistency: SelfConsistencySettings | None = SelfConsistencySettings()
-    cat: ConfidenceTreeSettings | None = ConfidenceTreeSettings()
-    best_of_n: BestOfNSettings | None = None
-    beam: BeamSettings | None = None
-    deepconf_offline: DeepConfOfflineSettings | None = None
-    deepconf_online: DeepConfOnlineSettings | None = None
-    dipt: DiPTSettings | None = None
+
+    def of(self, method: type[Method[S]]) -> S | None:
+        """The settings of a method; None if it is left out."""
+        settings: S | None = getattr(self, method.name)
+        return settings
 
     def methods(self) -> list[Method[Any]]:
         """The methods asked for."""
         chosen = ((name, getattr(self, name)) for name in METHODS)
         return [METHODS[name](settings) for name, settings in chosen if settings is not None]
+
+
+if TYPE_CHECKING:
+
+    class EvaluateSettings(_Asked):
+        """Every method of `METHODS` is a field of its own; null leaves it out."""
+else:
+    EvaluateSettings = create_model(
+        "EvaluateSettings",
+        __base__=_Asked,
+        __doc__=_Asked.__doc__,
+        **{
+            name: (method.settings_type | None, method.settings_type() if method.measured else None)
+            for name, method in METHODS.items()
+        },
+    )
 
 
 class Sample(NamedTuple):
@@ -109,7 +107,7 @@ def evaluate_methods(
     """
     questions = task.questions(settings.split, settings.questions, seed)
     for method in settings.methods():
-        mine = questions if method.name in _ON_ALL_QUESTIONS else questions[: settings.self_consistency_questions]
+        mine = questions if method.thrifty else questions[: settings.self_consistency_questions]
         size = max(1, _CHUNK_ROWS // method.settings.rows)
         for part, start in enumerate(range(0, len(mine), size)):
             chunk = mine[start : start + size]
@@ -142,7 +140,7 @@ def _solve_chunk(
     records: list[dict[str, Any]] = []
     for question, solution in zip(questions, solutions, strict=True):
         grade = cache(partial(task.grade, question))  # running code takes seconds, and samples agree often
-        drawn = _sampled_answers(solution.tree, method.settings) if method.name in _SAMPLING else []
+        drawn = _sampled_answers(solution.tree, method.settings.samples) if method.alike else []
         outcome = Outcome(
             question.id,
             solution.answer,
@@ -158,13 +156,12 @@ def _solve_chunk(
     write_json(file, records)
 
 
-def _sampled_answers(tree: Tree, settings: PathSettings) -> list[str | None]:
+def _sampled_answers(tree: Tree, samples: int) -> list[str | None]:
     """The answers of the samples that were merged into a tree: a sample ended where a node was met more often than
     its children. The merging lost their order."""
-    assert isinstance(settings, SelfConsistencySettings)
     answers: list[str | None] = []
     for node in tree.nodes:
         ended = node.count - sum(child.count for child in tree.children(node.id))
         text = "".join(n.step.text for n in tree.path(node.id))
         answers += [stated_answer(tree.question, text)] * ended
-    return answers + [None] * (settings.samples - len(answers))  # what is missing was blank
+    return answers + [None] * (samples - len(answers))  # what is missing was blank

@@ -26,8 +26,8 @@ from pydantic import Field, model_validator
 
 from caspo.answers import same_answer, stated_answer
 from caspo.config import Config
-from caspo.engines.base import Completion, Request
-from caspo.engines.drive import drive
+from caspo.engines.base import Request
+from caspo.engines.drive import Asking, drive
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, TextEngine
 from caspo.trees import seed_of
@@ -142,9 +142,8 @@ class RolloutJudge:
             if not wanted:
                 break
             tests = [self._test(question, key, text) for key, question, text in wanted.values()]
-            drive(tests, self._engine())
-            for test in tests:
-                self._known[test.key] = test.reach()
+            for test, reach in zip(tests, drive([test.run() for test in tests], self._engine()), strict=True):
+                self._known[test.key] = reach
                 self.counts.completions += test.samples
                 self.counts.tokens += test.tokens
             self.counts.tests += len(tests)
@@ -245,32 +244,48 @@ class _Search:
             self.told += [unknown] * (length - low - by_text) + answer
 
 
+@dataclass
 class _Test:
     """The sequential test of one prefix. As many completions are asked for as can decide it at the earliest, so none is
     sampled in vain."""
 
-    def __init__(
-        self, question: Question, text: str, prefix: tuple[int, ...] | None, settings: RolloutSettings, key: int
-    ) -> None:
-        self.question, self.text, self.prefix, self.settings, self.key = question, text, prefix, settings, key
-        self.successes = self.samples = self.tokens = 0
-        self._asked = 0
+    question: Question
+    text: str
+    prefix: tuple[int, ...] | None
+    """None where the model's context has no room for a completion."""
+    settings: RolloutSettings
+    key: int
+    samples: int = 0
+    successes: int = 0
+    tokens: int = 0
 
-    def begin(self) -> list[tuple[int, Request]]:
-        """The first completions."""
-        return self._ask() if self.prefix is not None else []
-
-    def receive(self, key: int, completion: Completion) -> list[tuple[int, Request]]:
-        """Count a completion; what to sample next."""
-        answer = stated_answer(self.question, self.text + completion.text)
-        self.samples += 1
-        self.successes += same_answer(answer, self.question.answer)
-        self.tokens += len(completion.token_ids)
-        return self._ask() if self.samples == self._asked and self._decided() is None else []
-
-    def reach(self) -> _Reach:
-        """What came out."""
+    def run(self) -> Asking[_Reach]:
+        """Sample until it is decided, or there are as many as there may be."""
+        while self.prefix is not None and self._decided() is None and self.samples < self.settings.samples:
+            found = yield [self._request(self.prefix, number) for number in self._next()]
+            for completion in found:
+                answer = stated_answer(self.question, self.text + completion.text)
+                self.samples += 1
+                self.successes += same_answer(answer, self.question.answer)
+                self.tokens += len(completion.token_ids)
         return _Reach(self._decided() or "unknown", self.successes, self.samples)
+
+    def _next(self) -> range:
+        """Numbers of the completions that can decide it at the earliest."""
+        ratio, bound = self._ratio(), _bound(self.settings)
+        success, failure = _weights(self.settings)
+        soonest = max(1, math.ceil(min((bound - ratio) / success, (bound + ratio) / -failure) - 1e-9))
+        return range(self.samples, min(self.samples + soonest, self.settings.samples))
+
+    def _request(self, prefix: tuple[int, ...], number: int) -> Request:
+        settings = self.settings
+        return Request(
+            prefix_ids=prefix,
+            seed=seed_of(self.key, settings.seed, number),
+            max_new_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+        )
 
     def _ratio(self) -> float:
         """The logarithm of the likelihood ratio of `reached` to `lost`."""
@@ -278,30 +293,8 @@ class _Test:
         return (self.successes * success if self.successes else 0.0) + (self.samples - self.successes) * failure
 
     def _decided(self) -> Label | None:
-        bound = _bound(self.settings)
-        ratio = self._ratio()
+        bound, ratio = _bound(self.settings), self._ratio()
         return "right" if ratio >= bound else "wrong" if ratio <= -bound else None
-
-    def _ask(self) -> list[tuple[int, Request]]:
-        settings, ratio, bound = self.settings, self._ratio(), _bound(self.settings)
-        success, failure = _weights(settings)
-        soonest = max(1, math.ceil(min((bound - ratio) / success, (bound + ratio) / -failure) - 1e-9))
-        new = range(self._asked, min(self._asked + soonest, settings.samples))
-        self._asked = new.stop
-        assert self.prefix is not None
-        return [
-            (
-                number,
-                Request(
-                    prefix_ids=self.prefix,
-                    seed=seed_of(self.key, settings.seed, number),
-                    max_new_tokens=settings.max_tokens,
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                ),
-            )
-            for number in new
-        ]
 
 
 def _weights(settings: RolloutSettings) -> tuple[float, float]:

@@ -35,7 +35,7 @@ from caspo.judges.base import Judge
 from caspo.loop.recipe import CaspoRecipe, open_judge, open_task, training_questions
 from caspo.loop.stages import annotate_stage, pairs_stage, train_stage
 from caspo.report.page import write_report
-from caspo.search import ChainOfThoughtSettings
+from caspo.search import METHODS, ChainOfThought
 from caspo.storage import read_json, write_json
 
 __all__ = ["Reporter", "run_recipe"]
@@ -168,10 +168,9 @@ def _launch(recipe: CaspoRecipe, source: str, data: Sequence[Path], out: Path, r
 
 def _validate(recipe: CaspoRecipe, out: Path, index: int, show: Reporter, clock: _Clock) -> dict[str, Any]:
     """Accuracy of round ``index`` on the questions that decide whether it is built upon."""
-    settings = EvaluateSettings(
-        split="train", questions=recipe.validation.questions, self_consistency=None, cat=None,
-        chain_of_thought=recipe.evaluate.chain_of_thought or ChainOfThoughtSettings(),
-    )  # fmt: skip
+    method = ChainOfThought
+    chosen = {**dict.fromkeys(METHODS), method.name: recipe.evaluate.of(method) or method.settings_type()}
+    settings = EvaluateSettings.model_validate({"split": "train", "questions": recipe.validation.questions, **chosen})
     folder = out / f"round-{index}" / "validation"
 
     def solved(method: str, done: int, total: int) -> None:
@@ -180,7 +179,7 @@ def _validate(recipe: CaspoRecipe, out: Path, index: int, show: Reporter, clock:
 
     with _lazy_engine(recipe, _model_of(recipe, out, index), open_engine) as engine:
         evaluate_methods(open_task(recipe.task, "train"), engine, settings, recipe.seed - 1, folder, solved)
-    outcomes, _ = read_outcomes(folder, "chain_of_thought")
+    outcomes, _ = read_outcomes(folder, method.name)
     return {"n": len(outcomes), "accuracy": sum(o.correct for o in outcomes) / len(outcomes)}
 
 

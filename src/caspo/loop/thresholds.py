@@ -108,7 +108,7 @@ def calibrate_stage(
         ResumeError: ``out/calibration`` was made with other settings.
     """
     recipe, alpha, delta = settings.recipe, settings.alpha, settings.delta
-    cat = recipe.evaluate.cat
+    cat = recipe.evaluate.of(ConfidenceTree)
     if cat is None:
         raise ConfigError(
             "The recipe sets evaluate.cat to null, and thresholds are of that search. Give it its settings."

@@ -11,24 +11,16 @@ from typing import Any
 
 from caspo.report.markup import Html, count, el, percent, table
 from caspo.report.plot import axis, chart, figure, plain
-from caspo.report.run_data import Method, Round, Run, method_name, number, records, section
+from caspo.report.run_data import METHOD_NAMES, Method, Round, Run, method_name, number, records, section
 
 __all__ = ["accuracy_by_round", "accuracy_by_tokens", "colour_of", "method_legend"]
 
-METHOD_SYMBOLS = {
-    "cat": "circle",
-    "self_consistency": "square",
-    "chain_of_thought": "diamond",
-    "best_of_n": "triangle-down",
-    "beam": "pentagon",
-    "deepconf_offline": "cross",
-    "deepconf_online": "x",
-    "dipt": "star",
-}
-"""Plotly marker per method, so that a method is not told by its colour alone; others are triangles."""
+SYMBOLS = ("circle", "diamond", "square", "triangle-down", "pentagon", "cross", "x", "star")
+"""Plotly's markers of the methods in the order of `METHOD_NAMES`, so that none is told by its colour alone; further ones are
+triangles."""
 
-OWN_COLOURS = ("cat", "self_consistency", "chain_of_thought")
-"""The methods whose colours the theme names; the others share one."""
+_OWN_COLOURS = 3
+"""The first methods have a colour each (`--m-1` and so on in the theme); the others share one."""
 
 SHAPES = {
     "circle": '<circle cx="7" cy="7" r="5"/>',
@@ -229,8 +221,15 @@ def _token_table(r: Round) -> Html:
 
 def colour_of(key: str) -> str:
     """The theme colour of a method."""
-    return f"@m-{key}" if key in OWN_COLOURS else "@m-other"
+    place = _place(key)
+    return f"@m-{place + 1}" if place < _OWN_COLOURS else "@m-other"
 
 
 def _symbol(key: str) -> str:
-    return METHOD_SYMBOLS.get(key, "triangle-up")
+    place = _place(key)
+    return SYMBOLS[place] if place < len(SYMBOLS) else "triangle-up"
+
+
+def _place(key: str) -> int:
+    names = list(METHOD_NAMES)
+    return names.index(key) if key in names else len(SYMBOLS)

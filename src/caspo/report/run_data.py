@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from caspo.errors import DataError
+from caspo.search import DEFAULT_METHOD, METHODS
 from caspo.storage import read_json
 
 __all__ = [
@@ -34,16 +35,8 @@ Interval = tuple[float, float]
 
 SCHEMA = 1
 
-METHOD_NAMES = {
-    "cat": "CaT",
-    "self_consistency": "Self-consistency",
-    "chain_of_thought": "Chain of thought",
-    "best_of_n": "Best of n",
-    "beam": "Beam search",
-    "deepconf_offline": "DeepConf offline",
-    "deepconf_online": "DeepConf online",
-    "dipt": "DiPT",
-}
+METHOD_NAMES = {name: METHODS[name].title for name in sorted(METHODS, key=lambda name: name != DEFAULT_METHOD)}
+"""How people call the methods; ours first."""
 
 
 def number(value: Any) -> float | None:
@@ -155,7 +148,7 @@ class Run:
         return len(self.rounds) > 1
 
     def method_keys(self) -> list[str]:
-        """Every method of any round, CaT first, then as `METHOD_NAMES` orders them."""
+        """Every method of any round, as `METHOD_NAMES` orders them."""
         order = list(METHOD_NAMES)
         seen = dict.fromkeys(key for r in self.rounds for key in r.methods)
         return sorted(seen, key=lambda key: order.index(key) if key in order else len(order))

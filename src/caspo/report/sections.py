@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from caspo.report.markup import MISSING, Child, Html, count, data, el, fixed, join, percent, points, table
+from caspo.report.method_charts import colour_of
 from caspo.report.run_data import Interval, Method, Round, Run, difference_interval, method_name, number, section
 
 __all__ = ["changes_table", "headline", "methods_table", "provenance", "signals_table", "tiles", "training_table"]
@@ -205,7 +206,7 @@ def _strip(m: Method) -> Html | None:
     """The interval drawn on a line from 0 to 100%."""
     if m.accuracy is None or m.low is None or m.high is None:
         return None
-    place = f"--low:{m.low:.4f};--high:{m.high:.4f};--at:{m.accuracy:.4f};--m:var(--m-{m.key}, var(--m-other))"
+    place = f"--low:{m.low:.4f};--high:{m.high:.4f};--at:{m.accuracy:.4f};--m:var(--{colour_of(m.key)[1:]})"
     return el("span", class_="strip", style=place, aria_hidden="true")
 
 

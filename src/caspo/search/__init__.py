@@ -12,6 +12,7 @@ from caspo.search.paths import answer_path
 from caspo.search.sampled import ChainOfThought, ChainOfThoughtSettings, SelfConsistency, SelfConsistencySettings
 
 __all__ = [
+    "DEFAULT_METHOD",
     "METHODS",
     "Beam",
     "BeamSettings",
@@ -48,3 +49,6 @@ METHODS: dict[str, type[Method[Any]]] = {
     )
 }
 """Every method by its name in recipes and in `metrics.json`."""
+
+DEFAULT_METHOD = ConfidenceTree.name
+"""What solves where nobody chose."""

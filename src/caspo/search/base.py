@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, Field
 
 from caspo.confidence import SIGNALS
 from caspo.config import Config
-from caspo.engines.base import Completion, Engine
+from caspo.engines.base import Engine
 from caspo.engines.drive import Asking, drive
 from caspo.trees import TreeBuilder
 from caspo.types import Question, Solution, Step
 
-__all__ = ["Method", "PathSettings", "Search", "SignalName"]
+__all__ = ["Method", "PathSettings", "Paths", "Search", "SignalName", "Tokens", "numbers"]
 
 
 def _known_signal(name: str) -> str:
@@ -28,10 +28,22 @@ SignalName = Annotated[str, AfterValidator(_known_signal)]
 """A key of `caspo.confidence.SIGNALS`."""
 
 
+class Unit(NamedTuple):
+    """What a whole number among a method's settings counts, so that a server can hold it to its limits."""
+
+    name: Literal["paths", "tokens"]
+
+
+Paths = Annotated[int, Field(ge=1), Unit("paths")]
+"""A setting that counts what is decoded side by side: paths, samples, children."""
+Tokens = Annotated[int, Field(ge=1), Unit("tokens")]
+"""A setting that counts tokens of one path."""
+
+
 class PathSettings(Config):
     """What all methods share."""
 
-    max_tokens: int = Field(512, ge=1)
+    max_tokens: Tokens = 512
     """Tokens of one reasoning path, at most."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Tokens are drawn from the most probable ones that hold this share of the probability; 1 is all of them."""
@@ -42,38 +54,53 @@ class PathSettings(Config):
         return 2
 
 
-class Search(Asking[Any], Protocol):
-    """One question's search, as `Method.solve` drives it."""
+def numbers(settings: PathSettings, unit: Literal["paths", "tokens"]) -> dict[str, int]:
+    """The settings that count paths, or tokens of a path, by name."""
+    fields = type(settings).model_fields
+    return {name: getattr(settings, name) for name, field in fields.items() if Unit(unit) in field.metadata}
 
-    @property
-    def builder(self) -> TreeBuilder:
-        """The tree as far as it is known."""
 
-    @property
-    def over(self) -> bool:
-        """Whether it wants nothing more."""
-
-    def solution(self) -> Solution:
-        """What it came to; asked once, when it is over."""
-        ...
-
+Search: TypeAlias = Asking[Solution]
+"""One question's search: it yields lists of requests, is sent their completions, and returns the solution. Close it to
+give it up; what it has grown so far stands in the `TreeBuilder` that it was given."""
 
 S = TypeVar("S", bound=PathSettings)
 
 
 class Method(ABC, Generic[S]):
-    """A way to solve questions with an engine. Its docstring says what the confidence of its answers is."""
+    """A way to solve questions with an engine. Its docstring says what the confidence of its answers is.
+
+    All that others know of a method stands here: a new one is one file, and its line in `METHODS`.
+    """
 
     name: ClassVar[str]
     """In recipes and in `metrics.json`."""
+    title: ClassVar[str]
+    """In reports."""
     settings_type: type[S]
+    measured: ClassVar[bool] = False
+    """Whether a recipe that names no methods measures it."""
+    thrifty: ClassVar[bool] = False
+    """Whether it decodes little more than one solution a question, so that it is run on all questions of an evaluation."""
+    alike: ClassVar[bool] = False
+    """Whether its tree is that of ``settings.samples`` whole solutions, all drawn alike: what pass@k and maj@k are of."""
 
     def __init__(self, settings: S | None = None) -> None:
         self.settings: S = settings or self.settings_type()
 
+    @classmethod
+    def draws(cls) -> bool:
+        """Whether it can draw, at a temperature above 0; otherwise the same question has the same solution at every seed."""
+        return "temperature" in cls.settings_type.model_fields
+
+    @property
+    def after(self) -> str:
+        """What is asked of the model after the question itself, as it stands in the prompt."""
+        return ""
+
     @abstractmethod
-    def search(self, question: Question, engine: Engine, seed: int) -> Search:
-        """The search for one question's answer."""
+    def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
+        """Search for the answer to the tree's question, from its prompt on, growing the tree."""
 
     def settles(self, step: Step) -> bool:
         """Whether the answer's path goes through this step, if the first path decoded does and did so in all steps before.
@@ -94,11 +121,10 @@ class Method(ABC, Generic[S]):
         A question's solution does not depend on the others. ``on_done`` is called with the number of questions that
         were solved since the last call.
         """
-        searches = [self.search(question, engine, seed) for question in questions]
+        trees = [TreeBuilder(question, engine.prompt(self.asked(question.text))) for question in questions]
+        searches = [self.search(tree, engine, seed) for tree in trees]
+        return drive(searches, engine, lambda: on_done(1) if on_done is not None else None)
 
-        def received(search: Any, completion: Completion) -> None:
-            if on_done is not None and search.over:
-                on_done(1)
-
-        drive(searches, engine, received)
-        return [search.solution() for search in searches]
+    def asked(self, text: str) -> str:
+        """What the model is asked for a question; an empty one stays empty, so that the engine refuses it."""
+        return text.strip() + self.after if self.after and text.strip() else text

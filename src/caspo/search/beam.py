@@ -21,10 +21,10 @@ from pydantic import Field
 from caspo.answers import stated_answer
 from caspo.confidence import step_score
 from caspo.engines.base import Completion, Engine, Request
-from caspo.search.base import Method, PathSettings, SignalName
+from caspo.search.base import Method, Paths, PathSettings, Search, SignalName, Tokens
 from caspo.search.vote import agreement
 from caspo.trees import TreeBuilder, seed_of
-from caspo.types import ROOT, Question, Solution, Step
+from caspo.types import ROOT, Solution, Step
 
 __all__ = ["Beam", "BeamSettings"]
 
@@ -32,9 +32,9 @@ __all__ = ["Beam", "BeamSettings"]
 class BeamSettings(PathSettings):
     """How wide the beam is and what it is scored by."""
 
-    beam_width: int = Field(2, ge=1)
+    beam_width: Paths = 2
     """Paths that go on at each depth, at most."""
-    children: int = Field(5, ge=1)
+    children: Paths = 5
     """Continuations sampled of each path at each depth."""
     temperature: float = Field(0.7, gt=0)
     """Logits are divided by it before a token is drawn."""
@@ -42,27 +42,13 @@ class BeamSettings(PathSettings):
     """Measured over each step, higher is better; `perplexity` is the mean log p of its tokens, nats."""
     score: Literal["cumulative", "last"] = "cumulative"
     """A path is as good as the product of its steps' scores, or as its last step's score."""
-    max_step_tokens: int = Field(128, ge=1)
+    max_step_tokens: Tokens = 128
     """Tokens of one step, at most; a longer one ends its path without an answer."""
 
     @property
     def rows(self) -> int:
         """Every continuation of every path."""
         return self.beam_width * self.children
-
-
-class Beam(Method[BeamSettings]):
-    """Step beam search by confidence: the best finished path's answer.
-
-    Its confidence is the share of the finished paths that agree with it.
-    """
-
-    name = "beam"
-    settings_type = BeamSettings
-
-    def search(self, question: Question, engine: Engine, seed: int) -> _Search:
-        """A beam of one empty path."""
-        return _Search(TreeBuilder(question, engine.prompt(question.text)), self.settings, seed)
 
 
 @dataclass(frozen=True)
@@ -77,54 +63,38 @@ class _Path:
     """By EOS or at a limit."""
 
 
-_Key = tuple[int, int]
-"""Place of a path in the beam, and which of its continuations."""
+class Beam(Method[BeamSettings]):
+    """Step beam search by confidence: the best finished path's answer.
 
+    Its confidence is the share of the finished paths that agree with it.
+    """
 
-class _Search:
-    """The search for one question's answer."""
+    name, title = "beam", "Beam search"
+    settings_type = BeamSettings
 
-    def __init__(self, builder: TreeBuilder, settings: BeamSettings, seed: int) -> None:
-        self.builder, self.settings, self.seed = builder, settings, seed
-        self._live = [_Path()]
-        self._finished: list[_Path] = []
-        self._arrived: dict[_Key, Completion] = {}
-        self._tokens = 0
+    def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
+        """Depth by depth, from a beam of one empty path."""
+        live, finished, spent = [_Path()], list[_Path](), 0
+        while live:
+            asked = [(path, child) for path in live for child in range(self.settings.children)]
+            found = yield [self._request(tree, path, seed, child) for path, child in asked]
+            spent += sum(len(one.token_ids) for one in found)
+            children: dict[int, _Path] = {}
+            for (path, _), one in zip(asked, found, strict=True):
+                child = self._child(tree, path, one)
+                children.setdefault(child.node, child)
+            live = self._kept(tree, list(children.values()), finished)
+        if not finished:
+            return Solution(tree.question.id, None, 0.0, tree.build(), spent)
+        best = max(range(len(finished)), key=lambda place: finished[place].score)
+        confidence = agreement([path.answer for path in finished], best)
+        return Solution(tree.question.id, finished[best].answer, confidence, tree.build(), spent)
 
-    @property
-    def over(self) -> bool:
-        """Whether no path is left to continue."""
-        return not self._live
-
-    def begin(self) -> list[tuple[_Key, Request]]:
-        """The continuations of every live path."""
-        self._arrived = {}
-        keys = [(place, child) for place in range(len(self._live)) for child in range(self.settings.children)]
-        return [(key, self._request(*key)) for key in keys]
-
-    def receive(self, key: _Key, completion: Completion) -> list[tuple[_Key, Request]]:
-        """Take a continuation in; once all of this depth are there, those of the next."""
-        self._arrived[key] = completion
-        self._tokens += len(completion.token_ids)
-        if len(self._arrived) < len(self._live) * self.settings.children:
-            return []
-        self._select()
-        return self.begin()
-
-    def solution(self) -> Solution:
-        """The best finished path's answer; of equally good ones that of the first to finish."""
-        answer, confidence = None, 0.0
-        if self._finished:
-            best = max(range(len(self._finished)), key=lambda place: self._finished[place].score)
-            answer = self._finished[best].answer
-            confidence = agreement([path.answer for path in self._finished], best)
-        return Solution(self.builder.question.id, answer, confidence, self.builder.build(), self._tokens)
-
-    def _request(self, place: int, child: int) -> Request:
-        path, settings = self._live[place], self.settings
+    def _request(self, tree: TreeBuilder, path: _Path, seed: int, child: int) -> Request:
+        settings = self.settings
         return Request(
-            prefix_ids=self.builder.prefix_ids(path.node),
-            seed=seed_of("beam", self.seed, self.builder.question.id, tuple(self.builder.texts(path.node)), child),
+            prefix_ids=tree.prefix_ids(path.node),
+            seed=seed_of("beam", seed, tree.question.id, tuple(tree.texts(path.node)), child),
             max_new_tokens=min(settings.max_step_tokens, settings.max_tokens - path.tokens),
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -132,40 +102,35 @@ class _Search:
             keep=True,
         )
 
-    def _select(self) -> None:
-        """Turn what arrived into paths; keep the best."""
-        settings, builder = self.settings, self.builder
-        children: dict[int, _Path] = {}
-        for place, child in sorted(self._arrived):
-            path = self._child(self._live[place], self._arrived[place, child])
-            children.setdefault(path.node, path)
-        places = settings.beam_width - len(self._finished)
-        self._live = []
-        for path in sorted(children.values(), key=lambda path: (-path.score, path.node)):
-            if path.ended and path.answer is None:
-                builder.decide(path.node, "finished" if builder.nodes[path.node].final else "cut")
-            elif places == 0 or self._beaten(path):
-                builder.decide(path.node, "dropped")
-            else:
-                places -= 1
-                builder.decide(path.node, "expanded" if path.answer is None else "finished")
-                (self._live if path.answer is None else self._finished).append(path)
-
-    def _beaten(self, path: _Path) -> bool:
-        """Whether a finished path is at least as good, whatever follows this one."""
-        cumulative = self.settings.score == "cumulative"
-        return cumulative and any(path.score <= finished.score for finished in self._finished)
-
-    def _child(self, path: _Path, completion: Completion) -> _Path:
+    def _child(self, tree: TreeBuilder, path: _Path, completion: Completion) -> _Path:
         settings = self.settings
         step = Step(completion.text, completion.token_ids, completion.trace)
-        node = self.builder.add(path.node, step, final=completion.finish == "eos")
-        score = math.log(step_score(self.builder.nodes[node].step.trace, settings.signal))
+        node = tree.add(path.node, step, final=completion.finish == "eos")
+        score = math.log(step_score(tree.nodes[node].step.trace, settings.signal))
         tokens = path.tokens + len(completion.token_ids)
         return _Path(
             node,
             score + (path.score if settings.score == "cumulative" else 0.0),
             tokens,
-            stated_answer(self.builder.question, "".join(self.builder.texts(node))),
+            stated_answer(tree.question, "".join(tree.texts(node))),
             ended=completion.finish != "stop" or tokens >= settings.max_tokens,
         )
+
+    def _kept(self, tree: TreeBuilder, children: list[_Path], finished: list[_Path]) -> list[_Path]:
+        """The best of this depth, which go on; those that came to an answer join the finished ones instead."""
+        live: list[_Path] = []
+        places = self.settings.beam_width - len(finished)
+        for path in sorted(children, key=lambda path: (-path.score, path.node)):
+            if path.ended and path.answer is None:
+                tree.decide(path.node, "finished" if tree.nodes[path.node].final else "cut")
+            elif places == 0 or self._beaten(path, finished):
+                tree.decide(path.node, "dropped")
+            else:
+                places -= 1
+                tree.decide(path.node, "expanded" if path.answer is None else "finished")
+                (live if path.answer is None else finished).append(path)
+        return live
+
+    def _beaten(self, path: _Path, finished: list[_Path]) -> bool:
+        """Whether a finished path is at least as good, whatever follows this one."""
+        return self.settings.score == "cumulative" and any(path.score <= done.score for done in finished)

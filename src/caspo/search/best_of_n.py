@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from caspo.confidence import SIGNALS
 from caspo.engines.base import Engine
-from caspo.search.base import Method, SignalName
-from caspo.search.sampled import SelfConsistencySettings, SeveralSamples
+from caspo.search.base import Method, Search, SignalName
+from caspo.search.sampled import SelfConsistencySettings, answers_of, grow, several, solution
 from caspo.search.vote import agreement
-from caspo.types import Question, Solution
+from caspo.trees import TreeBuilder
 
 __all__ = ["BestOfN", "BestOfNSettings"]
 
@@ -30,32 +30,19 @@ class BestOfN(Method[BestOfNSettings]):
     A solution without an answer cannot win; of equally confident ones the first does.
     """
 
-    name = "best_of_n"
+    name, title = "best_of_n", "Best of n"
     settings_type = BestOfNSettings
+    alike = True
 
-    def search(self, question: Question, engine: Engine, seed: int) -> _Best:
+    def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
         """All samples."""
-        return _Best(question, engine, seed, self.settings)
-
-
-class _Best(SeveralSamples):
-    """The most confident one answers."""
-
-    def __init__(self, question: Question, engine: Engine, seed: int, settings: BestOfNSettings) -> None:
-        super().__init__(question, engine, seed, settings)
-        self._signal = SIGNALS[settings.signal]
-
-    def solution(self) -> Solution:
-        ends = self._grow()
-        answers = self.answers()
-        scores = {
-            number: self._signal(completion.trace)
-            for number, completion in enumerate(self.completions)
-            if answers[number] is not None
-        }
+        found = yield several(tree, self.settings, seed, range(self.settings.samples))
+        ends, answers = grow(tree, engine, found), answers_of(tree, found)
+        signal = SIGNALS[self.settings.signal]
+        scores = {number: signal(found[number].trace) for number, answer in enumerate(answers) if answer is not None}
         if not scores:
-            return self._answered(None, 0.0)
+            return solution(tree, found, None, 0.0)
         best = max(scores, key=lambda number: scores[number])
         for end in ends:
-            self.builder.decide(end, "finished" if end == ends[best] else "dropped")
-        return self._answered(answers[best], agreement(answers, best))
+            tree.decide(end, "finished" if end == ends[best] else "dropped")
+        return solution(tree, found, answers[best], agreement(answers, best))

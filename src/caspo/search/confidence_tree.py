@@ -33,11 +33,12 @@ from pydantic import Field
 from caspo.answers import group_answers, same_answer, stated_answer
 from caspo.confidence import best_possible, step_score
 from caspo.engines.base import Completion, Engine, Request, Watch
-from caspo.search.base import Method, PathSettings, SignalName
+from caspo.search.base import Method, Paths, PathSettings, Search, SignalName
+from caspo.search.bound import Open, most_to_come
 from caspo.search.vote import vote
 from caspo.steps import StepReader
 from caspo.trees import TreeBuilder
-from caspo.types import ROOT, Measured, Question, Solution, Step, TokenTrace
+from caspo.types import ROOT, Measured, Solution, Step, TokenTrace
 
 __all__ = ["ConfidenceTree", "ConfidenceTreeSettings"]
 
@@ -45,11 +46,11 @@ __all__ = ["ConfidenceTree", "ConfidenceTreeSettings"]
 class ConfidenceTreeSettings(PathSettings):
     """How CaT grows and prunes."""
 
-    children: int = Field(4, ge=1)
+    children: Paths = 4
     """Continuations of an unsure step at most, the most probable one included; 1 never branches."""
-    width: int = Field(2, ge=1)
+    width: Paths = 2
     """Paths that take their next step at once, before the answers are looked at again."""
-    paths: int = Field(2, ge=1)
+    paths: Paths = 2
     """Paths begun, at most, the greedy one included."""
     budget: int | None = Field(None, ge=1)
     """Tokens generated for a question, at most."""
@@ -61,7 +62,7 @@ class ConfidenceTreeSettings(PathSettings):
     """Signal of the scores that ``prune_below`` is about."""
     prune_below: float = Field(0.05, ge=0, le=1)
     """A path whose cumulative confidence (product of its steps' scores) falls below this is pruned."""
-    min_survivors: int = Field(1, ge=1)
+    min_survivors: Paths = 1
     """Paths that must have finished before any is pruned."""
     rank_signal: SignalName = "logprob_sum"
     """Signal that orders branches and weighs a path's vote."""
@@ -72,12 +73,20 @@ class ConfidenceTreeSettings(PathSettings):
 class ConfidenceTree(Method[ConfidenceTreeSettings]):
     """Confidence-aware Thought: the answer that the surviving paths agree on; every decision stands in the tree's nodes."""
 
-    name = "cat"
+    name, title = "cat", "CaT"
     settings_type = ConfidenceTreeSettings
+    measured = thrifty = True
 
-    def search(self, question: Question, engine: Engine, seed: int) -> _Search:
-        """The greedy path to begin with; nothing is drawn, so the seed is not used."""
-        return _Search(TreeBuilder(question, engine.prompt(question.text)), self, engine)
+    def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
+        """The greedy path, then others while they can matter; nothing is drawn, so the seed is not used."""
+        paths = _Paths(tree, self, engine)
+        turn = [_Branch(ROOT)]
+        while turn:
+            found = yield paths.requests(turn)
+            for branch, completion in zip(turn, found, strict=True):
+                paths.grow(branch, completion)
+            turn = paths.choose()
+        return paths.vote()
 
     def settles(self, step: Step) -> bool:
         """Whether no path leaves the greedy one at this step; nothing is told that may be withheld in the end."""
@@ -129,65 +138,29 @@ class _Finished(NamedTuple):
     confidence: float
 
 
-class _Search:
-    """The search for one question's answer. Keys are places in ``_decoding``."""
+class _Paths:
+    """The paths of one question: what they have come to, and where they may go on."""
 
-    def __init__(self, builder: TreeBuilder, method: ConfidenceTree, engine: Engine) -> None:
-        self.builder, self.settings, self.engine = builder, method.settings, engine
-        self._branches = method.branches
-        self.tokens = 0
-        self.over = False
+    def __init__(self, tree: TreeBuilder, method: ConfidenceTree, engine: Engine) -> None:
+        self._tree, self._method, self._settings, self._engine = tree, method, method.settings, engine
         self._state = {ROOT: _State()}
         self._open: list[_Branch] = []
-        self._decoding: list[_Branch] = []
-        self._arrived: dict[int, Completion] = {}
-        self._paths = 0
         self._finished: list[_Finished] = []
+        self._begun = 0
+        self._tokens = 0
 
-    def begin(self) -> list[tuple[int, Request]]:
-        """The greedy path."""
-        return self._ask([_Branch(ROOT)])
+    # Ask: a branch becomes a request, which ends with its step, or in the middle of it once nothing can save it.
 
-    def receive(self, key: int, completion: Completion) -> list[tuple[int, Request]]:
-        """Take a path in; once all of this turn are there, the branches to decode next."""
-        self._arrived[key] = completion
-        self.tokens += len(completion.token_ids)
-        if len(self._arrived) < len(self._decoding):
-            return []
-        for place, branch in enumerate(self._decoding):
-            self._grow(branch, self._arrived[place])
-        chosen = self._choose()
-        self.over = not chosen
-        return self._ask(chosen)
-
-    def solution(self) -> Solution:
-        """The vote of the finished paths."""
-        paths = self._finished
-        best = max((path.rank for path in paths), default=0.0)
-        answer, share = vote([path.answer for path in paths], [math.exp(path.rank - best) for path in paths])
-        agreeing = [path for path in paths if same_answer(path.answer, answer)]
-        confidence = share * max(agreeing, key=lambda path: path.rank).confidence if agreeing else 0.0
-        abstained = answer is not None and confidence < self.settings.abstain_below
-        return Solution(
-            self.builder.question.id,
-            None if abstained else answer,
-            confidence,
-            self.builder.build(),
-            self.tokens,
-            abstained=abstained,
-        )
-
-    def _ask(self, branches: list[_Branch]) -> list[tuple[int, Request]]:
-        settings = self.settings
-        self._decoding, self._arrived = branches, {}
-        self._paths += sum(branch.starts for branch in branches)
-        requests = []
-        for key, branch in enumerate(branches):
+    def requests(self, branches: list[_Branch]) -> list[Request]:
+        """What to decode; the first path is decoded to its end, others step by step."""
+        settings, requests = self._settings, list[Request]()
+        self._begun += sum(branch.starts for branch in branches)
+        for branch in branches:
             room = self._room(branch)
             if settings.budget is not None:
-                room = min(room, (settings.budget - self.tokens) // len(branches))
+                room = min(room, (settings.budget - self._tokens) // len(branches))
             request = Request(
-                prefix_ids=self.builder.prefix_ids(branch.parent) + branch.head,
+                prefix_ids=self._tree.prefix_ids(branch.parent) + branch.head,
                 seed=0,
                 max_new_tokens=room,
                 temperature=0.0,
@@ -196,66 +169,74 @@ class _Search:
                 keep=settings.children > 1,
                 watch=self._watch(branch, room),
             )
-            requests.append((key, request))
+            requests.append(request)
         return requests
 
     def _room(self, branch: _Branch) -> int:
         """Tokens that a path from here may have."""
-        return self.settings.max_tokens - self._state[branch.parent].tokens - len(branch.head)
+        return self._settings.max_tokens - self._state[branch.parent].tokens - len(branch.head)
 
     def _watch(self, branch: _Branch, room: int) -> Watch | None:
-        settings = self.settings
+        settings = self._settings
         if settings.prune_below == 0 or len(self._finished) < settings.min_survivors:
             return None
-        return _PruneWatch(branch, self._state[branch.parent].confidence, room, self.engine, settings)
+        return _PruneWatch(branch, self._state[branch.parent].confidence, room, self._engine, settings)
 
-    def _grow(self, branch: _Branch, completion: Completion) -> None:
+    # Grow: what was decoded becomes nodes, and unsure steps become branches.
+
+    def grow(self, branch: _Branch, completion: Completion) -> None:
         """Add a decoded path to the tree, and open the branches that it has."""
-        settings, builder = self.settings, self.builder
-        new = completion.trace
+        tree, new = self._tree, completion.trace
+        self._tokens += len(completion.token_ids)
         if branch.rank > 1:
             self._open_next_rank(branch, new)
         head = len(branch.head)
         trace = TokenTrace.join([_known(branch)[:head], new]) if head else new
         ids = (*branch.head, *completion.token_ids)
-        known = len(builder.nodes)
-        nodes = builder.add_steps(branch.parent, ids, self.engine.pieces(ids), trace, final=completion.finish == "eos")
+        known = len(tree.nodes)
+        nodes = tree.add_steps(branch.parent, ids, self._engine.pieces(ids), trace, final=completion.finish == "eos")
         fixed = head + (branch.rank > 1)  # what this path shares with another one, or was told to take
         parent = branch.parent
         for node in nodes:
-            step = builder.nodes[node].step
+            step = tree.nodes[node].step
             if node >= known:
-                before = self._state[parent]
-                self._state[node] = _State(
-                    before.confidence * step_score(step.trace, settings.prune_signal),
-                    before.rank + math.log(step_score(step.trace, settings.rank_signal)),
-                    before.tokens + len(step.token_ids),
-                )
-                if self._branches(step):
+                self._state[node] = self._after(parent, step)
+                if self._method.branches(step):
                     self._open_step(parent, step.token_ids, step.trace, fixed)
             parent, fixed = node, 0
             if node != nodes[-1]:
-                builder.decide(node, "expanded")
+                tree.decide(node, "expanded")
         if nodes and nodes[-1] >= known:
             self._end(nodes[-1], completion)
 
+    def _after(self, parent: int, step: Step) -> _State:
+        before, settings = self._state[parent], self._settings
+        return _State(
+            before.confidence * step_score(step.trace, settings.prune_signal),
+            before.rank + math.log(step_score(step.trace, settings.rank_signal)),
+            before.tokens + len(step.token_ids),
+        )
+
     def _end(self, leaf: int, completion: Completion) -> None:
-        settings, state = self.settings, self._state[leaf]
+        """Prune the path, open its next step, or take it in as finished."""
+        tree, settings, state = self._tree, self._settings, self._state[leaf]
         survivors = len(self._finished)
         if completion.finish == "abandoned" or (
             state.confidence < settings.prune_below and survivors >= settings.min_survivors
         ):
-            self.builder.decide(leaf, "pruned")
+            tree.decide(leaf, "pruned")
             return
         if completion.finish == "stop" and state.tokens < settings.max_tokens:
-            self.builder.decide(leaf, "dropped")  # unless it is gone on with
+            tree.decide(leaf, "dropped")  # unless it is gone on with
             self._open.append(_Branch(leaf, priority=state.rank))
             return
-        answer = stated_answer(self.builder.question, "".join(self.builder.texts(leaf)))
+        answer = stated_answer(tree.question, "".join(tree.texts(leaf)))
         whole = completion.finish == "eos" or answer is not None
-        self.builder.decide(leaf, "finished" if whole else "cut")
+        tree.decide(leaf, "finished" if whole else "cut")
         if whole:
             self._finished.append(_Finished(answer, state.rank, state.confidence))
+
+    # Branch: at the most uncertain token of an unsure step, the next most probable token first.
 
     def _open_step(self, parent: int, ids: tuple[int, ...], trace: TokenTrace, fixed: int) -> None:
         """Open a branch at the most uncertain token of a step, of those from ``fixed`` on."""
@@ -263,13 +244,13 @@ class _Search:
             return
         at = fixed + int(np.argmax(trace.entropy[fixed:]))
         first = math.exp(float(trace.max_logprob[at]))
-        here = trace[: at + 1]
-        self._open_branch(_Branch(parent, ids[:at], here, 2, first), first - float(trace.margin[at]))
+        branch = _Branch(parent, ids[:at], trace[: at + 1], rank=2, taken=first)
+        self._open_branch(branch, first - float(trace.margin[at]))
 
     def _open_next_rank(self, branch: _Branch, new: TokenTrace) -> None:
         """After the token of one rank, that of the next."""
         took = math.exp(float(new.logprob[0]))
-        if branch.rank < self.settings.children:
+        if branch.rank < self._settings.children:
             following = replace(branch, rank=branch.rank + 1, taken=branch.taken + took)
             self._open_branch(following, min(took, 1 - following.taken))
 
@@ -280,32 +261,21 @@ class _Search:
         trace = _known(branch)
         logprob = np.concatenate([trace.logprob[:-1], np.array([math.log(probability)], np.float32)])
         trace = replace(trace, logprob=logprob)
-        score = math.log(step_score(trace, self.settings.rank_signal))
+        score = math.log(step_score(trace, self._settings.rank_signal))
         priority = self._state[branch.parent].rank + score
         self._open.append(replace(branch, trace=trace, probability=probability, priority=priority))
 
-    def _choose(self) -> list[_Branch]:
+    # Prune and stop: what cannot stay above the threshold goes, and all of it once the answer is settled.
+
+    def choose(self) -> list[_Branch]:
         """The branches to decode next; none if the search is over."""
-        settings = self.settings
-        self._open = [
-            branch
-            for branch in self._open
-            if self._room(branch) > 0
-            and (
-                branch.rank == 1  # its last step was looked at when it came in
-                or len(self._finished) < settings.min_survivors
-                or self._state[branch.parent].confidence
-                * best_possible(_known(branch), settings.prune_signal, settings.max_tokens)
-                >= settings.prune_below
-            )
-        ]
-        self._open.sort(key=lambda branch: -branch.priority)
-        left = settings.paths - self._paths
-        if left <= 0:
-            self._open = [branch for branch in self._open if not branch.starts]
+        settings = self._settings
+        left = settings.paths - self._begun
+        possible = [branch for branch in self._open if self._possible(branch) and (left > 0 or not branch.starts)]
+        self._open = sorted(possible, key=lambda branch: -branch.priority)
         if not self._open or self._settled(left):
             return []
-        number = settings.width if settings.budget is None else min(settings.width, settings.budget - self.tokens)
+        number = settings.width if settings.budget is None else min(settings.width, settings.budget - self._tokens)
         chosen: list[_Branch] = []
         for branch in self._open:
             if len(chosen) < number and (not branch.starts or left > 0):
@@ -314,11 +284,21 @@ class _Search:
         self._open = [branch for branch in self._open if branch not in chosen]
         for branch in chosen:
             if not branch.starts:
-                self.builder.decide(branch.parent, "expanded")
+                self._tree.decide(branch.parent, "expanded")
         return chosen
 
+    def _possible(self, branch: _Branch) -> bool:
+        """Whether a path from here has room, and may stay above the threshold where paths are pruned."""
+        settings = self._settings
+        if self._room(branch) <= 0:
+            return False
+        if branch.rank == 1 or len(self._finished) < settings.min_survivors:
+            return True  # of rank 1: its last step was looked at when it came in
+        best = best_possible(_known(branch), settings.prune_signal, settings.max_tokens)
+        return self._state[branch.parent].confidence * best >= settings.prune_below
+
     def _settled(self, left: int) -> bool:
-        """Whether ``left`` more paths cannot change the leading answer."""
+        """Whether ``left`` more paths and those under way cannot change the leading answer."""
         if not self._finished:
             return False
         best = max(path.rank for path in self._finished)
@@ -326,24 +306,29 @@ class _Search:
         for group, path in zip(group_answers([p.answer for p in self._finished]), self._finished, strict=True):
             totals[group] = totals.get(group, 0.0) + (math.exp(path.rank - best) if path.answer is not None else 0.0)
         ranked = [*sorted(totals.values(), reverse=True), 0.0]
-        return ranked[0] - ranked[1] > self._most(left, best)
+        shared = self._settings.rank_signal == "logprob_sum"
+        places = [self._place(branch, best, shared) for branch in self._open]
+        return ranked[0] - ranked[1] > most_to_come(places, left, shared=shared)
 
-    def _most(self, left: int, best: float) -> float:
-        """The weight that the paths under way and ``left`` new ones may come to together, at most."""
-        if self.settings.rank_signal != "logprob_sum":
-            # A path scores no more than the whole steps before its branch do.
-            highest = max(math.exp(self._state[branch.parent].rank - best) for branch in self._open)
-            return (left + sum(not branch.starts for branch in self._open)) * highest
-        # Probabilities: all paths through a branch share its own; the later ranks of its token share what they leave.
-        under_way, new = 0.0, []
-        for branch in self._open:
-            mass = math.exp(branch.priority - best)
-            if not branch.starts:
-                under_way += mass
-                continue
-            ranks = min(self.settings.children - branch.rank + 1, (1 - branch.taken) / branch.probability)
-            new += [mass] * int(ranks) + [mass * (ranks - int(ranks))]
-        return under_way + sum(sorted(new, reverse=True)[:left])
+    def _place(self, branch: _Branch, best: float, shared: bool) -> Open:
+        """A branch as the bound knows it; weights in units of the best finished path's."""
+        if not shared:  # a path scores no more than the whole steps before its branch do
+            return Open(math.exp(self._state[branch.parent].rank - best), branch.starts)
+        tokens = min(self._settings.children - branch.rank + 1, (1 - branch.taken) / branch.probability)
+        return Open(math.exp(branch.priority - best), branch.starts, tokens)
+
+    # Vote: finished paths for their answers, with the weight of their rank score.
+
+    def vote(self) -> Solution:
+        """The answer of the finished paths."""
+        paths, question = self._finished, self._tree.question
+        best = max((path.rank for path in paths), default=0.0)
+        answer, share = vote([path.answer for path in paths], [math.exp(path.rank - best) for path in paths])
+        agreeing = [path for path in paths if same_answer(path.answer, answer)]
+        confidence = share * max(agreeing, key=lambda path: path.rank).confidence if agreeing else 0.0
+        abstained = answer is not None and confidence < self._settings.abstain_below
+        given = None if abstained else answer
+        return Solution(question.id, given, confidence, self._tree.build(), self._tokens, abstained=abstained)
 
 
 class _PruneWatch:

@@ -28,12 +28,13 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from caspo.engines.base import Completion, Engine, Request, Watch
+from caspo.engines.base import Completion, Engine, Watch
 from caspo.errors import EngineError
-from caspo.search.base import Method
-from caspo.search.sampled import SelfConsistencySettings, SeveralSamples
+from caspo.search.base import Method, Paths, Search, Tokens
+from caspo.search.sampled import SelfConsistencySettings, answers_of, grow, several, solution
 from caspo.search.vote import vote
-from caspo.types import Measured, Question, Solution
+from caspo.trees import TreeBuilder
+from caspo.types import Measured, Solution
 
 __all__ = [
     "MEASURES", "DeepConfOffline", "DeepConfOfflineSettings", "DeepConfOnline", "DeepConfOnlineSettings",
@@ -83,7 +84,7 @@ MEASURES: Mapping[str, Callable[[Sequence[float], int], float]] = MappingProxyTy
 class _Settings(SelfConsistencySettings):
     eta: float = Field(90.0, gt=0, le=100)
     """Percent of the traces that are confident enough to vote: 10 is DeepConf-low, 90 DeepConf-high."""
-    window: int = Field(32, ge=1)
+    window: Tokens = 32
     """Tokens of a group. The paper takes 2048, of traces of tens of thousands; ours have tens to hundreds."""
     top_k: int = Field(20, ge=2)
     """Most probable tokens whose log p make a token's confidence. With 1 it would be highest where the model is unsure."""
@@ -99,11 +100,11 @@ class DeepConfOfflineSettings(_Settings):
 class DeepConfOnlineSettings(_Settings):
     """Traces are stopped when they lose confidence, and sampling when they agree. ``samples`` is the most there may be."""
 
-    warm_up: int = Field(4, ge=1)
+    warm_up: Paths = 4
     """Traces that are sampled to their ends first, for the threshold."""
     consensus: float = Field(0.95, gt=0, le=1)
     """Share of the votes with which an answer needs no more traces."""
-    wave: int = Field(1, ge=1)
+    wave: Paths = 1
     """Traces sampled at a time after that: 1 looks at the consensus after each; more is faster where questions are few."""
 
     @model_validator(mode="after")
@@ -116,103 +117,72 @@ class DeepConfOnlineSettings(_Settings):
 class DeepConfOffline(Method[DeepConfOfflineSettings]):
     """The most confident traces vote: the answer with the most confidence behind it, and its share of the votes cast."""
 
-    name = "deepconf_offline"
+    name, title = "deepconf_offline", "DeepConf offline"
     settings_type = DeepConfOfflineSettings
+    alike = True
 
-    def search(self, question: Question, engine: Engine, seed: int) -> _Offline:
-        """All traces."""
-        return _Offline(question, engine, seed, self.settings)
+    def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
+        """All traces; of those with an answer the most confident percent votes."""
+        settings = self.settings
+        found = yield several(tree, settings, seed, range(settings.samples), settings.top_k)
+        traces = _Traces(tree, found, settings, settings.measure)
+        answered = [c for c, answer in zip(traces.confidences, traces.answers, strict=True) if answer is not None]
+        return traces.voted(engine, _threshold(answered, settings.eta) if answered else 0.0)
 
 
 class DeepConfOnline(Method[DeepConfOnlineSettings]):
     """Traces that lose confidence are stopped; sampling ends with consensus. Answer and confidence as offline."""
 
-    name = "deepconf_online"
+    name, title = "deepconf_online", "DeepConf online"
     settings_type = DeepConfOnlineSettings
 
-    def search(self, question: Question, engine: Engine, seed: int) -> _Online:
-        """The warm-up, then waves."""
-        return _Online(question, engine, seed, self.settings)
+    def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
+        """The warm-up, which gives the threshold that no group must fall below, then waves."""
+        settings = self.settings
+        found = list((yield several(tree, settings, seed, range(settings.warm_up), settings.top_k)))
+        traces = _Traces(tree, found, settings, "lowest")
+        threshold = _threshold(traces.confidences, settings.eta)
+        while len(found) < settings.samples and traces.agreement(threshold) < settings.consensus:
+            wave = range(len(found), min(len(found) + settings.wave, settings.samples))
+            requests = several(tree, settings, seed, wave, settings.top_k)
+            found += yield [replace(request, watch=_stop_below(threshold, settings.window)) for request in requests]
+            traces = _Traces(tree, found, settings, "lowest")
+        return traces.voted(engine, threshold)
 
 
-class _Traces(SeveralSamples):
-    """The solutions of self-consistency, with token confidences."""
+class _Traces:
+    """Solutions of self-consistency with their answers and confidences."""
 
-    def __init__(self, question: Question, engine: Engine, seed: int, settings: _Settings) -> None:
-        super().__init__(question, engine, seed, settings)
-        self._deepconf = settings
+    def __init__(self, tree: TreeBuilder, found: Sequence[Completion], settings: _Settings, measure: str) -> None:
+        self._tree, self._found = tree, found
+        self.answers = answers_of(tree, found)
+        self.confidences = [MEASURES[measure](_token_confidences(trace), settings.window) for trace in found]
+        """Nats."""
 
-    def measure(self, name: str) -> list[float]:
-        """The confidence of each trace, nats."""
-        return [MEASURES[name](_token_confidences(c), self._deepconf.window) for c in self.completions]
+    def agreement(self, threshold: float) -> float:
+        """The share of the votes that the leading answer has."""
+        return self._vote(self._voting(threshold))[1]
 
-    def votes(self, confidences: Sequence[float], threshold: float) -> dict[int, str]:
-        """The traces that vote, and for what: those with an answer, not stopped, and not below the threshold."""
-        return {
-            number: answer
-            for number, (trace, answer) in enumerate(zip(self.completions, self.answers(), strict=True))
-            if answer is not None and trace.finish != "abandoned" and confidences[number] >= threshold
-        }
-
-    def voted(self, confidences: Sequence[float], threshold: float) -> Solution:
+    def voted(self, engine: Engine, threshold: float) -> Solution:
         """The vote's outcome. Traces that had none are `pruned` in the tree."""
-        votes = self.votes(confidences, threshold)
-        ends = self._grow()
-        voting = {ends[number] for number in votes}
+        ends, numbers = grow(self._tree, engine, self._found), self._voting(threshold)
+        voting = {ends[number] for number in numbers}
         for end in ends:
-            self.builder.decide(end, "finished" if end in voting else "pruned")
-        return self._answered(*vote(list(votes.values()), [confidences[number] for number in votes]))
+            self._tree.decide(end, "finished" if end in voting else "pruned")
+        return solution(self._tree, self._found, *self._vote(numbers))
 
-    def _request(self, number: int) -> Request:
-        return replace(super()._request(number), top_k=self._deepconf.top_k)
+    def _voting(self, threshold: float) -> list[int]:
+        """The traces that vote: those with an answer, not stopped, and not below the threshold."""
+        return [
+            number
+            for number, trace in enumerate(self._found)
+            if self.answers[number] is not None
+            and trace.finish != "abandoned"
+            and self.confidences[number] >= threshold
+        ]
 
-
-class _Offline(_Traces):
-    """The most confident percent of the traces with an answer vote."""
-
-    def __init__(self, question: Question, engine: Engine, seed: int, settings: DeepConfOfflineSettings) -> None:
-        super().__init__(question, engine, seed, settings)
-        self._measure = settings.measure
-
-    def solution(self) -> Solution:
-        confidences = self.measure(self._measure)
-        answered = [c for c, answer in zip(confidences, self.answers(), strict=True) if answer is not None]
-        return self.voted(confidences, _threshold(answered, self._deepconf.eta) if answered else 0.0)
-
-
-class _Online(_Traces):
-    """Warm-up, then waves."""
-
-    def __init__(self, question: Question, engine: Engine, seed: int, settings: DeepConfOnlineSettings) -> None:
-        super().__init__(question, engine, seed, settings)
-        self._online = settings
-        self.threshold = float("-inf")
-        """What a group must not fall below, nats; none during the warm-up."""
-
-    def begin(self) -> list[tuple[int, Request]]:
-        """The warm-up."""
-        return self._ask(self._online.warm_up)
-
-    def receive(self, key: int, completion: Completion) -> list[tuple[int, Request]]:
-        """Keep a trace; once its wave is complete, the next one, unless they agree."""
-        super().receive(key, completion)
-        if not self.over:
-            return []
-        lowest = self.measure("lowest")
-        if self._asked == self._online.warm_up:
-            self.threshold = _threshold(lowest, self._online.eta)
-        votes = self.votes(lowest, self.threshold)
-        _, share = vote(list(votes.values()), [lowest[number] for number in votes])
-        if share >= self._online.consensus:
-            return []
-        return self._ask(min(self._online.wave, self._online.samples - self._asked))
-
-    def solution(self) -> Solution:
-        return self.voted(self.measure("lowest"), self.threshold)
-
-    def _request(self, number: int) -> Request:
-        watch = None if number < self._online.warm_up else _stop_below(self.threshold, self._online.window)
-        return replace(super()._request(number), watch=watch)
+    def _vote(self, numbers: Sequence[int]) -> tuple[str | None, float]:
+        return vote([self.answers[number] for number in numbers], [self.confidences[number] for number in numbers])
 
 
 def _threshold(confidences: Sequence[float], eta: float) -> float:

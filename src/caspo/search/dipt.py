@@ -11,9 +11,10 @@ from pydantic import Field
 
 from caspo.answers import extract_answer
 from caspo.engines.base import Engine
-from caspo.search.base import Method, PathSettings
-from caspo.search.sampled import Samples
-from caspo.types import Question
+from caspo.search.base import Method, PathSettings, Search
+from caspo.search.sampled import answers_of, grow, sample, solution
+from caspo.search.vote import vote
+from caspo.trees import TreeBuilder
 
 __all__ = ["PERSPECTIVES", "DiPT", "DiPTSettings", "last_answer"]
 
@@ -39,25 +40,21 @@ class DiPT(Method[DiPTSettings]):
     prompt with the instruction.
     """
 
-    name = "dipt"
+    name, title = "dipt", "DiPT"
     settings_type = DiPTSettings
 
-    def search(self, question: Question, engine: Engine, seed: int) -> _Perspectives:
-        """One greedy solution."""
-        # An empty question stays empty, so that the engine refuses it.
-        text = question.text.strip()
-        asked = text and f"{text}\n\n{self.settings.instruction}"
-        return _Perspectives(question, engine, seed, self.settings, name=self.name, asked=asked)
+    @property
+    def after(self) -> str:
+        """The instruction."""
+        return f"\n\n{self.settings.instruction}"
 
-
-class _Perspectives(Samples):
-    """The answer that is stated last counts."""
-
-    def answers(self) -> list[str | None]:
-        question = self.builder.question
-        if question.meta.get("answer_type", "math") != "math":
-            return super().answers()
-        return [last_answer(completion.text) for completion in self.completions]
+    def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
+        """One greedy solution, of which the answer that is stated last counts."""
+        found = yield [sample(tree, self.settings, self.name, seed, 0, temperature=0.0)]
+        grow(tree, engine, found)
+        open_ended = tree.question.meta.get("answer_type", "math") == "math"
+        answers = [last_answer(one.text) for one in found] if open_ended else answers_of(tree, found)
+        return solution(tree, found, *vote(answers, [1.0]))
 
 
 def last_answer(text: str) -> str | None:

@@ -1,27 +1,26 @@
 """Whole solutions: chain of thought (one) and self-consistency (several, majority vote; Wang et al. 2022).
 
-`Samples` is one question's sampled solutions; best of n and DeepConf choose among the same ones.
+What follows their classes is what all methods that sample whole solutions share: best of n, DeepConf and DiPT too.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from pydantic import Field
 
 from caspo.answers import stated_answer
 from caspo.engines.base import Completion, Engine, Request
-from caspo.search.base import Method, PathSettings
+from caspo.search.base import Method, Paths, PathSettings, Search
 from caspo.search.vote import vote
 from caspo.trees import TreeBuilder, seed_of
-from caspo.types import Question, Solution, Step
+from caspo.types import Solution, Step
 
 __all__ = [
-    "ChainOfThought",
-    "ChainOfThoughtSettings",
-    "Samples",
-    "SelfConsistency",
-    "SelfConsistencySettings",
-    "SeveralSamples",
-]
+    "ChainOfThought", "ChainOfThoughtSettings", "SelfConsistency", "SelfConsistencySettings", "answers_of", "grow",
+    "majority", "sample", "several", "solution",
+]  # fmt: skip
 
 
 class ChainOfThoughtSettings(PathSettings):
@@ -31,10 +30,29 @@ class ChainOfThoughtSettings(PathSettings):
     """0: greedy."""
 
 
+class ChainOfThought(Method[ChainOfThoughtSettings]):
+    """One solution, greedy unless a temperature is set. Its confidence is 1: one path cannot disagree."""
+
+    name, title = "chain_of_thought", "Chain of thought"
+    settings_type = ChainOfThoughtSettings
+    measured = thrifty = True
+
+    def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
+        """One sample."""
+        settings = self.settings
+        found = yield [sample(tree, settings, self.name, seed, 0, settings.temperature)]
+        grow(tree, engine, found)
+        return majority(tree, found)
+
+    def settles(self, step: Step) -> bool:
+        """There is no other path."""
+        return True
+
+
 class SelfConsistencySettings(PathSettings):
     """Several solutions per question, and the majority's answer."""
 
-    samples: int = Field(10, ge=1)
+    samples: Paths = 10
     """Solutions of one question."""
     temperature: float = Field(0.7, gt=0)
     """Logits are divided by it before a token is drawn."""
@@ -45,122 +63,61 @@ class SelfConsistencySettings(PathSettings):
         return self.samples
 
 
-class Samples:
-    """The solutions sampled for one question, whose majority answers. A key is a sample's number, from 0.
-
-    A sample depends on the question, ``name``, the seed and its number: methods that sample under one name choose among
-    the same solutions, and the difference between them is their choice alone. ``asked`` is what the model is asked, if
-    not the question's own text.
-    """
-
-    def __init__(
-        self,
-        question: Question,
-        engine: Engine,
-        seed: int,
-        settings: PathSettings,
-        *,
-        name: str,
-        count: int = 1,
-        temperature: float = 0.0,
-        asked: str | None = None,
-    ) -> None:
-        self.builder = TreeBuilder(question, engine.prompt(question.text if asked is None else asked))
-        self._engine, self._seed, self._settings = engine, seed, settings
-        self._name, self._count, self._temperature = name, count, temperature
-        self._asked = 0
-        self._found: dict[int, Completion] = {}
-
-    def begin(self) -> list[tuple[int, Request]]:
-        """All of them."""
-        return self._ask(self._count)
-
-    def receive(self, key: int, completion: Completion) -> list[tuple[int, Request]]:
-        """Keep a solution; nothing follows it."""
-        self._found[key] = completion
-        return []
-
-    @property
-    def over(self) -> bool:
-        """Whether every sample that was asked for is there."""
-        return len(self._found) == self._asked
-
-    @property
-    def completions(self) -> list[Completion]:
-        """The samples in the order they were asked for."""
-        return [self._found[number] for number in range(self._asked)]
-
-    def answers(self) -> list[str | None]:
-        """The answer that each sample states."""
-        return [stated_answer(self.builder.question, completion.text) for completion in self.completions]
-
-    def solution(self) -> Solution:
-        """The majority's answer, equal values counted together; its confidence is its share of the samples."""
-        self._grow()
-        answers = self.answers()
-        return self._answered(*vote(answers, [1.0] * len(answers)))
-
-    def _grow(self) -> list[int]:
-        """Cut the samples into steps and merge equal ones in the tree; the last node of each sample."""
-        return [
-            self.builder.add_solution(
-                found.token_ids, self._engine.pieces(found.token_ids), found.trace, final=found.finish == "eos"
-            )
-            for found in self.completions
-        ]
-
-    def _answered(self, answer: str | None, confidence: float) -> Solution:
-        """This answer, with the tree and the price of all samples."""
-        tokens = sum(len(completion.token_ids) for completion in self.completions)
-        return Solution(self.builder.question.id, answer, confidence, self.builder.build(), tokens)
-
-    def _ask(self, count: int) -> list[tuple[int, Request]]:
-        new = range(self._asked, self._asked + count)
-        self._asked = new.stop
-        return [(number, self._request(number)) for number in new]
-
-    def _request(self, number: int) -> Request:
-        return Request(
-            prefix_ids=self.builder.prompt_ids,
-            seed=seed_of(self._name, self._seed, self.builder.question.id, number),
-            max_new_tokens=self._settings.max_tokens,
-            temperature=self._temperature,
-            top_p=self._settings.top_p,
-        )
-
-
-class ChainOfThought(Method[ChainOfThoughtSettings]):
-    """One solution, greedy unless a temperature is set. Its confidence is 1: one path cannot disagree."""
-
-    name = "chain_of_thought"
-    settings_type = ChainOfThoughtSettings
-
-    def search(self, question: Question, engine: Engine, seed: int) -> Samples:
-        """One sample."""
-        temperature = self.settings.temperature
-        return Samples(question, engine, seed, self.settings, name=self.name, temperature=temperature)
-
-    def settles(self, step: Step) -> bool:
-        """There is no other path."""
-        return True
-
-
 class SelfConsistency(Method[SelfConsistencySettings]):
     """Several sampled solutions; answers of equal value vote together. The confidence is the share of the samples."""
 
-    name = "self_consistency"
+    name, title = "self_consistency", "Self-consistency"
     settings_type = SelfConsistencySettings
+    measured = alike = True
 
-    def search(self, question: Question, engine: Engine, seed: int) -> SeveralSamples:
+    def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
         """All samples."""
-        return SeveralSamples(question, engine, seed, self.settings)
+        found = yield several(tree, self.settings, seed, range(self.settings.samples))
+        grow(tree, engine, found)
+        return majority(tree, found)
 
 
-class SeveralSamples(Samples):
-    """The samples of self-consistency."""
+def sample(tree: TreeBuilder, settings: PathSettings, name: str, seed: int, number: int, temperature: float) -> Request:
+    """The request for one whole solution.
 
-    def __init__(self, question: Question, engine: Engine, seed: int, settings: SelfConsistencySettings) -> None:
-        number, temperature = settings.samples, settings.temperature
-        super().__init__(
-            question, engine, seed, settings, name=SelfConsistency.name, count=number, temperature=temperature
-        )
+    It depends on the question, ``name``, the seed and its number: methods that sample under one name choose among the same
+    solutions, and the difference between them is their choice alone.
+    """
+    return Request(
+        prefix_ids=tree.prompt_ids,
+        seed=seed_of(name, seed, tree.question.id, number),
+        max_new_tokens=settings.max_tokens,
+        temperature=temperature,
+        top_p=settings.top_p,
+    )
+
+
+def several(
+    tree: TreeBuilder, settings: SelfConsistencySettings, seed: int, samples: Iterable[int], top_k: int = 0
+) -> list[Request]:
+    """Some of the samples of self-consistency, by their numbers."""
+    name, temperature = SelfConsistency.name, settings.temperature
+    return [replace(sample(tree, settings, name, seed, number, temperature), top_k=top_k) for number in samples]
+
+
+def grow(tree: TreeBuilder, engine: Engine, found: Sequence[Completion]) -> list[int]:
+    """Cut the samples into steps and merge equal ones in the tree; the last node of each sample."""
+    return [
+        tree.add_solution(one.token_ids, engine.pieces(one.token_ids), one.trace, final=one.finish == "eos")
+        for one in found
+    ]
+
+
+def answers_of(tree: TreeBuilder, found: Sequence[Completion]) -> list[str | None]:
+    """The answer that each sample states."""
+    return [stated_answer(tree.question, one.text) for one in found]
+
+
+def majority(tree: TreeBuilder, found: Sequence[Completion]) -> Solution:
+    """The majority's answer, equal values counted together; its confidence is its share of the samples."""
+    return solution(tree, found, *vote(answers_of(tree, found), [1.0] * len(found)))
+
+
+def solution(tree: TreeBuilder, found: Sequence[Completion], answer: str | None, confidence: float) -> Solution:
+    """This answer, with the tree and the price of all samples."""
+    return Solution(tree.question.id, answer, confidence, tree.build(), sum(len(one.token_ids) for one in found))

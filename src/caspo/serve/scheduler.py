@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from caspo.engines.base import Batch, Completion, ServingEngine
 from caspo.errors import CaspoError, EngineError
@@ -85,7 +85,7 @@ class Scheduler:
         self._waiting: list[Ticket] = []
         self._active: dict[Ticket, Running] = {}
         self._since: dict[Ticket, float] = {}
-        self._decoding: dict[int, tuple[Running, Any]] = {}
+        self._decoding: dict[int, tuple[Running, int]] = {}
         self._next_place = 0
         self._tokens = 0
         self._failures = 0
@@ -210,6 +210,8 @@ class Scheduler:
                 self._fail(ticket, Failed("engine", str(error)))
             else:
                 self._since[ticket] = time.monotonic()
+                if self._active[ticket].over:  # it asked for nothing
+                    self._end(ticket)
 
     def _feed(self, batch: Batch) -> None:
         wanting = [running for running in self._active.values() if running.waiting]
@@ -222,7 +224,7 @@ class Scheduler:
             if not wanting:
                 return
             running = min(wanting, key=lambda running: (rows[running.ticket.job.client], running.rows))
-            key, request = running.waiting.popleft()
+            turn_place, request = running.waiting.popleft()
             if not running.waiting:
                 wanting.remove(running)
             place, self._next_place = self._next_place, self._next_place + 1
@@ -232,12 +234,12 @@ class Scheduler:
                 self._fail(running.ticket, Failed("engine", str(error)))
                 wanting = [other for other in wanting if other is not running]
                 continue
-            self._decoding[place] = running, key
+            self._decoding[place] = running, turn_place
             running.rows += 1
             rows[running.ticket.job.client] += 1
 
     def _hand_over(self, place: int, result: Completion | EngineError) -> None:
-        running, key = self._decoding.pop(place)
+        running, turn_place = self._decoding.pop(place)
         running.rows -= 1
         if running.ticket not in self._active:
             return
@@ -246,12 +248,12 @@ class Scheduler:
             return
         self._failures = 0
         self._tokens += len(result.token_ids)
-        self._workers.submit(self._think, running, key, result)
+        self._workers.submit(self._think, running, turn_place, result)
 
-    def _think(self, running: Running, key: Any, completion: Completion) -> None:
+    def _think(self, running: Running, turn_place: int, completion: Completion) -> None:
         """Let a search take a continuation in; in a worker."""
         try:
-            wanted = running.receive(key, completion)
+            wanted = running.receive(turn_place, completion)
         except Exception as error:
             log.exception("A search failed.")
             reason = str(error) if isinstance(error, CaspoError) else "The search failed; see the server's log."
@@ -269,11 +271,13 @@ class Scheduler:
 
     def _end(self, ticket: Ticket) -> None:
         """Forget a job that is done, failed or given up."""
-        if self._active.pop(ticket, None) is None:
+        running = self._active.pop(ticket, None)
+        if running is None:
             if ticket not in self._waiting:
                 return
             self._waiting.remove(ticket)
         else:
+            running.close()
             seconds = time.monotonic() - self._since.pop(ticket)
             self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
         with self._lock:

@@ -6,15 +6,17 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from caspo.confidence import step_score
 from caspo.engines.base import Completion, Engine, Request, ServingEngine, Watch
-from caspo.engines.until import Until
+from caspo.engines.drive import Asking, Underway, changed
+from caspo.engines.until import until
 from caspo.search import answer_path
+from caspo.search.base import Search
 from caspo.serve.job import Done, Grown, Settled, Ticket
 from caspo.steps import StepReader
-from caspo.types import Measured, Node, Step, TokenTrace
+from caspo.trees import TreeBuilder
+from caspo.types import Measured, Node, Solution, Step, TokenTrace
 
 __all__ = ["Running"]
 
@@ -22,66 +24,73 @@ __all__ = ["Running"]
 class Running:
     """A search between the scheduler, which decodes for it, and the ticket, which it tells what it comes to.
 
-    `take` and `receive` are called from different threads; all but `waiting` and `rows` is guarded by the lock.
+    `receive` and `close` are called from different threads; all but `waiting` and `rows` is guarded by the lock.
     """
 
     def __init__(self, ticket: Ticket, engine: ServingEngine) -> None:
         self.ticket = ticket
         self.rows = 0
         """Requests of it in the batch."""
-        self.waiting: deque[tuple[Any, Request]] = deque()
-        """Requests of it that wait for a place in the batch, with the search's names for them."""
-        self.lock = threading.Lock()
-        job = ticket.job
-        self._engine = engine
-        self._search = job.method.search(job.question, _Asked(engine, job.prompt_ids), job.seed)
-        self._untils: dict[Any, Until] = {}
+        self._lock = threading.Lock()
+        self._given_up = False
         self._told: list[Node] = []
-        first = list(self._search.begin())
-        if len(first) == 1:
-            key, request = first[0]
-            first = [(key, replace(request, watch=_Settling(ticket, engine, request.watch)))]
-        self.waiting += self._with_stops(first)
+        job = ticket.job
+        self._tree = TreeBuilder(job.question, job.prompt_ids)
+        search = _telling(job.method.search(self._tree, engine, job.seed), ticket, engine)
+        self._search: Underway[Solution] = Underway(until(search, job.stop, engine, len(job.prompt_ids)))
+        self.waiting: deque[tuple[int, Request]] = deque(enumerate(self._search.begin()))
+        """Requests of it that wait for a place in the batch, with their places in the search's turn."""
+        self._tell()
 
-    def receive(self, key: Any, completion: Completion) -> list[tuple[Any, Request]]:
+    def receive(self, place: int, completion: Completion) -> Sequence[tuple[int, Request]]:
         """Take a continuation in and tell what came of it; what to decode next."""
-        with self.lock:
-            until = self._untils.pop(key, None)
-            wanted = list(self._search.receive(key, completion if until is None else until.ended(completion)))
-            if self.ticket.cancelled:
+        with self._lock:
+            wanted = [] if self._given_up else list(enumerate(self._search.receive(place, completion)))
+            if self._given_up:  # meanwhile
+                self._search.close()
                 return []
-            if self._search.over:
-                solution = self._search.solution()
-                self._tell_growth(solution.tree.nodes)
-                self.ticket.tell(Done(solution, answer_path(solution.tree, solution.answer)))
-            else:
-                self._tell_growth(self._search.builder.nodes)
-            return self._with_stops(wanted)
+            self._tell()
+            return wanted
+
+    def close(self) -> None:
+        """Give the search up. Waits for nothing: one that thinks just now is closed by its own thread."""
+        self._given_up = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self._search.close()
+            finally:
+                self._lock.release()
 
     @property
     def over(self) -> bool:
         """Whether it wants nothing more."""
         return self._search.over
 
-    def _with_stops(self, wanted: Sequence[tuple[Any, Request]]) -> list[tuple[Any, Request]]:
-        job = self.ticket.job
-        if not job.stop:
-            return list(wanted)
-        stopped = []
-        for key, request in wanted:
-            written = "".join(self._engine.pieces(request.prefix_ids[len(job.prompt_ids) :]))
-            self._untils[key] = until = Until(written, job.stop, self._engine, request.watch)
-            stopped.append((key, replace(request, watch=until)))
-        return stopped
+    def _tell(self) -> None:
+        """Tell how the tree grew, and the solution once it is there."""
+        if self.ticket.job.grow:
+            old, nodes = self._told, self._tree.nodes
+            new = tuple(node for node in nodes if node.id >= len(old) or old[node.id] is not node)
+            self._told = list(nodes)
+            if new:
+                self.ticket.tell(Grown(new))
+        if self._search.over:
+            solution = self._search.result
+            self.ticket.tell(Done(solution, answer_path(solution.tree, solution.answer)))
 
-    def _tell_growth(self, nodes: Sequence[Node]) -> None:
-        if not self.ticket.job.grow:
-            return
-        old = self._told
-        changed = tuple(node for node in nodes if node.id >= len(old) or old[node.id] is not node)
-        self._told = list(nodes)
-        if changed:
-            self.ticket.tell(Grown(changed))
+
+def _telling(search: Search, ticket: Ticket, engine: Engine) -> Search:
+    """The same search, of whose first path, if it begins with one, steps are told as soon as they are settled."""
+    begun = False
+
+    def turn(wanted: Sequence[Request]) -> Asking[Sequence[Completion]]:
+        nonlocal begun
+        if not begun and len(wanted) == 1:
+            wanted = [replace(wanted[0], watch=_Settling(ticket, engine, wanted[0].watch))]
+        begun = True
+        return (yield wanted)
+
+    return changed(search, turn)
 
 
 class _Settling:
@@ -114,18 +123,3 @@ class _Settling:
         if self._settled:
             self._ticket.tell(Settled(self._number, step.text, step_score(trace)))
             self._number += 1
-
-
-class _Asked:
-    """The engine as one job's search sees it: whatever it asks, the prompt is the client's."""
-
-    def __init__(self, engine: ServingEngine, prompt_ids: tuple[int, ...]) -> None:
-        self._engine, self._prompt_ids = engine, prompt_ids
-        self.name = engine.name
-        self.pieces = engine.pieces
-        self.generate = engine.generate
-        self.forget = engine.forget
-
-    def prompt(self, question: str) -> tuple[int, ...]:
-        """The client's prompt."""
-        return self._prompt_ids
