@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from caspo.serve.page import router
+from caspo.serve.static import router
 
 __all__ = ["HOSTILE", "KEY", "Fake", "serving"]
 

@@ -53,7 +53,7 @@ FOUNDATION: dict[str, set[str]] = {
 
 
 def name_of(file: Path) -> str:
-    """`caspo.engines.models` for src/caspo/engines/models.py, `caspo.engines` for its __init__.py."""
+    """`caspo.engines.base` for src/caspo/engines/base.py, `caspo.engines` for its __init__.py."""
     parts = file.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -63,11 +63,11 @@ def room_of(module: str) -> str:
     return [*module.split("."), "caspo"][1]
 
 
-def imported_rooms(file: Path, source: str) -> Iterator[tuple[int, str]]:
-    """(line, room) of every import of our own package, wherever in the file it stands."""
+def imported_modules(file: Path, source: str) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import of our own package, wherever in the file it stands."""
     module = name_of(file)
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    rooms = {name_of(other) for other in FILES}
+    modules = {name_of(other) for other in FILES}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
@@ -77,12 +77,17 @@ def imported_rooms(file: Path, source: str) -> Iterator[tuple[int, str]]:
                 parents = package.split(".")
                 base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
             # `from caspo import engines` names a room, `from caspo import __version__` does not.
-            targets = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in rooms else base for alias in node.names]
+            targets = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules else base for alias in node.names]
         else:
             continue
         for target in targets:
             if target.split(".")[0] == "caspo":
-                yield node.lineno, room_of(target)
+                yield node.lineno, target
+
+
+def imported_rooms(file: Path, source: str) -> Iterator[tuple[int, str]]:
+    """(line, room) of every import of our own package."""
+    return ((line, room_of(target)) for line, target in imported_modules(file, source))
 
 
 def violations(file: Path, source: str) -> list[str]:
@@ -109,6 +114,15 @@ def test_the_page_has_the_same_table() -> None:
     page = (SOURCE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", page, re.MULTILINE)
     assert {room: set(re.findall(r"`(\w+)`", cell)) for room, cell in lines} == MAY_IMPORT
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Not even for types alone."""
+    imports = {name_of(f): {m for _, m in imported_modules(f, f.read_text(encoding="utf-8"))} for f in FILES}
+    while leaves := [name for name, targets in imports.items() if not targets & imports.keys()]:
+        for name in leaves:
+            del imports[name]
+    assert not imports, "these are in a circle, or import what is"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +154,7 @@ def test_an_unknown_room_is_refused() -> None:
     assert violations(PACKAGE / "utils.py", "")
 
 
-@pytest.mark.parametrize("module", ["caspo", "caspo.cli.main", "caspo.engines.models"])
+@pytest.mark.parametrize("module", ["caspo", "caspo.cli.main", "caspo.engines.models", "caspo.data.dataset"])
 def test_import_loads_no_torch(module: str) -> None:
     script = f"import sys, {module}; loaded = {{'torch', 'transformers'}} & set(sys.modules); assert not loaded, loaded"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

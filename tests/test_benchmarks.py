@@ -15,7 +15,7 @@ import pytest
 
 from caspo.config import settings_from
 from caspo.errors import ConfigError, DataError
-from caspo.loop.recipe import TaskSettings, open_judge, open_task
+from caspo.loop.task import TaskSettings, open_judge, open_task
 from caspo.tasks import BENCHMARKS, open_benchmark
 from caspo.tasks.base import Task
 from caspo.tasks.benchmarks import TABLE

@@ -16,8 +16,8 @@ from caspo.judges.choose import ArithmeticSettings, ReferenceSettings
 from caspo.judges.language_model import LanguageModelJudge, LanguageModelSettings
 from caspo.judges.reward_model import RewardModelJudge
 from caspo.judges.rollouts import RolloutJudge, RolloutSettings
-from caspo.loop.recipe import TaskSettings, open_judge
 from caspo.loop.stages import annotate_stage
+from caspo.loop.task import TaskSettings, open_judge
 from caspo.tasks.stories import StoriesTask
 from caspo.types import Question
 

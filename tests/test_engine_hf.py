@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from caspo.engines.local.engine import HFEngine
 from caspo.engines.local.kv import PrefixStore, RowPool
 from caspo.engines.prompts import PLAIN_TEMPLATE
 from caspo.errors import DataError, EngineError, ModelError
+from caspo.types import Measured
 from tiny import VOCABULARY, build, tokenizer
 
 FAMILIES = ("llama", "qwen3", "gemma3", "mistral")
@@ -199,10 +199,10 @@ def test_token_limit() -> None:
 def test_context_limit() -> None:
     """Decoding ends where the context ends; there even a stop is `length`, since nothing can go on from there."""
     ours, prefix = forced(chain("B", "q", "\n"))
-    ours.context_length = 5
+    ours.decoder.context_length = 5
     done = ours.generate([Request(prefix, 0, 9, 0, stop=("\n",))])[0]
     assert (len(done.token_ids), done.finish) == (3, "length")
-    ours.context_length = 4
+    ours.decoder.context_length = 4
     assert len(ours.generate([Request(prefix, 0, 9, 0)])[0].token_ids) == 2
     with pytest.raises(EngineError, match=r"leaves no room in the context"):
         ours.generate([Request((2, 3, 4, 5), 0)])
@@ -334,7 +334,7 @@ def test_a_branch_in_the_middle_costs_no_prefill(kind: str, monkeypatch: pytest.
     kept, fresh = HFEngine(model, tokenizer()), HFEngine(model, tokenizer())
     prefix = prefixes(1, low=9)[0]
     (first,) = kept.generate([Request(prefix, 0, 12, temperature=0.0, keep=True)])
-    monkeypatch.setattr(kept, "_prefill", None)  # calling it would fail
+    monkeypatch.setattr(kept.decoder, "_prefill", None)  # calling it would fail
     requests = [
         Request(prefix + first.token_ids[:at], 0, 6, temperature=0.0, rank=rank)
         for at in range(0, len(first.token_ids), 3)
@@ -379,10 +379,10 @@ def test_watched_rows_end_where_they_are_told() -> None:
     """A watch sees every token with its own numbers; what it refuses is the last. Its neighbours do not notice."""
     ours = engine()
     plain = ours.generate(sampled(6, max_new_tokens=20))
-    seen: list[list[tuple[int, Sequence[float]]]] = [[] for _ in range(6)]
+    seen: list[list[tuple[int, Measured]]] = [[] for _ in range(6)]
 
     def watch(place: int) -> Watch:
-        def see(token: int, measured: Sequence[float]) -> bool:
+        def see(token: int, measured: Measured) -> bool:
             seen[place].append((token, measured))
             return place % 2 == 0 or len(seen[place]) < 3
 
@@ -394,11 +394,11 @@ def test_watched_rows_end_where_they_are_told() -> None:
             assert found.token_ids == whole.token_ids
         else:
             assert (found.token_ids, found.finish) == (whole.token_ids[:3], "abandoned")
-        tokens, measured = [t for t, _ in seen[place]], np.array([m for _, m in seen[place]])
+        tokens, measured = [t for t, _ in seen[place]], [m for _, m in seen[place]]
         assert tuple(tokens) == found.token_ids[: len(tokens)]
-        np.testing.assert_array_equal(measured[:, 0], found.trace.entropy[: len(tokens)])
+        np.testing.assert_array_equal([m.entropy for m in measured], found.trace.entropy[: len(tokens)])
         assert found.top_k_logprob is not None
-        np.testing.assert_allclose(measured[:, 5], found.top_k_logprob[: len(tokens)], rtol=1e-6)
+        np.testing.assert_allclose([m.top_k_logprob for m in measured], found.top_k_logprob[: len(tokens)], rtol=1e-6)
         assert (found.top_k_logprob <= found.trace.max_logprob).all()
 
 

@@ -16,15 +16,16 @@ import pytest
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.local.engine import HFEngine
-from caspo.engines.local.kv import shared_length
 from caspo.engines.models import load
 from caspo.engines.prompts import INSTRUCTION
+from caspo.engines.rows import shared_length
 from caspo.errors import EngineError, ModelError
 from caspo.search import METHODS
 from caspo.tasks.stories import StoriesTask
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
+from caspo.engines.llama.context import LlamaContext
 from caspo.engines.llama.engine import LlamaCppEngine, open_llama_cpp
 from gguf_file import write_gguf
 
@@ -69,13 +70,13 @@ def ours(shared: LlamaCppEngine) -> LlamaCppEngine:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each call of llama.cpp computed."""
     counts: list[int] = []
-    real = LlamaCppEngine.decode
+    real = LlamaContext.decode
 
-    def decode(self: LlamaCppEngine, fed: Sequence[tuple[int, int, Sequence[int], bool]]) -> Any:
+    def decode(self: LlamaContext, fed: Sequence[tuple[int, int, Sequence[int], bool]]) -> Any:
         counts.append(sum(len(ids) for _, _, ids, _ in fed))
         return real(self, fed)
 
-    monkeypatch.setattr(LlamaCppEngine, "decode", decode)
+    monkeypatch.setattr(LlamaContext, "decode", decode)
     return counts
 
 
@@ -155,7 +156,7 @@ def test_a_dropped_request_frees_its_cells_and_is_not_heard_of_again(ours: Llama
     batch.drop(1)
     batch.close()
     ours.forget()
-    assert ours.cells.used == 0
+    assert ours.context.cells.used == 0
 
 
 def test_closing_a_batch_frees_its_cells(ours: LlamaCppEngine) -> None:
@@ -164,17 +165,17 @@ def test_closing_a_batch_frees_its_cells(ours: LlamaCppEngine) -> None:
     batch.step()
     batch.close()
     ours.forget()
-    assert ours.cells.used == 0
+    assert ours.context.cells.used == 0
 
 
 def test_when_cells_run_out_requests_wait_and_change_nothing(gguf: Path, ours: LlamaCppEngine) -> None:
     """Rows give way to others, kept steps to both; every result is that of an engine with room."""
     requests = [Request(ids, i, 60, temperature=0, keep=True) for i, ids in enumerate(prompts(ours, 12))]
     tight = LlamaCppEngine(gguf, cells=256)
-    assert tight.cells.size == 256
+    assert tight.context.cells.size == 256
     for a, b in zip(tight.generate(requests), ours.generate(requests), strict=True):
         same(a, b)
-    assert tight.cells.used <= 256
+    assert tight.context.cells.used <= 256
 
 
 def test_what_can_never_fit_says_what_to_raise(gguf: Path) -> None:
@@ -255,10 +256,10 @@ def test_a_failure_of_llama_cpp_fails_what_was_under_way_and_no_more(
         for i, request in enumerate(requests):
             batch.add(i, request)
         with monkeypatch.context() as patch:
-            patch.setattr(ours, "decode", fail)
+            patch.setattr(ours.context, "decode", fail)
             assert sorted(place for place, _ in batch.step()) == [0, 1, 2, 3]
         assert batch.step() == []
-    assert ours.cells.used == 0
+    assert ours.context.cells.used == 0
     for a, b in zip(ours.generate(requests), expected, strict=True):
         same(a, b)
 

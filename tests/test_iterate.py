@@ -21,8 +21,9 @@ from caspo.confidence import SIGNALS
 from caspo.confidence.calibration import Calibrator
 from caspo.errors import ConfigError, DataError, ResumeError
 from caspo.loop import stages
-from caspo.loop.recipe import CaspoRecipe, TaskSettings, open_task
+from caspo.loop.recipe import CaspoRecipe
 from caspo.loop.run import run_recipe
+from caspo.loop.task import TaskSettings, open_task
 from caspo.storage import read_json
 from stories_run import RECIPE, pair_rows, timeless, write_recipe
 

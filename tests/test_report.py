@@ -124,7 +124,7 @@ def test_charts_hold_the_figures_and_are_valid_plotly(run, page):
         themed = json.dumps(figure).replace("@", "#")
         for name in ("ink", "muted", "grid", "line", "card", "raw", "calibrated", "right", "wrong"):
             themed = themed.replace(f'"#{name}"', '"#123456"')
-        for name in ("cat", "self_consistency", "chain_of_thought", "other"):
+        for name in ("1", "2", "3", "other"):
             themed = themed.replace(f'"#m-{name}"', '"#123456"')
         graph_objects.Figure(json.loads(themed))  # raises on any attribute or value Plotly does not know
     (curve,) = page.figures["risk-1-figure"]["data"]

@@ -17,9 +17,10 @@ from caspo.engines.opening import open_engine
 from caspo.errors import ConfigError, DataError, EngineError
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.loop import run as iterate
-from caspo.loop.recipe import CaspoRecipe, open_judge, training_questions, validation_questions
+from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questions
 from caspo.loop.run import run_recipe
 from caspo.loop.stages import annotate_stage, rescore_stage, train_stage
+from caspo.loop.task import open_judge
 from caspo.storage import read_json
 from caspo.types import TokenTrace, Tree
 from stories_run import RECIPE, write_recipe

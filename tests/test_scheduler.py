@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caspo.engines.base import Completion, Request
+from caspo.engines.base import Completion, Engine, Request
 from caspo.engines.local.engine import HFEngine
 from caspo.errors import EngineError
 from caspo.search import METHODS, ChainOfThought, ConfidenceTree, ConfidenceTreeSettings, SelfConsistency
+from caspo.search.base import Search
 from caspo.search.sampled import SelfConsistencySettings
 from caspo.serve.job import Closing, Done, Event, Failed, Grown, Job, Overloaded, Settled, Ticket
 from caspo.serve.scheduler import Scheduler
 from caspo.testing.scripted import Script, Scripted, ScriptedBatch, ScriptedEngine
+from caspo.trees import TreeBuilder
 from caspo.types import Question
 from recording import FIVE, plain, wild
 from tiny import build, tokenizer
@@ -183,11 +185,33 @@ def test_who_hangs_up_frees_its_rows_at_once() -> None:
     play(story)
 
 
+def test_who_hangs_up_has_its_search_closed() -> None:
+    """The generator ends there, whether it waits for the model or thinks just then; what it holds is freed."""
+    closed = threading.Event()
+
+    class Watched(ConfidenceTree):
+        def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
+            try:
+                return (yield from super().search(tree, engine, seed))
+            finally:
+                closed.set()
+
+    async def story(engine: Gate, scheduler: Scheduler) -> None:
+        ticket = scheduler.submit(job(engine, method=Watched(CAT.settings)))
+        await until(lambda: scheduler.load().rows == 1)
+        assert not closed.is_set()
+        ticket.cancel()
+        await until(closed.is_set)
+        assert scheduler.load().rows == 0
+
+    play(story)
+
+
 def test_a_job_past_its_deadline_fails_whether_it_waits_or_not() -> None:
     async def story(engine: Gate, scheduler: Scheduler) -> None:
         told = await asyncio.gather(*(events(scheduler.submit(job(engine, f"Q{i}", seconds=0.1))) for i in range(2)))
         assert [[type(e), e.reason] for (e,) in told if isinstance(e, Failed)] == [[Failed, "deadline"]] * 2
-        assert scheduler.load()[:3] == (0, 0, 0)
+        await until(lambda: scheduler.load()[:3] == (0, 0, 0))
 
     play(story, active=1)
 

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from caspo.search import METHODS
 from caspo.serve.app import create_app
 from caspo.serve.errors import ApiError
-from caspo.serve.requests import ChatRequest, CompletionRequest, parse
-from caspo.serve.responses import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from caspo.serve.request_schema import ChatRequest, CompletionRequest, parse
+from caspo.serve.response_schema import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from caspo.serve.scheduler import Scheduler
 from caspo.serve.settings import ServeSettings
 from caspo.testing.scripted import Scripted, ScriptedEngine
@@ -106,6 +106,8 @@ def test_what_is_no_json_is_a_bad_request(client: Client, body: bytes) -> None:
         ({"caspo": {"budget": 10**12}}, "caspo.budget"),
         ({"caspo": {"max_tokens": 5}, "max_tokens": 5}, "caspo.max_tokens"),
         ({"caspo": {"method": "self_consistency", "samples": 65}}, "samples"),
+        ({"caspo": {"method": "deepconf_online", "top_k": 65}}, "top_k"),
+        ({"caspo": {"method": "deepconf_online", "window": 4097}}, "window"),
         ({"caspo": {"method": "self_consistency"}, "temperature": 0}, "temperature"),
         ({"caspo": {"method": "self_consistency", "samples": 60, "max_tokens": 4000}}, "max_tokens"),
         ({"caspo": {"method": "beam", "beam_width": 20, "children": 20}}, "caspo"),
@@ -178,25 +180,25 @@ def test_parts_of_text_are_joined(client: Client) -> None:
 
 def test_answers_are_what_the_document_says(client: Client) -> None:
     fields: Any = {"logprobs": True, "caspo": {"tree": True}}
-    ChatCompletion.model_validate_json(client.chat(**fields).content)
-    Completion.model_validate_json(client.complete(logprobs=0, caspo={"tree": True}).content)
+    TypeAdapter(ChatCompletion).validate_json(client.chat(**fields).content)
+    TypeAdapter(Completion).validate_json(client.complete(logprobs=0, caspo={"tree": True}).content)
     usage: Any = {"stream": True, "stream_options": {"include_usage": True}}
     for chunk in chunks(client.chat(**usage, **{**fields, "caspo": {"tree": True, "events": True}})):
-        ChatCompletionChunk.model_validate(chunk)
+        TypeAdapter(ChatCompletionChunk).validate_python(chunk)
     for chunk in chunks(client.complete(logprobs=0, caspo={"events": True}, **usage)):
-        CompletionChunk.model_validate(chunk)
+        TypeAdapter(CompletionChunk).validate_python(chunk)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_answers_and_streams_the_same(client: Client, method: str) -> None:
     fields: Any = {"seed": 7, "caspo": {"method": method}}
-    whole = ChatCompletion.model_validate_json(client.chat(**fields).content).choices[0]
-    assert whole.caspo.method == method
-    assert whole.caspo.answer is not None
-    assert whole.caspo.answer in whole.message.content
+    whole = TypeAdapter(ChatCompletion).validate_json(client.chat(**fields).content)["choices"][0]
+    assert whole["caspo"]["method"] == method
+    assert whole["caspo"]["answer"] is not None
+    assert whole["caspo"]["answer"] in whole["message"]["content"]
     streamed = chunks(client.chat(stream=True, **fields))
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in streamed) == whole.message.content
-    assert streamed[-1]["choices"][0]["caspo"]["confidence"] == whole.caspo.confidence
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in streamed) == whole["message"]["content"]
+    assert streamed[-1]["choices"][0]["caspo"]["confidence"] == whole["caspo"]["confidence"]
 
 
 def chunks(answer: httpx.Response) -> list[Any]:

@@ -170,7 +170,7 @@ from caspo.cli.serve import _listen
 from caspo.serve.scheduler import Scheduler
 from serving import *
 def slow(text):
-    time.sleep(0.02)
+    time.sleep(0.05)
     return [Scripted("On.\\n", 0.6), Scripted("And on.\\n", 0.4)] if text.count("\\n") < 20 else script(text)
 configured = settings(grace=float(sys.argv[1]))
 engine = ScriptedEngine(slow, MODEL)

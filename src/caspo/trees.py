@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from caspo.steps import split_tokens, step_key
-from caspo.types import ROOT, Node, Question, Step, TokenTrace, Tree, Verdict
+from caspo.types import ROOT, Decision, Node, Question, Step, TokenTrace, Tree, Verdict
 
 __all__ = ["TreeBuilder", "seed_of"]
 
@@ -78,7 +78,7 @@ class TreeBuilder:
         """Note a verdict."""
         self.nodes[node] = replace(self.nodes[node], verdict=verdict)
 
-    def decide(self, node: int, decision: str) -> None:
+    def decide(self, node: int, decision: Decision) -> None:
         """Note what a search did with a node."""
         self.nodes[node] = replace(self.nodes[node], decision=decision)
 

@@ -18,6 +18,7 @@ __all__ = [
     "FIRST_PIECE",
     "ROOT",
     "TRACE_COLUMNS",
+    "Decision",
     "Label",
     "Measured",
     "Node",
@@ -152,6 +153,10 @@ class Verdict:
     judge: str = ""
 
 
+Decision = Literal["", "expanded", "finished", "pruned", "dropped", "cut"]
+"""What a search did with a step: nothing yet, gone on, an answer, too little confidence, a better sibling, out of budget."""
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """A step in a tree. ``id`` is its index in `Tree.nodes`; a parent's id is smaller than its children's."""
@@ -166,8 +171,7 @@ class Node:
     final: bool = False
     """The solution ended with this step (the model's EOS)."""
     verdict: Verdict | None = None
-    decision: str = ""
-    """What a search did with it: expanded, finished, pruned (low confidence), dropped (a better sibling), cut (budget)."""
+    decision: Decision = ""
 
     @property
     def right(self) -> bool:

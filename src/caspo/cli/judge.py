@@ -43,7 +43,7 @@ def judge(
     from caspo.engines.opening import ModelSettings
     from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
     from caspo.formats.trees import read_solutions
-    from caspo.loop.recipe import TaskSettings, open_judge
+    from caspo.loop.task import TaskSettings, open_judge
 
     if score_against not in (None, "labels"):
         raise ConfigError(f"--score-against is {score_against!r}; the only truth there is are the labels of the file.")

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
-__all__ = ["EngineOption", "ModelOption", "TokenizerOption", "UrlOption"]
+__all__ = ["METHODS_HERE", "EngineOption", "ModelOption", "NamesMethods", "TokenizerOption", "UrlOption"]
+
+METHODS_HERE = "{methods}"
+"""Stands in the help of an option for the names of all methods."""
+
+
+class NamesMethods(TyperCommand):
+    """A command whose help names the methods. They are imported when its help is shown, not whenever any command starts."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Put the names in."""
+        from caspo.search import METHODS
+
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.help:
+                option.help = option.help.replace(METHODS_HERE, ", ".join(METHODS))
+        super().format_help(ctx, formatter)
+
 
 ModelOption = Annotated[str, typer.Option(help="Bundled name, folder, hub name, or a server's.")]
 EngineOption = Annotated[str | None, typer.Option(help="hf, llama_cpp, or openai_compatible (with --url the default).")]

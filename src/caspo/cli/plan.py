@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-import yaml
 
 from caspo.cli.run import Overrides
 from caspo.errors import ConfigError, ModelError
@@ -99,6 +98,8 @@ def _devices(file: Path | None, number: int | None, sharding: str | None) -> Dev
 
 
 def _accelerate(file: Path) -> tuple[int, Literal["none", "full"]]:
+    import yaml
+
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 from caspo.errors import ConfigError
 
@@ -46,6 +45,8 @@ def run(
 
 
 def _kind(recipe: Path) -> str:
+    import yaml
+
     try:
         data = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):

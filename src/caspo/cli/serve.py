@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caspo.cli.options import EngineOption, ModelOption, TokenizerOption, UrlOption
-from caspo.search import METHODS
+from caspo.cli.options import METHODS_HERE, EngineOption, ModelOption, TokenizerOption, UrlOption
 
 if TYPE_CHECKING:
     from caspo.serve.scheduler import Scheduler
@@ -28,7 +27,7 @@ def serve(
     url: UrlOption = None,
     tokenizer: TokenizerOption = None,
     served_name: Annotated[str | None, typer.Option(help="What clients call it; the model's name by default.")] = None,
-    method: Annotated[str, typer.Option(help=f"Of requests that name none: {', '.join(METHODS)}.")] = "cat",
+    method: Annotated[str, typer.Option(help=f"Of requests that name none: {METHODS_HERE}.")] = "cat",
     thresholds: Annotated[
         Path | None,
         typer.Option(help="File of `caspo calibrate`: CaT with its settings, which clients may not change."),
@@ -59,6 +58,7 @@ def serve(
     from caspo.config import settings_from
     from caspo.engines.prompts import INSTRUCTION
     from caspo.errors import ConfigError
+    from caspo.search import METHODS
 
     if method not in METHODS:
         raise ConfigError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")

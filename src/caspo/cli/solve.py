@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caspo.cli.options import EngineOption, ModelOption, TokenizerOption, UrlOption
-from caspo.search import METHODS
+from caspo.cli.options import METHODS_HERE, EngineOption, ModelOption, TokenizerOption, UrlOption
 
 if TYPE_CHECKING:
     from caspo.engines.opening import ModelSettings
@@ -28,7 +27,7 @@ def solve(
     engine: EngineOption = None,
     url: UrlOption = None,
     tokenizer: TokenizerOption = None,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "cat",
+    method: Annotated[str, typer.Option(help=f"One of {METHODS_HERE}.")] = "cat",
     limit: Annotated[int, typer.Option(min=1, help="Questions of a file, at most.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of sampling and of the choice of questions.")] = 0,
     instruction: Annotated[str | None, typer.Option(help="System message of the prompt.")] = None,
@@ -47,6 +46,7 @@ def solve(
     from caspo.config import settings_from
     from caspo.engines.opening import open_engine
     from caspo.errors import ConfigError
+    from caspo.search import METHODS
     from caspo.storage import write_text
 
     if method not in METHODS:
@@ -135,7 +135,6 @@ def _questions(
 ) -> tuple[list[Question], Callable[[Question, str | None], bool]]:
     """What to solve, and how it is graded."""
     from caspo.errors import ConfigError, DataError
-    from caspo.loop.recipe import TaskSettings, open_task
     from caspo.tasks.base import Task, grade
     from caspo.tasks.benchmarks import BENCHMARKS, TABLE
     from caspo.tasks.jsonl import JsonlTask
@@ -145,6 +144,8 @@ def _questions(
     if question in BENCHMARKS or question == "stories":
         if question in BENCHMARKS and TABLE[question].answer_type == "code" and not run_code:
             raise ConfigError(f"{question} is graded by running what the model writes. Allow it: --run-code.")
+        from caspo.loop.task import TaskSettings, open_task
+
         task = open_task(TaskSettings(name=question, data=data, run_code=run_code), "test")
     elif data is not None or run_code:
         raise ConfigError(

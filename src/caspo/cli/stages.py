@@ -48,8 +48,9 @@ def annotate(
 
     from caspo.cli.show import bars, output
     from caspo.engines.opening import open_engine
-    from caspo.loop.recipe import open_judge, training_questions
+    from caspo.loop.recipe import training_questions
     from caspo.loop.stages import annotate_stage, rescore_stage
+    from caspo.loop.task import open_judge
 
     settings = _load(recipe, overrides, out)
     if rescore is not None:

@@ -1,18 +1,21 @@
-"""From the settings of a model to its engine."""
+"""From the settings of a model to its engine.
+
+Each engine is imported where it is opened: a model on a server needs no torch.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from caspo.engines.base import ServingEngine
-from caspo.engines.llama.engine import open_llama_cpp
-from caspo.engines.local.engine import HFEngine
-from caspo.engines.models import load
 from caspo.engines.prompts import INSTRUCTION
-from caspo.engines.remote.engine import OpenAICompatibleEngine, RemoteSettings
+from caspo.engines.remote.settings import RemoteSettings
 from caspo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from caspo.engines.local.engine import HFEngine
 
 __all__ = ["ModelSettings", "check_local", "open_engine", "open_local"]
 
@@ -54,8 +57,12 @@ def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngi
         ConfigError: another model than the one that the servers or the GGUF file hold.
     """
     if settings.engine == "openai_compatible" and name in (None, settings.name):
+        from caspo.engines.remote.engine import OpenAICompatibleEngine
+
         return OpenAICompatibleEngine(settings, settings.name, settings.instruction)
     if settings.engine == "llama_cpp" and name in (None, settings.name):
+        from caspo.engines.llama.engine import open_llama_cpp
+
         return open_llama_cpp(
             settings.name,
             instruction=settings.instruction,
@@ -81,6 +88,9 @@ def open_local(settings: ModelSettings, name: str | None = None) -> HFEngine:
     Raises:
         ConfigError: the recipe's model is on a server.
     """
+    from caspo.engines.local.engine import HFEngine
+    from caspo.engines.models import load
+
     check_local(settings, "A judge or a round that loads a model")
     model, tokenizer = load(
         name or settings.name,

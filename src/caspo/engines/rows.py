@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import torch
 
 from caspo.engines.base import Completion, Finish, Request
-from caspo.engines.sampling import Draw, draw, uniforms
 from caspo.errors import EngineError
 from caspo.types import Measured, TokenTrace
 
-__all__ = ["Row", "check", "draw_rows"]
+__all__ = ["SHARED", "Row", "check", "shared_length"]
+
+SHARED = 16
+"""Tokens that sequences must share at their beginning to have it computed once; of fewer, copying costs as much."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Row:
     request: Request
     tokens: list[int] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
-    """Of each token."""
+    """One for each token."""
     text: str = ""
     finish: Finish | None = None
 
@@ -98,25 +98,6 @@ def check(request: Request, context_length: int, name: str) -> None:
         )
 
 
-def draw_rows(logits_BV: torch.Tensor, rows: Sequence[Row]) -> tuple[Draw, dict[int, EngineError]]:
-    """One token for every row; the rows whose logits are not numbers, with what is wrong."""
-    device = logits_BV.device
-    uniform = uniforms(
-        np.array([row.request.seed & 0xFFFFFFFFFFFFFFFF for row in rows], dtype=np.uint64),
-        np.array([len(row.tokens) for row in rows], dtype=np.uint64),
-    )
-    arguments = (
-        torch.tensor([row.request.temperature for row in rows], device=device),
-        torch.tensor([row.request.top_p for row in rows], device=device),
-        torch.tensor(uniform, dtype=torch.float32, device=device),
-        [1 if row.tokens else row.request.rank for row in rows],
-        [row.request.top_k for row in rows],
-    )
-    try:
-        return draw(logits_BV, *arguments), {}
-    except EngineError as error:
-        # Only the rows that it is true of fail: others are other people's.
-        highest_B = logits_BV.float().amax(-1)
-        bad = (~highest_B.isfinite()).nonzero().flatten().tolist()
-        logits_BV[bad] = 0.0
-        return draw(logits_BV, *arguments), dict.fromkeys(bad, error)
+def shared_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from caspo.confidence.logits import BLOCK, Distribution
+from caspo.engines.rows import Row
+from caspo.errors import EngineError
 from caspo.types import Measured
 
-__all__ = ["Draw", "draw", "uniforms"]
+__all__ = ["Draw", "draw", "draw_rows", "uniforms"]
 
 
 class Draw(NamedTuple):
@@ -26,6 +28,30 @@ class Draw(NamedTuple):
     def measured(self) -> list[Measured]:
         """The statistics, row by row."""
         return [Measured(*row) for row in self.statistics.tolist()]
+
+
+def draw_rows(logits_BV: torch.Tensor, rows: Sequence[Row]) -> tuple[Draw, dict[int, EngineError]]:
+    """One token for every row; the rows whose logits are not numbers, with what is wrong."""
+    device = logits_BV.device
+    uniform = uniforms(
+        np.array([row.request.seed & 0xFFFFFFFFFFFFFFFF for row in rows], dtype=np.uint64),
+        np.array([len(row.tokens) for row in rows], dtype=np.uint64),
+    )
+    arguments = (
+        torch.tensor([row.request.temperature for row in rows], device=device),
+        torch.tensor([row.request.top_p for row in rows], device=device),
+        torch.tensor(uniform, dtype=torch.float32, device=device),
+        [1 if row.tokens else row.request.rank for row in rows],
+        [row.request.top_k for row in rows],
+    )
+    try:
+        return draw(logits_BV, *arguments), {}
+    except EngineError as error:
+        # Only the rows that it is true of fail: others are other people's.
+        highest_B = logits_BV.float().amax(-1)
+        bad = (~highest_B.isfinite()).nonzero().flatten().tolist()
+        logits_BV[bad] = 0.0
+        return draw(logits_BV, *arguments), dict.fromkeys(bad, error)
 
 
 def draw(

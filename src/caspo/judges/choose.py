@@ -13,7 +13,6 @@ from caspo.formats.labelled import read_labelled
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Judge, TextEngine
 from caspo.judges.cache import CachedJudge
-from caspo.judges.endpoint import Endpoint
 from caspo.judges.labels import LabelsJudge
 from caspo.judges.language_model import INSTRUCTION, LanguageModelJudge, LanguageModelSettings, ask_engine
 from caspo.judges.reference import ReferenceJudge
@@ -96,6 +95,8 @@ def make_judge(
             opened = _once(lambda: engine(settings.model, INSTRUCTION))
             judge = LanguageModelJudge(ask_engine(opened, settings), settings)
         case LanguageModelSettings(endpoint=endpoint) if endpoint is not None:
+            from caspo.judges.endpoint import Endpoint  # the HTTP client is for those alone who ask over HTTP
+
             sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
             judge = LanguageModelJudge(Endpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
         case RewardModelSettings():

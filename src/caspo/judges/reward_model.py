@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from caspo.config import Config
@@ -95,7 +94,6 @@ class RewardModelJudge:
         """As `Judge.judge`."""
         return [self._verdicts(chain, scores) for chain, scores in zip(chains, self.scores(chains), strict=True)]
 
-    @torch.inference_mode()
     def scores(self, chains: Sequence[Chain]) -> list[list[float | None]]:
         """Per chain the score of every step, in [0, 1]; None for a blank one and for what is beyond the model's context."""
         if not chains:
@@ -124,6 +122,8 @@ class RewardModelJudge:
 
     def _pass(self, rows: Sequence[_Row], model: Any, tokenizer: Any) -> list[list[float | None]]:
         """One forward pass; padding stands on the right, where a causal model does not see it."""
+        import torch
+
         width = max(len(row.ids) for row in rows)
         device = next(model.parameters()).device
         ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
@@ -135,7 +135,8 @@ class RewardModelJudge:
         more: dict[str, Any] = {}
         if self.settings.layout == "math_shepherd":  # a vocabulary of logits at every token would fill the memory
             more["logits_to_keep"] = torch.tensor(kept, device=device)
-        logits = model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False, **more)[0]
+        with torch.inference_mode():
+            logits = model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False, **more)[0]
         logits_BKC = logits[..., _candidates(tokenizer)] if more else logits[:, kept]
         if logits_BKC.shape[-1] != 2:
             raise ModelError(
@@ -173,6 +174,7 @@ def load_reward_model(settings: RewardModelSettings) -> tuple[Any, Any]:
         ConfigError: the layout needs the code of the model's repository, and it is not trusted.
         ModelError: the model cannot be loaded, or a weight is missing.
     """
+    import torch
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
     if settings.layout == "qwen" and not settings.trust_remote_code:

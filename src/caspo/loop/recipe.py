@@ -1,62 +1,23 @@
-"""The recipe of a run: what it says, and the questions and the judge that it means."""
+"""The recipe of a run: what it says, and the questions that it trains and decides on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from caspo.config import Config
 from caspo.data.annotate import AnnotateSettings
 from caspo.data.pairs import PairSettings
-from caspo.engines.local.engine import HFEngine
-from caspo.engines.opening import ModelSettings, open_local
+from caspo.engines.opening import ModelSettings
 from caspo.errors import ConfigError
 from caspo.evaluate.run import EvaluateSettings
-from caspo.judges.base import Judge
-from caspo.judges.choose import ArithmeticSettings, JudgeSettings, ReferenceSettings, make_judge
-from caspo.tasks.base import Task
-from caspo.tasks.benchmarks import TABLE, open_benchmark
-from caspo.tasks.jsonl import JsonlTask
-from caspo.tasks.stories import StoriesTask
+from caspo.loop.task import TaskSettings, open_task
 from caspo.train.step_dpo import StepDPOSettings
 from caspo.types import Question
 
-__all__ = [
-    "AnnotateStage", "CaspoRecipe", "TaskSettings", "ValidationStage", "open_judge", "open_task", "training_questions",
-    "validation_questions",
-]  # fmt: skip
-
-
-class TaskSettings(Config):
-    """The questions."""
-
-    name: str = "stories"
-    """`stories`, `jsonl`, or a benchmark of `caspo.tasks.BENCHMARKS`."""
-    data: Path | None = None
-    """Benchmarks: folder of their JSONL files; the hub by default."""
-    run_code: bool = False
-    """Benchmarks of code: run what the model writes, in the sandbox (`docs/benchmarks.md` says what that covers)."""
-    levels: tuple[int, ...] = (1, 2, 3)
-    """`stories`: difficulty levels, 1 to 7; level L has L + 1 steps."""
-    train: Path | None = None
-    """`jsonl`, and benchmarks that have no training split: file of the questions to annotate, one JSON object a line."""
-    test: Path | None = None
-    """`jsonl`: file of the questions to evaluate on."""
-    judge: JudgeSettings | None = None
-    """Who judges steps: a kind, or keys with ``kind`` among them. By default `reference` for stories, `arithmetic` for
-    files."""
-
-    @model_validator(mode="after")
-    def _files(self) -> TaskSettings:
-        if self.name not in ("stories", "jsonl", *TABLE):
-            raise ValueError(f"there is no task {self.name!r}; choose one of stories, jsonl, {', '.join(TABLE)}")
-        if self.name in TABLE and TABLE[self.name].answer_type == "code" and not self.run_code:
-            raise ValueError(f"{self.name} is graded by running what the model writes; allow it by run_code: true")
-        if self.name == "jsonl" and self.test is None and self.train is None:
-            raise ValueError("a jsonl task needs test and train, the files of its questions")
-        return self
+__all__ = ["AnnotateStage", "CaspoRecipe", "ValidationStage", "training_questions", "validation_questions"]
 
 
 class AnnotateStage(AnnotateSettings):
@@ -115,22 +76,6 @@ class CaspoRecipe(Config):
         return self.train
 
 
-def open_task(settings: TaskSettings, split: Literal["train", "test"]) -> Task:
-    """The task of a recipe; for files, the one of the split.
-
-    Raises:
-        ConfigError: there is nothing to train on: benchmarks are test sets, and most have no training split.
-    """
-    if settings.name == "stories":
-        return StoriesTask(settings.levels)
-    if settings.name in TABLE and (split == "test" or settings.train is None):
-        return open_benchmark(settings.name, data=settings.data, split=split, run_code=settings.run_code)
-    path = settings.train if split == "train" else settings.test
-    if path is None:
-        raise ConfigError(f"The task needs a file for {split}: set task.{split} to a JSONL of question and answer.")
-    return JsonlTask(path, split=split)
-
-
 def validation_questions(recipe: CaspoRecipe) -> list[Question]:
     """The questions of `ValidationStage`, the same in every round."""
     return open_task(recipe.task, "train").questions("train", recipe.validation.questions, recipe.seed - 1)
@@ -142,21 +87,3 @@ def training_questions(recipe: CaspoRecipe, index: int) -> list[Question]:
     number = recipe.annotate.questions
     drawn = open_task(recipe.task, "train").questions("train", number + len(held), recipe.seed + 1000 * index)
     return [question for question in drawn if question.id not in held][:number]
-
-
-def open_judge(settings: TaskSettings, model: ModelSettings | None = None, cache: Path | None = None) -> Judge:
-    """The judge of a recipe. ``model`` is the recipe's, for judges that sample from it; it stays the same in all rounds, so
-    that they are measured by one yardstick. Verdicts that take time are kept in ``cache``.
-
-    Raises:
-        ConfigError: the judge needs a model, and there is none (when it is first asked).
-    """
-    chosen = settings.judge or (ReferenceSettings() if settings.name == "stories" else ArithmeticSettings())
-
-    def engine(name: str | None, instruction: str | None) -> HFEngine:
-        if model is None and name is None:
-            raise ConfigError(f"The judge {chosen.kind!r} samples from the model of a recipe. Use it in a recipe.")
-        base = model or ModelSettings(name=name or "")
-        return open_local(base if instruction is None else base.model_copy(update={"instruction": instruction}), name)
-
-    return make_judge(chosen, engine, model.name if model else "", cache)

@@ -32,8 +32,9 @@ from caspo.evaluate.statistics import paired_difference
 from caspo.evaluate.step_figures import step_changes
 from caspo.formats.parquet import read_trees
 from caspo.judges.base import Judge
-from caspo.loop.recipe import CaspoRecipe, open_judge, open_task, training_questions
+from caspo.loop.recipe import CaspoRecipe, training_questions
 from caspo.loop.stages import annotate_stage, pairs_stage, train_stage
+from caspo.loop.task import open_judge, open_task
 from caspo.report.page import write_report
 from caspo.search import METHODS, ChainOfThought
 from caspo.storage import read_json, write_json

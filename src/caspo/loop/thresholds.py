@@ -31,7 +31,8 @@ from caspo.engines.memo import MemoEngine
 from caspo.errors import ConfigError, DataError
 from caspo.evaluate.step_figures import step_rows
 from caspo.formats.parquet import read_trees, write_trees
-from caspo.loop.recipe import CaspoRecipe, open_judge, open_task, training_questions, validation_questions
+from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questions
+from caspo.loop.task import open_judge, open_task
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
 from caspo.search.threshold import (
     AbstentionTest,

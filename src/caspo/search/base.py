@@ -15,7 +15,7 @@ from caspo.engines.drive import Asking, drive
 from caspo.trees import TreeBuilder
 from caspo.types import Question, Solution, Step
 
-__all__ = ["Method", "PathSettings", "Paths", "Search", "SignalName", "Tokens", "numbers"]
+__all__ = ["Method", "PathSettings", "Paths", "Search", "SignalName", "Tokens", "Unit", "numbers"]
 
 
 def _known_signal(name: str) -> str:

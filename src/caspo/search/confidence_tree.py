@@ -116,13 +116,13 @@ class _Branch:
     parent: int
     head: tuple[int, ...] = ()
     trace: TokenTrace | None = None
-    """Of ``head`` and of the token to come, its log p being the most it can be."""
+    """What was measured of ``head``, and of the token to come: its log p is the most it can be."""
     rank: int = 1
-    """Of the token to come: 1 is the greedy path itself."""
+    """Rank of the token to come: 1 is the greedy path itself."""
     taken: float = 0.0
     """Probability of the better ones."""
     probability: float = 1.0
-    """Of the token to come, at most."""
+    """Probability of the token to come, at most."""
     priority: float = 0.0
     """Log of the rank score of a path through here; no lower than that of any such path if the rank signal is a sum."""
 
@@ -339,7 +339,7 @@ class _PruneWatch:
     ) -> None:
         self._confidence, self._room, self._engine, self._settings = confidence, room, engine, settings
         self._rows: list[Measured] = []
-        """Of the step that is being written."""
+        """What was measured of the step that is being written."""
         self._reader = StepReader()
         if branch.head:
             for token, row in zip(branch.head, _known(branch).measured(), strict=False):

@@ -23,14 +23,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from types import MappingProxyType
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from caspo.engines.base import Completion, Engine, Watch
 from caspo.errors import EngineError
-from caspo.search.base import Method, Paths, Search, Tokens
+from caspo.search.base import Method, Paths, Search, Tokens, Unit
 from caspo.search.sampled import SelfConsistencySettings, answers_of, grow, several, solution
 from caspo.search.vote import vote
 from caspo.trees import TreeBuilder
@@ -86,7 +86,7 @@ class _Settings(SelfConsistencySettings):
     """Percent of the traces that are confident enough to vote: 10 is DeepConf-low, 90 DeepConf-high."""
     window: Tokens = 32
     """Tokens of a group. The paper takes 2048, of traces of tens of thousands; ours have tens to hundreds."""
-    top_k: int = Field(20, ge=2)
+    top_k: Annotated[int, Field(ge=2), Unit("paths")] = 20  # side by side, not one after the other: limited like paths
     """Most probable tokens whose log p make a token's confidence. With 1 it would be highest where the model is unsure."""
 
 

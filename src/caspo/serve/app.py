@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from functools import cache, partial
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from caspo import __version__
 from caspo.engines.base import ServingEngine
-from caspo.serve import openapi, page
-from caspo.serve.answering import Runner
-from caspo.serve.answers import Form
-from caspo.serve.errors import ApiError
+from caspo.serve import openapi, static
+from caspo.serve import response_schema as schema
+from caspo.serve.errors import ApiError, no_such_model
+from caspo.serve.forms import ChatForm, CompletionForm
 from caspo.serve.guard import Guard
 from caspo.serve.metrics import Metrics
-from caspo.serve.requests import ChatRequest, CompletionRequest, parse
-from caspo.serve.responses import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    Completion,
-    CompletionChunk,
-    Health,
-    Model,
-    Models,
-)
+from caspo.serve.plan import plan_chat, plan_completion
+from caspo.serve.request_schema import ChatRequest, CompletionRequest, parse
+from caspo.serve.respond import Responder
 from caspo.serve.scheduler import Scheduler
 from caspo.serve.settings import ServeSettings
-from caspo.serve.wire import asked_chat, asked_completion
 
 __all__ = ["Application", "create_app"]
 
@@ -65,12 +56,9 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
         title="caspo", version=__version__, description=_DESCRIPTION, openapi_url=None, docs_url=None, redoc_url=None
     )
     metrics = Metrics(scheduler.load)
-    runner = Runner(scheduler, engine, metrics)
-    created = int(time.time())
-    app.include_router(page.router)
-    open_paths = frozenset(
-        {"/healthz", *(route.path for route in page.router.routes if isinstance(route, APIRoute))}
-    )  # the page is the same for everyone
+    responder = Responder(scheduler, engine, metrics)
+    app.include_router(static.router)
+    open_paths = static.PATHS | {"/healthz"}  # the page is the same for everyone
     app.guard = app.outermost = Guard(app.inner, settings, metrics, open_paths)
     if settings.cors:
         app.outermost = CORSMiddleware(  # outside the guard: its refusals must be readable too
@@ -85,46 +73,47 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
 
     @app.post(
         "/v1/chat/completions",
-        responses={**openapi.streamed(ChatCompletion, ChatCompletionChunk), **asking},
+        responses=openapi.streamed(schema.ChatCompletion, schema.ChatCompletionChunk) | asking,
         openapi_extra=openapi.body(ChatRequest),
     )
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
-        asked = asked_chat(parse(ChatRequest, await request.body()), settings)
-        return await runner.answer(asked, Form(settings.model, chat=True), request)
+        plan = plan_chat(parse(ChatRequest, await request.body()), settings)
+        return await responder.respond(plan, ChatForm(settings.model), request)
 
     @app.post(
         "/v1/completions",
-        responses={**openapi.streamed(Completion, CompletionChunk), **asking},
+        responses=openapi.streamed(schema.Completion, schema.CompletionChunk) | asking,
         openapi_extra=openapi.body(CompletionRequest),
     )
     async def completions(request: Request) -> Response:
         """Continue a text."""
-        asked = asked_completion(parse(CompletionRequest, await request.body()), settings)
-        return await runner.answer(asked, Form(settings.model, chat=False), request)
+        plan = plan_completion(parse(CompletionRequest, await request.body()), settings)
+        return await responder.respond(plan, CompletionForm(settings.model), request)
 
-    own = {"id": settings.model, "object": "model", "created": created, "owned_by": "caspo"}
+    own: schema.Model = {"id": settings.model, "object": "model", "created": int(time.time()), "owned_by": "caspo"}
+    every: schema.Models = {"object": "list", "data": [own]}
 
-    @app.get("/v1/models", responses={200: {"model": Models}, **openapi.failures()})
+    @app.get("/v1/models", responses=openapi.answer(schema.Models) | openapi.failures())
     async def models() -> Response:
         """The one model."""
-        return JSONResponse({"object": "list", "data": [own]})
+        return JSONResponse(every)
 
-    @app.get("/v1/models/{model:path}", responses={200: {"model": Model}, **openapi.failures(404)})
+    @app.get("/v1/models/{model:path}", responses=openapi.answer(schema.Model) | openapi.failures(404))
     async def model(model: str) -> Response:
         """A model by its name."""
         if model != settings.model:
-            raise ApiError(
-                404, f"There is no model {model[:100]!r} here; it is called {settings.model!r}.", param="model",
-                code="model_not_found",
-            )  # fmt: skip
+            raise no_such_model(model, settings.model)
         return JSONResponse(own)
 
-    @app.get("/healthz", responses={200: {"model": Health}, 503: {"model": Health}, **openapi.failures(403)})
+    health = openapi.answer(schema.Health) | openapi.answer(schema.Health, 503, "Requests are not answered now.")
+
+    @app.get("/healthz", responses=openapi.failures() | health)
     async def healthz() -> Response:
         """Whether requests are answered now."""
-        state = "closing" if app.guard.closing else "ok" if scheduler.load().healthy else "unhealthy"
-        return JSONResponse({"status": state}, 200 if state == "ok" else 503)
+        healthy = scheduler.load().healthy and not app.guard.closing
+        told: schema.Health = {"status": "closing" if app.guard.closing else "ok" if healthy else "unhealthy"}
+        return JSONResponse(told, 200 if healthy else 503)
 
     @app.get(
         "/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **openapi.failures()}
@@ -133,14 +122,12 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
         """Figures for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    described: dict[str, Any] = {}
+    document = cache(partial(openapi.document, app, keys=bool(settings.keys), open_paths=open_paths))
 
     @app.get("/openapi.json", include_in_schema=False)
-    async def described_as() -> Response:
+    def described() -> Response:  # in a thread, since not async: to read all the schemas takes half a second
         """This document."""
-        if not described:
-            described.update(openapi.document(app, keys=bool(settings.keys), open_paths=open_paths))
-        return JSONResponse(described)
+        return JSONResponse(document())
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:

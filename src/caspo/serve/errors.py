@@ -1,29 +1,31 @@
 """Errors as OpenAI writes them: ``{"error": {"message", "type", "param", "code"}}`` with an HTTP status.
 
-    status  type                   when
-    400     invalid_request_error  what was asked makes no sense here; ``param`` names the field
-    401     authentication_error   no key, or a wrong one
-    403     permission_error       a page of another origin, or a host name that is not ours
-    404     invalid_request_error  no such path, no such model
-    405     invalid_request_error  the path takes another method
-    413     invalid_request_error  the body is too large
-    415     invalid_request_error  the body is not said to be JSON
-    429     rate_limit_error       too many requests wait already; Retry-After says when to come again
-    500     server_error           the engine failed
-    503     server_error           shutting down, or the upstream is down
-    504     server_error           the request's deadline passed
-
 Clients of OpenAI send a request again after any 5xx of itself. Where the same work would be done, and fail, once more, the
 header ``x-should-retry: false``, which they heed, tells them not to.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from caspo.errors import CaspoError
+from caspo.serve.response_schema import Error
 
-__all__ = ["ApiError", "invalid"]
+__all__ = ["MEANINGS", "ApiError", "invalid", "no_such_model"]
+
+MEANINGS = {
+    400: "The request makes no sense here; `param` names the field.",
+    401: "No API key, or a wrong one.",
+    403: "Another origin's page, or a host name that is not this machine's.",
+    404: "No such model or path.",
+    405: "The path takes another method.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is not said to be JSON.",
+    429: "Too many requests wait; Retry-After says when to come again.",
+    500: "The engine failed.",
+    503: "Shutting down, or the engine is down.",
+    504: "The deadline passed.",
+}
+"""When a client is told which status."""
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -51,7 +53,7 @@ class ApiError(CaspoError):
         if not repeat:
             self.headers["x-should-retry"] = "false"
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Error:
         """The JSON."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
@@ -60,3 +62,9 @@ class ApiError(CaspoError):
 def invalid(message: str, param: str | None, code: str | None = None) -> ApiError:
     """A 400 that names the field."""
     return ApiError(400, message, param=param, code=code)
+
+
+def no_such_model(asked: str, ours: str) -> ApiError:
+    """A 404 that says how the one model here is called."""
+    message = f"There is no model {asked[:100]!r} here; it is called {ours!r}."
+    return ApiError(404, message, param="model", code="model_not_found")

@@ -33,7 +33,7 @@ _HEADERS = {
     b"cross-origin-resource-policy": b"same-origin",
     b"cache-control": b"no-store",
 }
-"""Of every answer that does not set them itself."""
+"""Headers of every answer that does not set them itself."""
 
 _BODY_SECONDS = 30.0
 """A body that takes longer to arrive is refused."""
@@ -59,7 +59,7 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        answer = _Answer(send, self._settings.send_seconds)
+        answer = _Sending(send, self._settings.send_seconds)
         start = time.perf_counter()
         with self._metrics.in_flight.track_inprogress():
             try:
@@ -168,7 +168,7 @@ async def _until(receive: Receive, deadline: float) -> Message:
         raise ApiError(408, "The body did not arrive in time.", repeat=False) from None
 
 
-class _Answer:
+class _Sending:
     """Sends, adds the headers, and gives up a client that does not read."""
 
     def __init__(self, send: Send, seconds: float) -> None:

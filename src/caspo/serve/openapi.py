@@ -1,56 +1,53 @@
-"""The OpenAPI document: FastAPI's own, with the bodies that we read ourselves, the errors and the key."""
+"""The OpenAPI document: FastAPI's own, with the bodies that we read and write ourselves, the errors and the key."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
-from caspo.serve.requests import ChatRequest, CompletionRequest
-from caspo.serve.responses import ChatCompletionChunk, CompletionChunk, Error
+from caspo.serve import response_schema
+from caspo.serve.errors import MEANINGS
+from caspo.serve.request_schema import ChatRequest, CompletionRequest
 
-__all__ = ["body", "document", "failures", "streamed"]
+__all__ = ["answer", "body", "document", "failures", "streamed"]
 
 _REFERENCE = "#/components/schemas/{model}"
-_MEANINGS = {
-    400: "The request makes no sense here; `param` names the field.",
-    401: "No API key, or a wrong one.",
-    403: "Another origin's page, or a host name that is not this machine's.",
-    404: "No such model or path.",
-    405: "The path takes another method.",
-    408: "The body did not arrive in time.",
-    413: "The body is too large.",
-    415: "The body is not said to be JSON.",
-    429: "Too many requests wait; Retry-After says when to come again.",
-    500: "The engine failed.",
-    503: "Shutting down, or the engine is down.",
-    504: "The deadline passed.",
-}
+
+Responses: TypeAlias = dict[int | str, dict[str, Any]]
+"""What FastAPI's routes take as ``responses``: by status."""
 
 
-def _content(model: type[BaseModel]) -> dict[str, Any]:
+def _schema(model: type) -> dict[str, Any]:
     return {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}
 
 
-def body(model: type[BaseModel]) -> dict[str, Any]:
+def body(model: type) -> dict[str, Any]:
     """``openapi_extra`` of a route that reads its body itself."""
-    return {"requestBody": {"required": True, "content": {"application/json": _content(model)}}}
+    return {"requestBody": {"required": True, "content": {"application/json": _schema(model)}}}
 
 
-def streamed(whole: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def answer(model: type, status: int = 200, text: str = "The answer.") -> Responses:
+    """An answer in JSON."""
+    return {status: {"description": text, "content": {"application/json": _schema(model)}}}
+
+
+def streamed(whole: type, chunk: type) -> Responses:
     """The answer in one piece, or as events."""
-    content = {"text/event-stream": {"schema": {"type": "string"}, "x-event": _content(chunk)["schema"]}}
     text = "The answer; with `stream`, server-sent events whose data are chunks, then `[DONE]`."
-    return {200: {"model": whole, "description": text, "content": content}}
+    found = answer(whole, text=text)
+    found[200]["content"]["text/event-stream"] = {"schema": {"type": "string"}, "x-event": _schema(chunk)["schema"]}
+    return found
 
 
-def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def failures(*statuses: int) -> Responses:
     """The errors of a route."""
-    found = sorted({401, 403, 503, *statuses})
-    return {status: {"model": Error, "description": _MEANINGS[status]} for status in found}
+    found: Responses = {}
+    for status in sorted({401, 403, 503, *statuses}):
+        found |= answer(response_schema.Error, status, MEANINGS[status])
+    return found
 
 
 def document(app: FastAPI, *, keys: bool, open_paths: frozenset[str]) -> dict[str, Any]:
@@ -58,14 +55,13 @@ def document(app: FastAPI, *, keys: bool, open_paths: frozenset[str]) -> dict[st
     found = get_openapi(
         title=app.title, version=app.version, description=app.description, openapi_version="3.1.0", routes=app.routes
     )
-    models: list[tuple[type[BaseModel], Any]] = [
-        (model, "validation") for model in (ChatRequest, CompletionRequest, ChatCompletionChunk, CompletionChunk)
+    modes: list[tuple[str, Literal["validation", "serialization"], TypeAdapter[Any]]] = [
+        (model.__name__, "validation", TypeAdapter(model)) for model in (ChatRequest, CompletionRequest)
     ]
-    _, more = models_json_schema(models, ref_template=_REFERENCE)
-    schemas = found.setdefault("components", {}).setdefault("schemas", {})
-    schemas.update(more["$defs"])
-    for name in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(name, None)
+    for name in response_schema.__all__:
+        modes.append((name, "serialization", TypeAdapter(getattr(response_schema, name))))
+    _, schemas = TypeAdapter.json_schemas(modes, ref_template=_REFERENCE)
+    found["components"] = {"schemas": schemas["$defs"]}
     for path, operations in found["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)  # bad requests are 400 here

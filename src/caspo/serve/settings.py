@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from caspo.config import Config
 from caspo.engines.prompts import INSTRUCTION
-from caspo.search import METHODS
+from caspo.search import DEFAULT_METHOD, METHODS
 from caspo.search.base import Method
 
 __all__ = ["ServeSettings", "is_loopback"]
@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
 
 
 class ServeSettings(Config):
-    """Of `caspo serve`."""
+    """What `caspo serve` was told."""
 
     host: str = "127.0.0.1"
     """Address to listen at. Other than loopback only with keys."""
@@ -32,10 +32,10 @@ class ServeSettings(Config):
     """0: any that is free."""
     model: str = Field("caspo", min_length=1)
     """The name that clients ask for."""
-    method: str = "cat"
+    method: str = DEFAULT_METHOD
     """For requests that name none."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Of that method, where they differ from its defaults."""
+    """Settings of that method, where they differ from its defaults."""
     instruction: str = INSTRUCTION
     """System message of a conversation that has none; empty: none."""
     fixed: bool = False

@@ -76,10 +76,10 @@ class TreeAttention:
             raise EngineError(f"{name} ({kind}) counts distances in the row (ALiBi), not along a path. {_INSTEAD}")
         if "local" in (getattr(config, "attention_layers", None) or ()):
             raise EngineError(f"{name} ({kind}) has windows that are counted in the row, not along a path. {_INSTEAD}")
-        implementation = config._attn_implementation
+        implementation = config._attn_implementation  # transformers has a public way to set it and none to ask for it
         if implementation == "sdpa" and model.device.type == "cpu":
             _register()
-            config._attn_implementation = _BY_BLOCK
+            model.set_attn_implementation(_BY_BLOCK)
         by_block = config._attn_implementation == _BY_BLOCK
         if by_block:
             implementation = "sdpa"

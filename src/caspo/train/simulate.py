@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+# torch documents these three, and has no public path to them.
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -138,10 +140,10 @@ def _fake_weights(model: Any, dtype: torch.dtype | None) -> list[torch.Tensor]:
         return made[old]
 
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, old in tensors.items():
-                if old is not None:
-                    tensors[name] = fake(old)
+        own = [*module.named_parameters(recurse=False, remove_duplicate=False)]
+        own += module.named_buffers(recurse=False, remove_duplicate=False)
+        for name, old in own:
+            setattr(module, name, fake(old))
     return [t for new in made.values() for t in (new, new.grad) if t is not None]
 
 

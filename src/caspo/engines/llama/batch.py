@@ -1,25 +1,19 @@
-"""The requests that a `LlamaCppEngine` decodes together: a token for each at a step, and pieces of prompts beside them."""
+"""The requests that `llama_cpp` decodes together: a token for each at a step, and pieces of prompts beside them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.llama.cells import Strand
-from caspo.engines.local.kv import shared_length
-from caspo.engines.rows import Row, draw_rows
+from caspo.engines.llama.context import LlamaContext
+from caspo.engines.rows import SHARED, Row, shared_length
+from caspo.engines.sampling import draw_rows
 from caspo.errors import EngineError
 
-if TYPE_CHECKING:
-    from caspo.engines.llama.engine import LlamaCppEngine
-
 __all__ = ["LlamaBatch"]
-
-_SHARED = 16
-"""Tokens of a prompt under way that are worth waiting for, or worth keeping for other prompts that begin alike."""
 
 
 @dataclass(eq=False)
@@ -50,8 +44,8 @@ class LlamaBatch:
     The row that came last gives way then: it waits, and its tokens are computed again later, not drawn again.
     """
 
-    def __init__(self, engine: LlamaCppEngine, most: int) -> None:
-        self._engine, self._most = engine, most
+    def __init__(self, context: LlamaContext, most: int) -> None:
+        self._context, self._most = context, most
         self._waiting: list[Row] = []
         self._rows: list[_Fed] = []
         self._short = False
@@ -68,48 +62,48 @@ class LlamaBatch:
         Raises:
             EngineError: its prefix leaves no room in the model's context, or in the engine's cells.
         """
-        self._engine.check(request)
+        self._context.check(request)
         self._waiting.append(Row(place, request))
 
     def drop(self, place: int) -> None:
         """Free the request's cells, or its place among those that wait."""
         self._waiting = [row for row in self._waiting if row.place != place]
-        with self._engine.lock:
+        with self._context.lock:
             for fed in [fed for fed in self._rows if fed.row.place == place]:
                 self._leave(fed)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Completion | EngineError]]:
         """Let those join for which there is room, compute prompts, and draw a token for every row whose prompt is there."""
-        engine = self._engine
-        with engine.lock:
-            engine.alive()
+        context = self._context
+        with context.lock:
+            context.alive()
             self._join()
             finished = self._make_room()
             if not self._rows:
                 return finished
             planned = self._plan()
             try:
-                logits_BV = engine.decode(
+                logits_BV = context.decode(
                     [(fed.strand.id, len(fed.strand.ids), new, new_is_all) for fed, new, new_is_all in planned]
                 )
             except EngineError as error:
                 finished += [(fed.row.place, error) for fed in self._rows]
                 self._clear()
-                engine.cells.wipe()  # nobody knows what was written
+                context.cells.wipe()  # nobody knows what was written
                 return finished
             for fed, new, new_is_all in planned:
-                engine.cells.extend(fed.strand, new)
+                context.cells.extend(fed.strand, new)
                 if not fed.row.tokens:
                     fed.computed += len(new)
-                if new_is_all and not fed.row.tokens and fed.computed >= _SHARED:
-                    engine.cells.keep_copy(fed.strand)
+                if new_is_all and not fed.row.tokens and fed.computed >= SHARED:
+                    context.cells.keep_copy(fed.strand)
             return finished + self._take([fed for fed, _, new_is_all in planned if new_is_all], logits_BV)
 
     def close(self) -> None:
-        """Give up all rows; what was kept stays with the engine."""
+        """Give up all rows; what was kept stays with the context."""
         self._waiting = []
-        with self._engine.lock:
+        with self._context.lock:
             self._clear()
 
     def _clear(self) -> None:
@@ -121,14 +115,14 @@ class LlamaBatch:
 
         One that begins like a prompt under way waits for it.
         """
-        cells, waiting, full = self._engine.cells, [], self._short
+        cells, waiting, full = self._context.cells, [], self._short
         owed = sum(fed.missing for fed in self._rows)
         for row in self._waiting:
             ids = (*row.request.prefix_ids, *row.tokens)
             there = cells.longest(ids[:-1])
             under_way = (shared_length(ids[:-1], fed.ids) for fed in self._rows if fed.missing > 1)
             strand = None
-            if not full and all(shared < there + _SHARED for shared in under_way):
+            if not full and all(shared < there + SHARED for shared in under_way):
                 strand = cells.begin(ids[:-1])
             if strand is not None and not cells.room(owed + len(ids) - len(strand.ids)):
                 cells.free(strand)
@@ -142,7 +136,7 @@ class LlamaBatch:
 
     def _make_room(self) -> list[tuple[int, Completion | EngineError]]:
         """Cells for this step's tokens; rows give way until there are enough. What cannot go on even alone fails."""
-        cells = self._engine.cells
+        cells = self._context.cells
         while self._rows and not cells.room(sum(len(new) for _, new, _ in self._plan())):
             last = self._rows[-1]
             alone = len(self._rows) == 1
@@ -159,7 +153,7 @@ class LlamaBatch:
 
     def _plan(self) -> list[tuple[_Fed, tuple[int, ...], bool]]:
         """Which tokens each row is fed, and whether these are all that are missing; prompts share what the others leave."""
-        left = self._engine.chunk
+        left = self._context.chunk
         planned = []
         suspects = [fed for fed in self._rows if fed.suspect][:1]
         for fed in suspects or sorted(self._rows, key=lambda fed: fed.missing > 1):
@@ -171,7 +165,7 @@ class LlamaBatch:
 
     def _take(self, asked: list[_Fed], logits_BV: torch.Tensor) -> list[tuple[int, Completion | EngineError]]:
         """Draw a token for every row of the logits; those that finished or failed."""
-        engine, finished = self._engine, list[tuple[int, Completion | EngineError]]()
+        context, finished = self._context, list[tuple[int, Completion | EngineError]]()
         if not asked:
             return finished
         drawn, failures = draw_rows(logits_BV, [fed.row for fed in asked])
@@ -185,19 +179,19 @@ class LlamaBatch:
             elif not fed.suspect and row.take(
                 token,
                 measured[at],
-                engine.piece(token),
-                ends=token in engine.tokenizer.eos_ids,
-                context_length=engine.context_length,
+                context.piece(token),
+                ends=token in context.tokenizer.eos_ids,
+                context_length=context.context_length,
             ):
-                finished.append((row.place, row.completion(engine.tokenizer.decode(row.written))))
+                finished.append((row.place, row.completion(context.tokenizer.decode(row.written))))
                 self._leave(fed, keep=row.request.keep)
         if failures:
-            engine.cells.wipe()  # the keys and values of a NaN are NaN, and so is their product with a weight of zero
+            context.cells.wipe()  # the keys and values of a NaN are NaN, and so is their product with a weight of zero
         return finished
 
     def _leave(self, fed: _Fed, keep: bool = False) -> None:
         self._rows.remove(fed)
         self._short = False
-        if self._engine.closed:
+        if self._context.closed:
             return
-        (self._engine.cells.keep if keep else self._engine.cells.free)(fed.strand)
+        (self._context.cells.keep if keep else self._context.cells.free)(fed.strand)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from caspo.engines.local.kv import shared_length
+from caspo.engines.rows import shared_length
 
 __all__ = ["Cells", "Strand"]
 

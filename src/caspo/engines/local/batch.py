@@ -1,19 +1,15 @@
-"""The rows that an `HFEngine` decodes together: which are in the batch, which wait, one token for each at a step."""
+"""The rows that the engine `hf` decodes together: which are in the batch, which wait, one token for each at a step."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 
 from caspo.engines.base import Completion, Request
+from caspo.engines.local.decoder import Decoder
 from caspo.engines.local.kv import RowPool
-from caspo.engines.rows import Row, draw_rows
-from caspo.engines.sampling import Draw
+from caspo.engines.rows import Row
+from caspo.engines.sampling import Draw, draw_rows
 from caspo.errors import EngineError
-
-if TYPE_CHECKING:
-    from caspo.engines.local.engine import HFEngine
 
 __all__ = ["HFBatch"]
 
@@ -21,8 +17,8 @@ __all__ = ["HFBatch"]
 class HFBatch:
     """Continuous batching: a row that finishes leaves at once and one that waits takes its place."""
 
-    def __init__(self, engine: HFEngine, most: int) -> None:
-        self._engine, self._most = engine, most
+    def __init__(self, decoder: Decoder, most: int) -> None:
+        self._decoder, self._most = decoder, most
         self._waiting: list[Row] = []
         self._rows: list[Row] = []
         self._pool: RowPool | None = None
@@ -39,7 +35,7 @@ class HFBatch:
         Raises:
             EngineError: its prefix leaves no room in the model's context.
         """
-        self._engine.check(request)
+        self._decoder.check(request)
         self._waiting.append(Row(place, request))
 
     def drop(self, place: int) -> None:
@@ -64,7 +60,7 @@ class HFBatch:
         finished: list[tuple[int, Completion | EngineError]] = []
         drawn, failures = self._draw(pool)
         tokens, measured = drawn.tokens.tolist(), drawn.measured()
-        engine = self._engine
+        decoder = self._decoder
         # From the last one on: what takes the place of a row that leaves was looked at already.
         for at in reversed(range(len(self._rows))):
             row, token = self._rows[at], tokens[at]
@@ -73,28 +69,28 @@ class HFBatch:
             elif row.take(
                 token,
                 measured[at],
-                engine.piece(token),
-                ends=token in engine.eos_ids,
-                context_length=engine.context_length,
+                decoder.pieces[token],
+                ends=token in decoder.eos_ids,
+                context_length=decoder.context_length,
             ):
-                finished.append((row.place, row.completion(engine.text(row.written))))
+                finished.append((row.place, row.completion(decoder.text(row.written))))
                 if row.request.keep:
-                    engine.store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(at))
+                    decoder.store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(at))
             else:
                 continue
             self._remove(at)
         return finished
 
     def close(self) -> None:
-        """Give up all rows; the memory stays with the engine for its next batch."""
+        """Give up all rows; the memory stays with the decoder for its next batch."""
         self._waiting, self._rows = [], []
         if self._pool is not None:
-            self._engine.give_back(self._pool)
+            self._decoder.give_back(self._pool)
             self._pool = None
 
     def _limit(self, columns: int) -> int:
         """Rows at once, in a pool of so many columns."""
-        return min(self._most, self._engine.capacity(columns))
+        return min(self._most, self._decoder.capacity(columns))
 
     @property
     def _joined_pool(self) -> RowPool:
@@ -105,32 +101,32 @@ class HFBatch:
         """Admitting costs a prefill: while rows are under way, it waits until an eighth of them can come at once."""
         if not self._waiting:
             return
-        engine = self._engine
+        decoder = self._decoder
         if not self._rows:
-            columns = engine.columns([row.request for row in self._waiting])
+            columns = decoder.columns([row.request for row in self._waiting])
             if self._pool is not None:
-                engine.give_back(self._pool)
-            self._pool = engine.pool_for(columns, min(len(self._waiting), self._limit(columns)))
+                decoder.give_back(self._pool)
+            self._pool = decoder.pool_for(columns, min(len(self._waiting), self._limit(columns)))
         pool = self._joined_pool
         limit = self._limit(pool.columns)
         room = limit - len(self._rows)
         if room <= 0 or (self._rows and room < limit // 8):
             return
         new = self._waiting[:room]
-        columns = max(pool.columns, engine.columns([row.request for row in new]))
+        columns = max(pool.columns, decoder.columns([row.request for row in new]))
         rows = len(self._rows) + len(new)
         if columns > pool.columns or rows > pool.capacity:
             # Memory that was never used is not asked for: at most twice the rows that there are.
             pool.widen(columns, max(rows, min(2 * pool.capacity, self._limit(columns))))
-        pool.admit(engine.prefixes([row.request.prefix_ids[:-1] for row in new]))
+        pool.admit(decoder.prefixes([row.request.prefix_ids[:-1] for row in new]))
         self._waiting = self._waiting[room:]
         self._rows += new
 
     def _draw(self, pool: RowPool) -> tuple[Draw, dict[int, EngineError]]:
         """One token for every row; the rows whose logits are not numbers, with what is wrong."""
-        engine, rows = self._engine, self._rows
-        logits_BV = engine.model(
-            input_ids=torch.tensor([[row.last] for row in rows], device=engine.device),
+        decoder, rows = self._decoder, self._rows
+        logits_BV = decoder.model(
+            input_ids=torch.tensor([[row.last] for row in rows], device=decoder.device),
             attention_mask=pool.mask(),
             position_ids=pool.positions(),
             past_key_values=pool.cache,

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["Prefix", "PrefixStore", "RowPool", "owned", "shared_length"]
+from caspo.engines.rows import shared_length
+
+__all__ = ["Prefix", "PrefixStore", "RowPool", "owned"]
 
 Prefix = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of a token sequence of length n: per layer two tensors (H, n, D)."""
@@ -230,11 +232,6 @@ class PrefixStore:
         self._kept.clear()
         self._sorted.clear()
         self._bytes = 0
-
-
-def shared_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """How many tokens two sequences begin with alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _size(prefix: Prefix) -> int:

@@ -21,22 +21,20 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from pydantic import Field, field_validator
-
-from caspo.config import Config
 from caspo.engines.base import Completion, Message, OnDone, Request
 from caspo.engines.prompts import INSTRUCTION, chat_ids
 from caspo.engines.remote.batch import RemoteBatch
 from caspo.engines.remote.pool import Endpoint, Passing, Pool
 from caspo.engines.remote.probe import Features, probe
 from caspo.engines.remote.reply import BadReply, Entry
+from caspo.engines.remote.settings import RemoteSettings
 from caspo.engines.remote.stream import TopLists
 from caspo.engines.retries import Key
 from caspo.engines.run import run
 from caspo.errors import ConfigError, DataError, EngineError
 from caspo.types import FIRST_PIECE
 
-__all__ = ["OpenAICompatibleEngine", "RemoteSettings"]
+__all__ = ["OpenAICompatibleEngine"]
 
 log = logging.getLogger(__name__)
 
@@ -47,39 +45,6 @@ _FIRST_PROMPT = FIRST_PIECE + (1 << 29)
 
 _PROMPTS = 10_000
 """Prompts remembered then, the newest ones: many more than are solved at once, and memory stays bounded."""
-
-
-class RemoteSettings(Config):
-    """Where the servers of a model are, and how patient we are. They must all serve the same model."""
-
-    urls: tuple[str, ...] = ()
-    """Addresses of the servers, for example http://localhost:8000/v1; requests go to the one with the least to do."""
-    key_variable: str = "OPENAI_API_KEY"
-    """The environment variable that holds the API key; servers of your own need none."""
-    top_logprobs: int = Field(20, ge=2)
-    """Most probable tokens asked for at each position; as many as the vocabulary has make entropies exact (llama.cpp)."""
-    vocab_size: int | None = Field(None, ge=2)
-    """Tokens that the output layer knows, where neither the server nor ``tokenizer`` tells it."""
-    tokenizer: str | None = None
-    """Hub name or folder of the model's tokenizer, where the server does not tokenise; no weights are loaded."""
-    concurrency: int = Field(32, ge=1)
-    """Requests on their way to one server at once."""
-    timeout: float = Field(120.0, gt=0)
-    """To the first token, seconds."""
-    token_timeout: float = Field(60.0, gt=0)
-    """From one token to the next, seconds."""
-    patience: float = Field(120.0, gt=0)
-    """A request without any progress is tried again for so long, seconds; also while no server is up."""
-
-    @field_validator("urls")
-    @classmethod
-    def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for url in urls:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"{url!r} is no URL of a server; one begins with http:// or https://")
-            if "@" in url.partition("://")[2].partition("/")[0]:
-                raise ValueError("a URL with a password in it would stand in logs; put a key into key_variable")
-        return urls
 
 
 class OpenAICompatibleEngine:
@@ -345,7 +310,7 @@ def _tokenizer(name: str) -> Any:
 
 
 def _vocab_size(name: str | None, tokenizer: Any) -> int | None:
-    """Of the output layer by the model's configuration; that of the tokenizer where there is none."""
+    """Size of the output layer by the model's configuration; that of the tokenizer where there is none."""
     if name is None:
         return None
     from transformers import AutoConfig

@@ -1,6 +1,6 @@
-"""From a request's body to the searches it asks for. Pure translation: no HTTP, nothing awaited, nothing kept.
+"""What a request's body comes to: a method within the server's limits, and the prompts it is asked with.
 
-What comes back, from events to JSON, is in `answers`; the bodies themselves are in `requests`.
+Pure translation: no HTTP, nothing awaited, nothing kept.
 """
 
 from __future__ import annotations
@@ -8,45 +8,48 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
 from caspo.engines.base import ServingEngine
 from caspo.errors import DataError, EngineError
-from caspo.search import METHODS, DiPT, Method
-from caspo.serve.errors import ApiError, invalid
+from caspo.search import METHODS, Method
+from caspo.search.base import numbers
+from caspo.serve.errors import ApiError, invalid, no_such_model
 from caspo.serve.job import Job
-from caspo.serve.requests import ChatMessage, ChatRequest, CompletionRequest
+from caspo.serve.request_schema import ChatMessage, ChatRequest, CompletionRequest
 from caspo.serve.settings import ServeSettings
 from caspo.types import Question
 
-__all__ = ["Asked", "asked_chat", "asked_completion"]
+__all__ = ["Plan", "plan_chat", "plan_completion"]
 
-Prompt = list[ChatMessage] | str | list[int]
+Prompt: TypeAlias = tuple[dict[str, str], ...] | str | list[int]
+"""A conversation as templates know it, or a text or its tokens to continue."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a request comes to."""
+class Plan:
+    """How a request is going to be answered."""
 
     method: Method[Any]
-    prompts: tuple[Prompt, ...]
-    """A conversation, or texts or tokens to continue."""
+    prompts: Sequence[Prompt]
     n: int
     """Choices for each prompt."""
     seed: int
     stop: tuple[str, ...]
     seconds: float
+    """From the request to its deadline."""
     stream: bool
     usage: bool
     """A stream ends with the usage."""
     tree: bool
+    """The answer carries the tree."""
     events: bool
+    """A stream tells of the tree's growth."""
     logprobs: bool
     tokens_named: bool
     """Whether the request itself said how many tokens a path may have."""
-    instruction: str
     max_prompt: int | None
 
     @property
@@ -67,36 +70,33 @@ class Asked:
             for number in range(self.n):
                 # A draw depends on the question's id: the same request with the same seed must have the same ones.
                 question = Question(f"{place}-{number}", text, "")
-                jobs.append(
-                    Job(
-                        method,
-                        question,
-                        ids,
-                        self.seed,
-                        self.stop,
-                        self.seconds,
-                        grow=self.stream and self.events,
-                        client=client,
-                    )
-                )
+                grow = self.stream and self.events
+                jobs.append(Job(method, question, ids, self.seed, self.stop, self.seconds, grow, client))
         return jobs
+
+    @property
+    def _field(self) -> str:
+        """The request's field that holds the prompts."""
+        return "messages" if isinstance(self.prompts[0], tuple) else "prompt"
 
     def _encoded(self, prompt: Prompt, engine: ServingEngine) -> tuple[str, tuple[int, ...]]:
         """What is asked, and all tokens before the answer."""
-        after = f"\n\n{self.method.settings.instruction}" if isinstance(self.method, DiPT) else ""
-        chat = _is_chat(prompt)
+        after = self.method.after
         try:
-            if chat:
-                messages, text = _messages(prompt, self.instruction, after)  # type: ignore[arg-type]
-                ids = engine.chat(messages)
+            if isinstance(prompt, tuple):
+                *before, last = prompt
+                text = last["content"]
+                ids = engine.chat([*before, {**last, "content": text + after}])
             elif isinstance(prompt, str):
                 text, ids = prompt, engine.encode(prompt + after)
+            elif max(prompt) >= engine.vocab_size:  # it would take the whole batch down with it
+                known = engine.vocab_size - 1
+                raise invalid(f"The prompt holds {max(prompt)}; the model's tokens end at {known}.", "prompt")
             else:
                 # Nothing looks at the text of what is given as tokens, and to ask a server for it may take a call for each.
-                text, ids = "", _known(prompt, engine)  # type: ignore[arg-type]
-                ids += engine.encode(after) if after else ()
+                text, ids = "", tuple(prompt) + (engine.encode(after) if after else ())
         except DataError as error:
-            raise invalid(str(error), "messages" if chat else "prompt") from error
+            raise invalid(str(error), self._field) from error
         except EngineError as error:
             raise ApiError(503, f"The engine cannot tell the prompt's tokens: {error}") from error
         if len(ids) < 2:  # engines decode after the prompt but its last token, which must be something
@@ -104,12 +104,12 @@ class Asked:
         return text, ids
 
     def _within(self, prompt: int, context: int) -> Method[Any]:
-        """The method, with no more tokens than there is room for after the prompt."""
+        """The method, with no more tokens than there is room for after a prompt of so many."""
         most = min(context - 1, self.max_prompt or context)
         if prompt > most:
             raise invalid(
                 f"The prompt has {prompt} tokens, and {most} are the most here. Shorten it.",
-                "messages" if _is_chat(self.prompts[0]) else "prompt",
+                self._field,
                 "context_length_exceeded",
             )
         room, wanted = context - prompt, self.method.settings.max_tokens
@@ -122,15 +122,11 @@ class Asked:
                 "max_tokens",
                 "context_length_exceeded",
             )
-        return type(self.method)(self.method.settings.model_copy(update={"max_tokens": room}))
+        return _with(self.method, max_tokens=room)
 
 
-def _is_chat(prompt: Prompt) -> bool:
-    return isinstance(prompt, list) and isinstance(prompt[0], ChatMessage)
-
-
-def asked_chat(request: ChatRequest, server: ServeSettings) -> Asked:
-    """What a body of `/v1/chat/completions` asks for.
+def plan_chat(request: ChatRequest, server: ServeSettings) -> Plan:
+    """What a body of `/v1/chat/completions` comes to.
 
     Raises:
         ApiError: it makes no sense here.
@@ -145,53 +141,57 @@ def asked_chat(request: ChatRequest, server: ServeSettings) -> Asked:
     newer, older = request.max_completion_tokens, request.max_tokens
     if newer is not None and older is not None and newer != older:
         raise invalid("max_tokens and max_completion_tokens differ. Give one of them.", "max_completion_tokens")
-    given = {"max_tokens": older if newer is None else newer}
-    return _asked(request, server, (request.messages,), given, logprobs=bool(request.logprobs))
+    prompt = _conversation(request.messages, server.instruction)
+    return _plan(request, server, [prompt], older if newer is None else newer, logprobs=bool(request.logprobs))
 
 
-def asked_completion(request: CompletionRequest, server: ServeSettings) -> Asked:
-    """What a body of `/v1/completions` asks for.
+def plan_completion(request: CompletionRequest, server: ServeSettings) -> Plan:
+    """What a body of `/v1/completions` comes to.
 
     Raises:
         ApiError: it makes no sense here.
     """
     prompt = request.prompt
     several = isinstance(prompt, list) and isinstance(prompt[0], (str, list))
-    prompts: tuple[Any, ...] = tuple(prompt) if several else (prompt,)
-    given = {"max_tokens": request.max_tokens}
-    return _asked(request, server, prompts, given, logprobs=request.logprobs is not None)
+    prompts: Any = prompt if several else [prompt]
+    return _plan(request, server, prompts, request.max_tokens, logprobs=request.logprobs is not None)
 
 
-def _asked(
+def _conversation(messages: Sequence[ChatMessage], instruction: str) -> tuple[dict[str, str], ...]:
+    """With the server's instruction where no other stands."""
+    roles = {"developer": "system"}
+    told = [{"role": roles.get(message.role, message.role), "content": message.text} for message in messages]
+    if instruction and not any(message["role"] == "system" for message in told):
+        told.insert(0, {"role": "system", "content": instruction})
+    return tuple(told)
+
+
+def _plan(
     request: ChatRequest | CompletionRequest,
     server: ServeSettings,
-    prompts: tuple[Prompt, ...],
-    given: dict[str, Any],
+    prompts: Sequence[Prompt],
+    max_tokens: int | None,
     *,
     logprobs: bool,
-) -> Asked:
-    search = request.search
+) -> Plan:
+    search, n = request.search, request.n or 1
     if request.model != server.model:
-        raise ApiError(
-            404,
-            f"There is no model {request.model[:100]!r} here; it is called {server.model!r}.",
-            param="model",
-            code="model_not_found",
-        )
+        raise no_such_model(request.model, server.model)
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options are for streams. Leave them out, or set stream.", "stream_options")
-    method, tokens_named = _method(request, server, given)
+    method = _method(request, server, max_tokens)
+    tokens_named = max_tokens is not None or "max_tokens" in search.settings
     if not tokens_named and not server.fixed and method.settings.max_tokens > server.max_tokens:
-        method = type(method)(method.settings.model_copy(update={"max_tokens": server.max_tokens}))
-    choices = len(prompts) * (request.n or 1)
+        method = _with(method, max_tokens=server.max_tokens)
+    choices = len(prompts) * n
     if choices > server.max_choices:
         raise invalid(
             f"{choices} choices are more than the {server.max_choices} that one request may ask for.",
-            "n" if (request.n or 1) > 1 else "prompt",
+            "n" if n > 1 else "prompt",
         )
-    if (request.n or 1) > 1 and getattr(method.settings, "temperature", 0.0) == 0:
+    if n > 1 and not (method.draws() and method.settings.temperature > 0):
         raise invalid(
-            f"n is {request.n}, and {method.name} draws nothing: its choices would all be the same. Leave n out, or "
+            f"n is {n}, and {method.name} draws nothing: its choices would all be the same. Leave n out, or "
             f"choose a method that draws, at a temperature above 0: {_drawing()}.",
             "n",
         )
@@ -199,10 +199,10 @@ def _asked(
         raise invalid(
             f"A deadline of {search.seconds:g} s is over the limit of {server.max_seconds:g}.", "caspo.seconds"
         )
-    return Asked(
+    return Plan(
         method=_limited(method, server, choices),
         prompts=prompts,
-        n=request.n or 1,
+        n=n,
         seed=secrets.randbits(62) if request.seed is None else request.seed,
         stop=request.stops,
         seconds=search.seconds or server.max_seconds,
@@ -212,75 +212,65 @@ def _asked(
         events=search.events,
         logprobs=logprobs,
         tokens_named=tokens_named,
-        instruction=server.instruction,
         max_prompt=server.max_prompt,
     )
 
 
-def _method(
-    request: ChatRequest | CompletionRequest, server: ServeSettings, given: dict[str, Any]
-) -> tuple[Method[Any], bool]:
-    """The method with its settings, and whether ``max_tokens`` was among those that were named."""
+def _method(request: ChatRequest | CompletionRequest, server: ServeSettings, max_tokens: int | None) -> Method[Any]:
+    """The method that is asked for, with its settings."""
     search = request.search
     name = search.method or server.method
     if name not in METHODS:
         raise invalid(f"There is no method {name[:100]!r}. Choose one of {', '.join(METHODS)}.", "caspo.method")
     chosen = METHODS[name]
-    known = chosen.settings_type.model_fields
-    given = {**given, "top_p": request.top_p}
-    if "temperature" in known:
-        given["temperature"] = request.temperature
+    named: dict[str, Any] = {"max_tokens": max_tokens, "top_p": request.top_p}
+    if chosen.draws():
+        named["temperature"] = request.temperature
     elif request.temperature not in (None, 0, 1):
         raise invalid(
             f"temperature is {request.temperature:g}, and {name} draws nothing: it takes the most probable tokens, and "
             f"branches where the model is unsure. Leave temperature out, or choose a method that draws: {_drawing()}.",
             "temperature",
         )
-    given = {key: value for key, value in given.items() if value is not None}
-    twice = sorted(given.keys() & search.settings.keys())
+    named = {key: value for key, value in named.items() if value is not None}
+    twice = sorted(named.keys() & search.settings.keys())
     if twice:
         raise invalid(f"{twice[0]} is given twice, by itself and in caspo. Give it once.", f"caspo.{twice[0]}")
     base = server.settings if name == server.method else {}
-    data = {**base, **search.settings, **given}
     try:
-        method = chosen(chosen.settings_type.model_validate(data, strict=True))
+        settings = chosen.settings_type.model_validate({**base, **search.settings, **named}, strict=True)
     except ValidationError as error:
-        raise _explained(error, name, list(known), given) from error
-    if server.fixed and (name != server.method or method.settings != server.default_method().settings):
+        raise _bad_setting(error, chosen, named) from error
+    method = chosen(settings)
+    if server.fixed and (name != server.method or settings != server.default_method().settings):
         raise invalid(
             f"This server answers by {server.method} with calibrated settings; with others its guarantee would not hold. "
             "Leave the method, its settings, temperature, top_p and max_tokens out.",
-            "caspo" if search.settings or search.method else next(iter(given), "caspo"),
+            "caspo" if search.settings or search.method else next(iter(named), "caspo"),
         )
-    return method, "max_tokens" in given or "max_tokens" in search.settings
+    return method
 
 
-def _explained(error: ValidationError, name: str, known: list[str], given: dict[str, Any]) -> ApiError:
+def _bad_setting(error: ValidationError, method: type[Method[Any]], named: dict[str, Any]) -> ApiError:
+    """``named``: what was given as a field of its own, beside ``caspo``."""
     problem = error.errors(include_url=False)[0]
     key = ".".join(map(str, problem["loc"]))[:200]
     if problem["type"] == "extra_forbidden":
-        return invalid(
-            f"The method {name} has no setting {key[:100]!r}. It has {', '.join(known)}.",
-            f"caspo.{key}",
-            "unknown_parameter",
-        )
-    return invalid(
-        f"{key or name}: {problem['msg']}.", key if key in given else f"caspo.{key}".rstrip("."), "invalid_value"
-    )
-
-
-_TOKENS = ("max_tokens", "max_step_tokens", "window")
+        known = ", ".join(method.settings_type.model_fields)
+        message = f"The method {method.name} has no setting {key[:100]!r}. It has {known}."
+        return invalid(message, f"caspo.{key}", "unknown_parameter")
+    param = key if key in named else f"caspo.{key}".rstrip(".")
+    return invalid(f"{key or method.name}: {problem['msg']}.", param, "invalid_value")
 
 
 def _limited(method: Method[Any], server: ServeSettings, choices: int) -> Method[Any]:
     """The method with a budget, if it knows one. Raises `ApiError` where it may come to more than the server allows."""
     settings = method.settings
-    for key, value in settings:
-        if isinstance(value, bool) or not isinstance(value, int) or key == "budget":
-            continue
-        most = server.max_tokens if key in _TOKENS else server.max_paths
-        if value > most:
-            raise invalid(f"{key} is {value if value < 1e15 else 'huge'}; this server allows {most}.", key)
+    counts = (numbers(settings, "tokens"), server.max_tokens), (numbers(settings, "paths"), server.max_paths)
+    for found, most in counts:
+        for key, value in found.items():
+            if value > most:
+                raise invalid(f"{key} is {value if value < 1e15 else 'huge'}; this server allows {most}.", key)
     if settings.rows * choices > server.max_paths:
         raise invalid(
             f"These settings decode {settings.rows * choices} paths at once; this server allows {server.max_paths}.",
@@ -297,25 +287,13 @@ def _limited(method: Method[Any], server: ServeSettings, choices: int) -> Method
         return method
     if settings.budget is not None and settings.budget > budget:
         raise invalid(f"The budget is over the {budget} tokens that this server allows.", "caspo.budget")
-    return type(method)(settings.model_copy(update={"budget": settings.budget or budget}))
+    return _with(method, budget=settings.budget or budget)
 
 
-def _messages(messages: Sequence[ChatMessage], instruction: str, after: str) -> tuple[list[dict[str, str]], str]:
-    """The conversation as templates know it, and what is asked."""
-    roles = {"developer": "system"}
-    out = [{"role": roles.get(message.role, message.role), "content": message.text} for message in messages]
-    if instruction and not any(message["role"] == "system" for message in out):
-        out.insert(0, {"role": "system", "content": instruction})
-    text = out[-1]["content"]
-    out[-1]["content"] += after
-    return out, text
-
-
-def _known(ids: Sequence[int], engine: ServingEngine) -> tuple[int, ...]:
-    if max(ids) >= engine.vocab_size:  # it would take the whole batch down with it
-        raise invalid(f"The prompt holds {max(ids)}; the model's tokens end at {engine.vocab_size - 1}.", "prompt")
-    return tuple(ids)
+def _with(method: Method[Any], **settings: int) -> Method[Any]:
+    """The method with other settings."""
+    return type(method)(method.settings.model_copy(update=settings))
 
 
 def _drawing() -> str:
-    return ", ".join(name for name, method in METHODS.items() if "temperature" in method.settings_type.model_fields)
+    return ", ".join(name for name, method in METHODS.items() if method.draws())

@@ -1,10 +1,17 @@
-"""What goes out, as the OpenAPI document tells it. Answers are built as plain JSON in `answers`; tests hold them to this."""
+"""The JSON that goes out, described once: what `compose` and `forms` build is checked against it by mypy, and the OpenAPI
+document is made from it.
+
+A key that is `NotRequired` is absent where there is nothing to tell; it is never null then.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic reads that of `typing` from Python 3.12 on
+
+from caspo.types import Decision
 
 __all__ = [
     "ChatCompletion",
@@ -18,8 +25,14 @@ __all__ = [
 ]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+_Time = Annotated[int, Field(description="Unix time, seconds.")]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Finish = Literal["stop", "length"]
+
+
+@with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class _Part(TypedDict):
+    pass
 
 
 class ErrorBody(_Part):
@@ -42,7 +55,7 @@ class StepOut(_Part):
     """A step of the answer."""
 
     text: str
-    confidence: float = Field(ge=0, le=1)
+    confidence: _Share
     """exp(-mean entropy of its tokens in nats)."""
 
 
@@ -58,7 +71,7 @@ class NodeOut(_Part):
     path_confidence: float
     """Product of the confidences from the first step on."""
     tokens: int
-    decision: Literal["", "expanded", "finished", "pruned", "dropped", "cut"]
+    decision: Decision
     """Empty while it is under way."""
     final: bool
     """The model ended the solution here."""
@@ -76,7 +89,7 @@ class CaspoOut(_Part):
 
     answer: str | None
     """The final answer that the text states, alone; null where it states none, or where it was withheld."""
-    confidence: float = Field(ge=0, le=1)
+    confidence: _Share
     """In the answer, by the method's measure (`docs/search.md`); 0 where the text states none."""
     abstained: bool
     """There is an answer, and it was withheld: its confidence is under ``abstain_below``."""
@@ -84,7 +97,7 @@ class CaspoOut(_Part):
     generated_tokens: int
     """All that were decoded for this choice, those of pruned paths included."""
     steps: list[StepOut]
-    tree: TreeOut | None = None
+    tree: NotRequired[TreeOut]
     """If asked for."""
 
 
@@ -95,18 +108,18 @@ class TokenOut(_Part):
     logprob: float
     """Natural, of the model's own distribution."""
     bytes: list[int] | None
-    top_logprobs: list[None] = Field(max_length=0)
+    top_logprobs: Annotated[list[None], Field(max_length=0)]
 
 
 class LogprobsOut(_Part):
-    """Of the answer's tokens."""
+    """Log-probabilities of the answer's tokens."""
 
     content: list[TokenOut]
     refusal: None
 
 
 class LegacyLogprobs(_Part):
-    """Of the answer's tokens, as `/v1/completions` has it."""
+    """Log-probabilities of the answer's tokens, as `/v1/completions` has them."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -115,7 +128,7 @@ class LegacyLogprobs(_Part):
 
 
 class CompletionDetails(_Part):
-    """Of the tokens generated."""
+    """Where the generated tokens went."""
 
     reasoning_tokens: int
     """Those that are not in the answer's text: of other paths."""
@@ -140,28 +153,24 @@ class MessageOut(_Part):
     """Why the answer was withheld."""
 
 
-Finish = Literal["stop", "length"]
-
-
 class ChatChoice(_Part):
     """One answer."""
 
     index: int
     message: MessageOut
-    finish_reason: Finish
+    finish_reason: _Finish
     """``length``: the text ends at a limit of tokens."""
     logprobs: LogprobsOut | None
     caspo: CaspoOut
 
 
-class _Answer(_Part):
+class _Head(_Part):
     id: str
-    created: int
-    """Unix time, seconds."""
+    created: _Time
     model: str
 
 
-class ChatCompletion(_Answer):
+class ChatCompletion(_Head):
     """Answer of `/v1/chat/completions`."""
 
     object: Literal["chat.completion"]
@@ -174,12 +183,12 @@ class CompletionChoice(_Part):
 
     index: int
     text: str
-    finish_reason: Finish
+    finish_reason: _Finish
     logprobs: LegacyLogprobs | None
     caspo: CaspoOut
 
 
-class Completion(_Answer):
+class Completion(_Head):
     """Answer of `/v1/completions`."""
 
     object: Literal["text_completion"]
@@ -188,7 +197,7 @@ class Completion(_Answer):
 
 
 class StepNote(_Part):
-    """Of the step whose text the chunk carries."""
+    """The step whose text the chunk carries."""
 
     index: int
     confidence: float
@@ -209,9 +218,9 @@ class NodesCaspo(_Part):
 class Delta(_Part):
     """What is added to the message."""
 
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-    refusal: str | None = None
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str]
+    refusal: NotRequired[str]
 
 
 class ChatChunkChoice(_Part):
@@ -219,17 +228,17 @@ class ChatChunkChoice(_Part):
 
     index: int
     delta: Delta
-    finish_reason: Finish | None
-    logprobs: LogprobsOut | None = None
-    caspo: StepCaspo | NodesCaspo | CaspoOut | None = None
+    finish_reason: _Finish | None
+    logprobs: NotRequired[LogprobsOut | None]
+    caspo: NotRequired[StepCaspo | NodesCaspo | CaspoOut]
 
 
-class ChatCompletionChunk(_Answer):
+class ChatCompletionChunk(_Head):
     """An event of a stream of `/v1/chat/completions`."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
-    usage: Usage | None = None
+    usage: NotRequired[Usage]
 
 
 class CompletionChunkChoice(_Part):
@@ -237,17 +246,17 @@ class CompletionChunkChoice(_Part):
 
     index: int
     text: str
-    finish_reason: Finish | None
-    logprobs: LegacyLogprobs | None = None
-    caspo: StepCaspo | NodesCaspo | CaspoOut | None = None
+    finish_reason: _Finish | None
+    logprobs: NotRequired[LegacyLogprobs | None]
+    caspo: NotRequired[StepCaspo | NodesCaspo | CaspoOut]
 
 
-class CompletionChunk(_Answer):
+class CompletionChunk(_Head):
     """An event of a stream of `/v1/completions`."""
 
     object: Literal["text_completion"]
     choices: list[CompletionChunkChoice]
-    usage: Usage | None = None
+    usage: NotRequired[Usage]
 
 
 class Model(_Part):
@@ -255,7 +264,7 @@ class Model(_Part):
 
     id: str
     object: Literal["model"]
-    created: int
+    created: _Time
     owned_by: str
 
 

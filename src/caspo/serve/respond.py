@@ -1,49 +1,48 @@
-"""From searches to an HTTP answer: submit them, listen to all of them at once, and give them up when the client leaves."""
+"""From a plan to the HTTP response: submit its searches, listen to all of them, give them up when the client leaves."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from caspo.engines.base import ServingEngine
-from caspo.serve.answers import Answer, Choice, Form, event, usage
+from caspo.serve.compose import Choice, Outcome, usage
 from caspo.serve.errors import ApiError
+from caspo.serve.forms import Form
 from caspo.serve.job import Closing, Done, Event, Failed, Job, Overloaded, Settled, Ticket
 from caspo.serve.metrics import Metrics
+from caspo.serve.plan import Plan
+from caspo.serve.response_schema import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, Error, Usage
 from caspo.serve.scheduler import Scheduler
-from caspo.serve.wire import Asked
 
-__all__ = ["Runner"]
+__all__ = ["Responder"]
 
 _PING_SECONDS = 15.0
 """A comment is sent into a stream that was silent for so long: proxies cut silent connections."""
 
 
-class Runner:
-    """Answers what was asked."""
+class Responder:
+    """Answers what was planned."""
 
     def __init__(self, scheduler: Scheduler, engine: ServingEngine, metrics: Metrics) -> None:
-        self._scheduler, self._engine, self._metrics = scheduler, engine, metrics
+        self._scheduler, self.engine, self.metrics = scheduler, engine, metrics
 
-    async def answer(self, asked: Asked, form: Form, request: Request) -> Response:
+    async def respond(self, plan: Plan, form: Form, request: Request) -> Response:
         """The answer, or the stream of it.
 
         Raises:
             ApiError: a prompt makes no sense, too many wait, or a search failed.
         """
         start = time.perf_counter()
-        jobs = await asyncio.to_thread(asked.jobs, self._engine, request.scope.get("caspo.client", ""))
-        prompt_tokens = sum(len(job.prompt_ids) for job in jobs[:: asked.n])
-        answering = _Answering(self, asked, form, self._submitted(jobs), prompt_tokens, start)
-        if asked.stream:
-            return _Stream(answering)
-        return await answering.whole(request)
+        jobs = await asyncio.to_thread(plan.jobs, self.engine, request.scope.get("caspo.client", ""))
+        exchange = _Exchange(self, plan, form, self._submitted(jobs), start)
+        return _Stream(exchange) if plan.stream else await exchange.whole(request)
 
     def _submitted(self, jobs: Sequence[Job]) -> list[Ticket]:
         """All of them, or none."""
@@ -61,7 +60,7 @@ class Runner:
 
     def failure(self, failed: Failed) -> ApiError:
         """The error of a search that failed."""
-        self._metrics.failed.labels(failed.reason).inc()
+        self.metrics.failed.labels(failed.reason).inc()
         if failed.reason == "deadline":
             return ApiError(504, failed.message, param="caspo.seconds", code="deadline_exceeded", repeat=False)
         if failed.reason == "shutdown":
@@ -71,24 +70,24 @@ class Runner:
         return ApiError(500, failed.message, code="engine_failed", repeat=False)
 
 
-class _Answering:
-    """One request's searches."""
+class _Exchange:
+    """One request's searches, and what its client is told of them."""
 
-    def __init__(
-        self, runner: Runner, asked: Asked, form: Form, tickets: list[Ticket], prompt_tokens: int, start: float
-    ) -> None:
-        self._runner, self._asked, self._form, self._tickets = runner, asked, form, tickets
-        self._prompt_tokens, self._start = prompt_tokens, start
-        self._answers: dict[int, Answer] = {}
+    def __init__(self, responder: Responder, plan: Plan, form: Form, tickets: list[Ticket], start: float) -> None:
+        self._responder, self._plan, self._form, self._tickets, self._start = responder, plan, form, tickets, start
+        self._metrics = responder.metrics
+        self._choices = [Choice(plan, responder.engine) for _ in tickets]
+        self._outcomes: dict[int, Outcome] = {}
         self._settled = False
-        self.metrics = runner._metrics
-        self.over = False
+        self._over = False
         """Whether the client has been told all there is."""
 
-    def cancel(self) -> None:
+    def close(self) -> None:
         """Give up whatever is still under way."""
         for ticket in self._tickets:
             ticket.cancel()
+        if not self._over:
+            self._metrics.hung_up.inc()
 
     async def whole(self, request: Request) -> Response:
         """The answer in one piece; given up at once when the client leaves."""
@@ -96,48 +95,41 @@ class _Answering:
         leaving = asyncio.ensure_future(_left(request.receive))
         try:
             await asyncio.wait([work, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                self.metrics.hung_up.inc()
-                return Response(status_code=499)
-            return JSONResponse(work.result())
+            self._over = work.done()
+            return JSONResponse(work.result()) if self._over else Response(status_code=499)
         finally:
-            self.cancel()
+            self.close()
             work.cancel()
             leaving.cancel()
 
-    async def _collected(self) -> dict[str, Any]:
-        choices = [Choice(self._asked, self._runner._engine) for _ in self._tickets]
+    async def _collected(self) -> ChatCompletion | Completion:
         async for index, arrived in self._events():
             if isinstance(arrived, Failed):
-                raise self._runner.failure(arrived)
+                raise self._responder.failure(arrived)
             if isinstance(arrived, Done):
-                await self._done(index, choices[index], arrived)
-        return self._form.whole(self._in_order(), self._usage())
+                await self._done(index, arrived)
+        return self._form.whole(*self._told())
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The events of a stream. An error in its middle is its last event, as OpenAI has it."""
-        choices = [Choice(self._asked, self._runner._engine) for _ in self._tickets]
-        for index in range(len(choices)):
-            yield self._form.first(index)
+        for index in range(len(self._choices)):
+            yield _event(self._form.first(index))
         async for index, arrived in self._events(ping=True):
             if arrived is None:
                 yield b": waiting\n\n"
-            elif isinstance(arrived, Failed):
-                yield event(self._runner.failure(arrived).body())
-                self.over = True
+                continue
+            if isinstance(arrived, Failed):
+                yield _event(self._responder.failure(arrived).body())
+                self._over = True
                 return
-            elif isinstance(arrived, Done):
-                answer = await self._done(index, choices[index], arrived)
-                for chunk in choices[index].last_chunks(arrived):
-                    yield self._form.chunk(index, chunk)
-                yield self._form.last(index, answer)
-            else:
-                for chunk in choices[index].chunks(arrived):
-                    yield self._form.chunk(index, chunk)
-        if self._asked.usage:
-            yield self._form.usage(self._usage())
+            for chunk in self._choices[index].chunks(arrived):
+                yield _event(self._form.chunk(index, chunk))
+            if isinstance(arrived, Done):
+                yield _event(self._form.last(index, await self._done(index, arrived)))
+        if self._plan.usage:
+            yield _event(self._form.usage(self._told()[1]))
         yield b"data: [DONE]\n\n"
-        self.over = True
+        self._over = True
 
     async def _events(self, *, ping: bool = False) -> AsyncIterator[tuple[int, Event | None]]:
         """The events of all searches as they come, until all are over; None now and then with ``ping``."""
@@ -159,44 +151,47 @@ class _Answering:
                 left -= isinstance(arrived, (Done, Failed))
                 if not self._settled and isinstance(arrived, (Settled, Done)):
                     self._settled = True
-                    self.metrics.first_step_seconds.observe(time.perf_counter() - self._start)
+                    self._metrics.first_step_seconds.observe(time.perf_counter() - self._start)
                 yield index, arrived
         finally:
             for task in pumps:
                 task.cancel()
 
-    async def _done(self, index: int, choice: Choice, done: Done) -> Answer:
-        answer = await asyncio.to_thread(choice.answer, done)  # may ask a tokenizer
-        self._answers[index] = answer
+    async def _done(self, index: int, done: Done) -> Outcome:
+        outcome = await asyncio.to_thread(self._choices[index].outcome, done)  # may ask a tokenizer
+        self._outcomes[index] = outcome
         if done.solution.abstained:
-            self.metrics.abstained.inc()
-        return answer
+            self._metrics.abstained.inc()
+        return outcome
 
-    def _in_order(self) -> list[Answer]:
-        return [self._answers[index] for index in range(len(self._tickets))]
-
-    def _usage(self) -> dict[str, Any]:
-        return usage(self._in_order(), self._prompt_tokens)
+    def _told(self) -> tuple[list[Outcome], Usage]:
+        """What the searches came to, in the order of the choices, and what they cost."""
+        outcomes = [self._outcomes[index] for index in range(len(self._tickets))]
+        prompts = self._tickets[:: self._plan.n]
+        return outcomes, usage(outcomes, sum(len(ticket.job.prompt_ids) for ticket in prompts))
 
 
 class _Stream(StreamingResponse):
     """A stream that gives its searches up however it ends, begun or not."""
 
-    def __init__(self, answering: _Answering) -> None:
+    def __init__(self, exchange: _Exchange) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(answering.stream(), media_type="text/event-stream", headers=headers)
-        self._answering = answering
+        super().__init__(exchange.stream(), media_type="text/event-stream", headers=headers)
+        self._exchange = exchange
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._answering.cancel()
-            if not self._answering.over:
-                self._answering.metrics.hung_up.inc()
+            self._exchange.close()
 
 
 async def _left(receive: Receive) -> None:
     """Comes back when the client has hung up."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _event(data: ChatCompletionChunk | CompletionChunk | Error) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(data, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"

@@ -43,20 +43,13 @@ def _caspo_schema(schema: dict[str, Any]) -> None:
     schema["additionalProperties"] = False
 
 
-class CaspoFields(BaseModel):
+class CaspoFields(_Body):
     """How to search, and what to tell of it. Any setting of the method stands beside these fields."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        json_schema_extra=_caspo_schema,
-    )
+    model_config = ConfigDict(extra="allow", json_schema_extra=_caspo_schema)
 
     method: str | None = Field(None, json_schema_extra={"enum": [*METHODS, None]})
-    """Of `docs/search.md`; the server's own by default."""
+    """A method of `docs/search.md`; the server's own by default."""
     tree: bool = False
     """The answer carries the tree that was searched."""
     events: bool = False
@@ -130,7 +123,7 @@ _Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 _Count = Annotated[int, Field(ge=1)]
 
 
-class _Asked(_Body):
+class _Request(_Body):
     """What both endpoints take."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
@@ -174,7 +167,7 @@ class _Asked(_Body):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-class ChatRequest(_Asked):
+class ChatRequest(_Request):
     """Body of `/v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
@@ -212,7 +205,7 @@ _Tokens = Annotated[list[_Token], Field(min_length=1, fail_fast=True)]
 _Text = Annotated[str, Field(min_length=1)]
 
 
-class CompletionRequest(_Asked):
+class CompletionRequest(_Request):
     """Body of `/v1/completions`."""
 
     prompt: (
@@ -253,9 +246,9 @@ _REFUSED = {
     "verbosity": "verbosity is not supported. Leave it out.",
     "web_search_options": "This server searches no web. Leave web_search_options out.",
 }
-"""Of OpenAI's fields, those that ask for what is not here."""
+"""OpenAI's fields that ask for what is not here."""
 
-B = TypeVar("B", bound=_Asked)
+B = TypeVar("B", bound=_Request)
 
 
 def parse(model: type[B], body: bytes) -> B:

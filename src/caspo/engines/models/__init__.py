@@ -1,0 +1,17 @@
+"""Models by name: the bundled ones, any local folder in Hugging Face format, anything on the hub.
+
+What it is: `resolve` turns a name into a local folder (safetensors, config, tokenizer), `load` turns that into a model
+and its tokenizer. Bundled GGUF files are converted once into a cache (`$CASPO_CACHE`, else `~/.cache/caspo/models`).
+What it is not: an installer (it never runs pip) or a loader of pickles (`*.bin` and `*.pt` run code when opened).
+
+`bundled` is the table of models that need no hub, `cache` the folder of what was made of them, `conversion` how it is made,
+`reading` loads a folder, `names` finds the folder of a name.
+"""
+
+from caspo.engines.models.bundled import BUNDLED, BundledModel, GgufWheels, ShippedAdapter, ShippedFolder
+from caspo.engines.models.cache import cache_dir
+from caspo.engines.models.names import gguf_file, load, resolve
+
+__all__ = [
+    "BUNDLED", "BundledModel", "GgufWheels", "ShippedAdapter", "ShippedFolder", "cache_dir", "gguf_file", "load", "resolve",
+]  # fmt: skip

