@@ -54,7 +54,7 @@ demo: $(STAMP) ## the whole idea on a real model: ends with runs/demo/report.htm
 test: $(STAMP) ## the fast tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
-test-slow: $(STAMP) $(GEMMA_STAMP) $(LLAMA_STAMP) ## the tests that load real models
+test-slow: $(STAMP) $(GEMMA_STAMP) $(LLAMA_STAMP) ## the tests that load real models or take long, and every benchmark
 	$(PY) -m pytest -m slow
 
 lint: $(STAMP) ## ruff and mypy
@@ -65,10 +65,9 @@ lint: $(STAMP) ## ruff and mypy
 docs: $(STAMP) ## write the pages that are made of the code: docs/cli.md, docs/recipes.md
 	$(PY) docs/generate.py
 
-bench: $(STAMP) ## every benchmark, roughly
+bench: $(STAMP) ## every benchmark, roughly; figures in runs/bench
 	@for script in benchmarks/*.py; do \
-	    test -e "$$script" || { echo "No benchmarks yet."; break; }; \
-	    echo "== $$script"; $(PY) "$$script" --quick || exit 1; \
+	    echo "== $$script"; $(PY) "$$script" --quick --json "runs/bench/$$(basename "$$script" .py).json" || exit 1; \
 	done
 
 clean: ## remove what tools leave behind; .venv and runs/ stay

@@ -6,25 +6,26 @@ what other programs take for the entropy.
 
 A decision is: at the end of a step, is the path's cumulative confidence (product of its steps' exp(-mean H)) under the
 threshold? CaT prunes by the lower bound of the entropy: it may keep a path that the exact entropy would prune
-(`kept`), and never prunes one that the exact entropy would keep (`lost`, which must be 0). Intervals: resampled questions.
+(kept), and never prunes one that the exact entropy would keep (lost, which must be 0). Intervals: resampled questions.
+
+Figures: `bound_width_k*`, `bound_width_p90_k*`, `exact_minus_lower_k*`, `upper_minus_exact_k*`, `exact_minus_plain_k*`,
+`prune_kept_*_k*`, `prune_plain_*_k*`
 """
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from measure import Figure, difference, report
 from numpy.typing import NDArray
+from parts.measure import Figure, difference, options, report
 
 from caspo.confidence import entropy_bounds
 from caspo.engines.base import Request
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
-from caspo.evaluate.statistics import bootstrap_ci
+from caspo.evaluate.estimates import bootstrap_ci
 from caspo.steps import split_tokens
 from caspo.tasks.stories import StoriesTask
 
@@ -68,20 +69,20 @@ def figures(paths: list[Measured]) -> dict[str, Figure]:
     tokens = np.concatenate([np.full(len(p.exact), p.question) for p in paths])
     exact = np.concatenate([p.exact for p in paths])
     found: dict[str, Figure] = {}
-    n = f"{len(exact)} tokens of {len(set(tokens.tolist()))} questions"
+    where = f"tokens of {len(set(tokens.tolist()))} questions"
 
     def add(name: str, values: Floats, groups: NDArray[Any], note: str, unit: str, q: float | None = None) -> None:
         if q is None:
             low, high = bootstrap_ci(values, groups, n_boot=500)
-            found[name] = difference(float(values.mean()), low, high, note, unit)
+            found[name] = difference(float(values.mean()), low, high, note, unit, len(values))
             return
         low, high = bootstrap_ci(values, groups, lambda rows: float(np.quantile(rows, q)), n_boot=200)
-        found[name] = difference(float(np.quantile(values, q)), low, high, note, unit)
+        found[name] = difference(float(np.quantile(values, q)), low, high, note, unit, len(values))
 
     for k in KS:
         lower, upper, plain = (np.concatenate([getattr(p, w)[k] for p in paths]) for w in ("lower", "upper", "plain"))
         outside = int(((exact < lower - 1e-6) | (exact > upper + 1e-6)).sum())
-        add(f"bound_width_k{k}", upper - lower, tokens, f"mean; {n}; {outside} exact entropies outside", "nats")
+        add(f"bound_width_k{k}", upper - lower, tokens, f"mean; {where}; {outside} exact entropies outside", "nats")
         add(f"bound_width_p90_k{k}", upper - lower, tokens, "90th percentile", "nats", 0.9)
         add(f"exact_minus_lower_k{k}", exact - lower, tokens, "mean", "nats")
         add(f"upper_minus_exact_k{k}", upper - exact, tokens, "mean", "nats")
@@ -89,7 +90,7 @@ def figures(paths: list[Measured]) -> dict[str, Figure]:
     ends = np.concatenate([np.full(len(p.spans), p.question) for p in paths])
     for threshold in THRESHOLDS:
         truth = np.concatenate([p.confidence(p.exact) < threshold for p in paths])
-        at = f"threshold {threshold:g}: {int(truth.sum())} of {len(truth)} steps end under it"
+        at = f"threshold {threshold:g}: {int(truth.sum())} steps end under it"
         for k in KS:
             ours, theirs = (
                 np.concatenate([p.confidence(getattr(p, which)[k]) < threshold for p in paths])
@@ -109,9 +110,7 @@ def figures(paths: list[Measured]) -> dict[str, Figure]:
 
 def main() -> None:
     """Sample, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the small model, few questions")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser = options(__doc__, "the small model, few questions")
     parser.add_argument("--model", default="smollm2-135m-stories", help="a name or folder of a model")
     parser.add_argument("--questions", type=int, default=60, help="of stories, levels 1 to 3")
     parser.add_argument("--samples", type=int, default=4, help="solutions of a question, at temperature 1")
@@ -123,16 +122,14 @@ def main() -> None:
     engine = HFEngine(model, tokenizer, name=args.model)
     questions = StoriesTask((1, 2, 3)).questions("test", args.questions, 0)
     prompts = [engine.prompt(question.text) for question in questions]
-    requests = [
-        Request(prompt, seed, max_new_tokens=args.max_tokens) for prompt in prompts for seed in range(args.samples)
-    ]
+    requests = [Request(prompt, seed, max_new_tokens=args.max_tokens) for prompt in prompts for seed in range(args.samples)]
     completions = engine.generate(requests)
     engine.forget()
     paths = [
         measured(engine, place // args.samples, request.prefix_ids, completion.token_ids)
         for place, (request, completion) in enumerate(zip(requests, completions, strict=True))
     ]
-    report(figures(paths), args.json, args)
+    report(figures(paths), args)
 
 
 if __name__ == "__main__":

@@ -2,24 +2,26 @@
 
 Without it a step still has to choose its token: the most probable one, or a draw at a temperature. So the cost is the
 difference of the two samplers' times over the time of the whole step without confidence. A step is one forward pass of the
-model over the batch, and the choice; logits are those of the pass.
+model over the batch, and the choice; logits are those of the pass. On a GPU the names end in `gpu`; of a second model they
+name it.
+
+Figures: `confidence_overhead_*`, `confidence_overhead_*_greedy`
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from decode import forward
-from measure import Figure, difference, report
+from parts.forward import forward
+from parts.measure import Figure, difference, options, report
 
 from caspo.confidence.logits import _CPU_FLOATS, Distribution, _best, _block_sums
+from caspo.core.errors import ModelError
 from caspo.engines.local.engine import HFEngine
-from caspo.engines.models import load
+from caspo.engines.models import load, resolve
 from caspo.engines.sampling import _drawn, draw
 
 
@@ -48,7 +50,7 @@ def plain(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) 
 @torch.inference_mode()
 def overhead(engine: HFEngine, batch: int, temperature: float, repeats: int, step_seconds: float) -> Figure:
     """The share that confidence adds to a step of ``step_seconds`` without sampling."""
-    ids = torch.randint(5, 1000, (batch, 8), generator=torch.Generator().manual_seed(0)).to(engine.device)
+    ids = torch.randint(engine.vocab_size, (batch, 8), generator=torch.Generator().manual_seed(0)).to(engine.device)
     logits_BV = engine.model(ids, logits_to_keep=1).logits[:, -1] * 1.0
     same_B = torch.full((batch,), temperature, device=engine.device)
     uniform_B = torch.rand(batch, generator=torch.Generator().manual_seed(0)).to(engine.device)
@@ -73,19 +75,25 @@ def overhead(engine: HFEngine, batch: int, temperature: float, repeats: int, ste
     measured, bare = (statistics.median(column) * 1e3 for column in zip(*costs, strict=True))
     note = (
         f"{batch} rows, temperature {temperature:g}, V = {logits_BV.shape[-1]:,}: sampling "
-        f"{measured:.2f} ms with, {bare:.2f} ms without, forward {step_seconds * 1e3:.1f} ms; 5% to 95% of {repeats}"
+        f"{measured:.2f} ms with, {bare:.2f} ms without, forward {step_seconds * 1e3:.1f} ms; 5% to 95%"
     )
-    return difference(statistics.median(shares), spread[0], spread[-1], note, "share")
+    return difference(statistics.median(shares), spread[0], spread[-1], note, "share", repeats)
+
+
+def installed(name: str) -> bool:
+    """Whether there is such a model; if not, what brings it is printed."""
+    try:
+        resolve(name)
+    except ModelError as error:
+        print(f"{name} left out: {error}", flush=True)
+        return False
+    return True
 
 
 def main() -> None:
     """Run everything and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the small model only")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument(
-        "--models", nargs="+", default=["smollm2-135m", "gemma3-270m"], help="the first gives the figure"
-    )
+    parser = options(__doc__, "the smallest model only")
+    parser.add_argument("--models", nargs="+", default=["smollm2-135m", "gemma3-270m"], help="left out if not installed")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--batch", type=int, default=64)
@@ -93,9 +101,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=40)
     args = parser.parse_args()
     if args.quick:
-        args.models = ["stories-tiny"]
+        args.models, args.repeats = ["stories-tiny"], 10
     figures: dict[str, Figure] = {}
-    for name in args.models:
+    for name in filter(installed, args.models):
         model, tokenizer = load(name, device=args.device, dtype=args.dtype)
         engine = HFEngine(model, tokenizer, name=name)
         seconds = forward(engine, args.batch, args.length, 10)
@@ -105,7 +113,7 @@ def main() -> None:
             key += "" if temperature else "_greedy"
             figures[key] = overhead(engine, args.batch, temperature, args.repeats, seconds)
         del model, engine
-    report(figures, args.json, args)
+    report(figures, args)
 
 
 if __name__ == "__main__":

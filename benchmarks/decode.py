@@ -6,21 +6,20 @@ the rows that ended long ago. Greedy: the tokens must be the same. Sides take tu
 The floor: forward passes alone, nothing else: every prompt token once, without padding, in passes of 32 rows, then the new
 tokens by passes of the whole batch at the mean length, as if no row ever left it. `decode_fraction_of_forward` is the
 floor's time over ours.
+
+Figures: `decode_speedup_vs_generate`, `decode_fraction_of_forward`, `greedy_rows_that_differ`
 """
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
-from typing import Any
 
 import torch
-from measure import difference, ratio, report
+from parts.forward import forward, prefill
+from parts.measure import difference, options, ratio, report
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.local.engine import HFEngine
-from caspo.engines.local.kv import RowPool
 from caspo.engines.models import load
 from caspo.tasks.stories import StoriesTask
 
@@ -51,40 +50,9 @@ def theirs(engine: HFEngine, prompts: list[tuple[int, ...]], new: int) -> tuple[
     return seconds, [row[:end] for row, end in zip(rows, ends, strict=True)]
 
 
-@torch.inference_mode()
-def forward(engine: HFEngine, rows: int, length: int, passes: int) -> float:
-    """Seconds of one pass of ``rows`` tokens, each after ``length`` others, as the loop makes it with all threads."""
-    config = engine.model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    layers = int(config.num_hidden_layers)
-    pool = RowPool(layers, rows, length + 2, engine.device)
-    empty = torch.zeros(heads, length, width, dtype=engine.model.dtype, device=engine.device)
-    pool.admit([[(empty, empty)] * layers] * rows)
-    inputs: dict[str, Any] = {"attention_mask": pool.mask(), "position_ids": pool.positions()}
-    token = torch.ones(rows, 1, dtype=torch.long, device=engine.device)
-    engine.model(input_ids=token, past_key_values=pool.cache, use_cache=True, **inputs)
-    start = time.perf_counter()
-    for _ in range(passes):
-        engine.model(input_ids=token, past_key_values=pool.cache, use_cache=True, **inputs)
-    return (time.perf_counter() - start) / passes
-
-
-@torch.inference_mode()
-def prefill(engine: HFEngine, prompts: list[tuple[int, ...]]) -> float:
-    """Seconds of forward passes over as many tokens as the prompts have, all of one length."""
-    mean, rows = sum(map(len, prompts)) // len(prompts), min(32, len(prompts))
-    ids = torch.ones(rows, mean, dtype=torch.long, device=engine.device)
-    start = time.perf_counter()
-    engine.model(input_ids=ids, logits_to_keep=1)
-    return (time.perf_counter() - start) * sum(map(len, prompts)) / (rows * mean)
-
-
 def main() -> None:
     """Run everything and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the small model, one turn")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser = options(__doc__, "the small model, one turn")
     parser.add_argument("--model", default="smollm2-135m-stories", help="a name or folder of a model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
@@ -129,9 +97,9 @@ def main() -> None:
             speeds["ours"], floor,
             f"forward passes alone: {sorted(floor)[args.turns // 2]:.0f} tokens a second", "share",
         ),
-        "greedy_rows_that_differ": difference(differing, None, None, f"of {args.batch} rows", "rows"),
+        "greedy_rows_that_differ": difference(differing, None, None, "", "rows", args.batch),
     }  # fmt: skip
-    report(figures, args.json, args)
+    report(figures, args)
 
 
 if __name__ == "__main__":

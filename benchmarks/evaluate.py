@@ -3,53 +3,63 @@
 `grading_disagreement_with_gold` counts the known answers, over all rows and spellings, that were graded as wrong, and
 `near_misses_passed` the wrong ones graded as right (see `caspo.testing.graders`). `graded_rows_per_second` is
 that of a set's known answers as they are stated; `checked_answers_per_second` includes spellings and near misses, most of
-which need the comparison of formulas. HumanEval runs every program in the sandbox.
+which need the comparison of formulas. HumanEval runs every program in the sandbox. Rows come from the folder of ``--data``;
+without it, problems of `stories` stand in for them.
+
+Figures: `grading_disagreement_with_gold`, `near_misses_passed`, `disagreement_*`, `graded_rows_per_second_*`,
+`checked_answers_per_second_*`
 """
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from measure import Figure, difference, report
+from parts.measure import Figure, difference, options, report
 
 from caspo.answers import stated_answer
-from caspo.evaluate.statistics import wilson
-from caspo.tasks.benchmarks import TABLE, BenchmarkTask, open_benchmark
+from caspo.evaluate.estimates import wilson
+from caspo.tasks.base import Task
+from caspo.tasks.benchmarks import TABLE, open_benchmark
+from caspo.tasks.stories import StoriesTask
 from caspo.testing.graders import GraderReport, check_grader, renderings
 from caspo.types import Question
 
+Rows = tuple[str, Task, Sequence[Question]]
 
-def opened(data: Path) -> list[BenchmarkTask]:
-    """Every benchmark and split that the folder holds."""
-    found = []
+
+def opened(data: Path, limit: int | None) -> Iterator[Rows]:
+    """Name, task and rows, at most ``limit``, of every benchmark and split that the folder holds."""
     for name, benchmark in TABLE.items():
         for split in benchmark.hub.splits:
             if (data / f"{name}_{split}.jsonl").exists() or (split == "test" and (data / f"{name}.jsonl").exists()):
-                found.append(open_benchmark(name, data=data, split=split, run_code=True))
-    return found
+                task = open_benchmark(name, data=data, split=split, run_code=True)
+                yield name if split == "test" else f"{name}_{split}", task, task.questions(split, limit, 0)
 
 
-def grading(tasks: Sequence[BenchmarkTask], quick: bool) -> dict[str, Figure]:
+def stories(limit: int) -> Iterator[Rows]:
+    """Problems that need no file."""
+    task = StoriesTask((1, 2, 3))
+    yield "stories", task, task.questions("test", limit, 0)
+
+
+def grading(sets: Iterable[Rows]) -> dict[str, Figure]:
     """Agreement and speed, by set and in all."""
     figures: dict[str, Figure] = {}
     total = GraderReport()
-    for task in tasks:
-        rows = task.questions(task.split, 40 if quick else None, 0)
-        name = task.name if task.split == "test" else f"{task.name}_{task.split}"
+    for name, task, rows in sets:
         speed = _speed(task, rows)
         start = time.perf_counter()
         found = check_grader(task, rows)
         seconds = time.perf_counter() - start
         note = f"{found.right} right answers of {len(rows)} rows, {found.wrong} near misses, {seconds:.1f} s"
         figures[f"disagreement_{name}"] = difference(
-            len(found.refused) + len(found.passed), None, None, note, "answers"
+            len(found.refused) + len(found.passed), None, None, note, "answers", found.right + found.wrong
         )
-        figures[f"graded_rows_per_second_{name}"] = difference(speed, None, None, f"n = {len(rows)}", "1/s")
+        figures[f"graded_rows_per_second_{name}"] = difference(speed, None, None, "", "1/s", len(rows))
         figures[f"checked_answers_per_second_{name}"] = difference(
-            (found.right + found.wrong) / seconds, None, None, note, "1/s"
+            (found.right + found.wrong) / seconds, None, None, note, "1/s", found.right + found.wrong
         )
         print(f"{name:<16} {note}; refused {found.refused[:5]}, passed {found.passed[:5]}", flush=True)
         total.questions += found.questions
@@ -64,10 +74,10 @@ def grading(tasks: Sequence[BenchmarkTask], quick: bool) -> dict[str, Figure]:
 
 def _count(found: int, n: int, what: str) -> Figure:
     low, high = wilson(found, n)
-    return difference(found, low * n, high * n, f"of {n} graded, {what}", "answers")
+    return difference(found, low * n, high * n, what, "answers", n)
 
 
-def _speed(task: BenchmarkTask, rows: Sequence[Question]) -> float:
+def _speed(task: Task, rows: Sequence[Question]) -> float:
     """Known answers found in solutions and graded, a second."""
     texts = [renderings(question)[0] for question in rows]
     start = time.perf_counter()
@@ -78,16 +88,14 @@ def _speed(task: BenchmarkTask, rows: Sequence[Question]) -> float:
 
 def main() -> None:
     """Grade and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--quick", action="store_true", help="40 rows of each set instead of all")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    arguments = parser.parse_args()
-    tasks = opened(arguments.data)
-    if not tasks:
-        print(f"{arguments.data} holds no benchmarks; nothing to grade. Give their folder by --data.")
-        return
-    report(grading(tasks, arguments.quick), arguments.json, arguments)
+    parser = options(__doc__, "40 rows of each set instead of all")
+    parser.add_argument("--data", type=Path, help="folder with <benchmark>.jsonl files")
+    args = parser.parse_args()
+    limit = 40 if args.quick else None
+    sets = list(stories(limit or 1000) if args.data is None else opened(args.data, limit))
+    if not sets:
+        parser.error(f"{args.data} holds no file of a benchmark. Name the folder of <benchmark>.jsonl files.")
+    report(grading(sets), args)
 
 
 if __name__ == "__main__":

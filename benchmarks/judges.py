@@ -10,12 +10,15 @@ same order (what follows a completion is known beforehand, nothing is judged, no
 are the process's own, so that other work on the machine does not count. `_tiny` is the same on stories-tiny, a model so
 small that everything beside it shows.
 
-``--flips`` turns a known share of the verdicts round (`judge_flips.py`).
+``--flips`` turns a known share of the verdicts round (`parts/judge_flips.py`).
+
+Figures: `annotate_throughput_fraction`, `annotate_throughput_fraction_tiny`, `rollout_completions_saved`
+Figures with --data: `arithmetic_f1_processbench_gsm8k`
+Figures with --flips: `greedy_gain_at_*_flipped`
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,17 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from judge_flips import flips
-from measure import Figure, difference, ratio, report
+from parts.judge_flips import flips
+from parts.measure import Figure, difference, options, ratio, report
 
 from caspo.data.annotate import AnnotateSettings, annotate
 from caspo.engines.base import Completion, OnDone, Request
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
 from caspo.evaluate.judge_scores import FIGURES, Judged, judge_scores
-from caspo.formats.labelled import LabelledSolution, read_labelled
+from caspo.formats import LabelledSolution, read_labelled, solutions_of
 from caspo.formats.parquet import read_trees
-from caspo.formats.trees import solutions_of
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, Judge
 from caspo.judges.reference import ReferenceJudge
@@ -68,8 +70,8 @@ def arithmetic(data: Path | None) -> dict[str, Figure]:
     scores = judge_scores(judged_by(ArithmeticJudge(), solutions))["all"]
     print("arithmetic:", shown(scores))
     f1 = scores["f1"]
-    note = f"{len(solutions)} solutions, precision for wrong {scores['precision_wrong']['value']:.3f}"
-    return {"arithmetic_f1_processbench_gsm8k": difference(f1["value"], f1["low"], f1["high"], note, "F1")}
+    note = f"precision for wrong {scores['precision_wrong']['value']:.3f}"
+    return {"arithmetic_f1_processbench_gsm8k": difference(f1["value"], f1["low"], f1["high"], note, "F1", len(solutions))}
 
 
 def rollouts(engine: HFEngine, trees: Sequence[Tree]) -> dict[str, Figure]:
@@ -87,7 +89,9 @@ def rollouts(engine: HFEngine, trees: Sequence[Tree]) -> dict[str, Figure]:
         f"{counts.completions} completions for {counts.verdicts} verdicts ({each[0]:.2f} each); "
         f"{fixed} ({each[1]:.2f}) with {fixed_sample(judge.settings)} at every prefix"
     )
-    return {"rollout_completions_saved": difference(counts.saved(judge.settings), None, None, note, "share")}
+    return {
+        "rollout_completions_saved": difference(counts.saved(judge.settings), None, None, note, "share", counts.verdicts)
+    }
 
 
 class Recorder:
@@ -152,9 +156,7 @@ def opened(name: str) -> HFEngine:
 
 def main() -> None:
     """Run everything and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer questions and turns")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser = options(__doc__, "the smallest model, fewer questions and turns")
     parser.add_argument("--data", type=Path, help="folder with processbench_steps.jsonl")
     parser.add_argument("--model", default="smollm2-135m-stories", help="whose annotation is timed (not with --quick)")
     parser.add_argument("--questions", type=int, default=200, help="of rollouts and of the annotation's speed")
@@ -166,7 +168,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if args.quick:
-        args.questions, args.turns, args.flip_questions, args.validation = 40, 3, 120, 60
+        args.questions, args.turns, args.flip_questions, args.validation = 6, 2, 120, 60
     torch.set_num_threads(args.threads)
     engine = opened("stories-tiny")
     questions = StoriesTask((1, 2)).questions("train", args.questions, 5)
@@ -187,7 +189,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             found, rows = flips(trees, "stories-tiny", args.validation, Path(work))
         figures |= found
-    report(figures, args.json, args, flips=rows)
+    report(figures, args, flips=rows)
 
 
 if __name__ == "__main__":

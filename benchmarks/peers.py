@@ -14,31 +14,30 @@ copy of it. It is code from there and runs on this machine: read it first.
 All sides continue the same prompt tokens, with the same temperature, sampled from the whole distribution where a side lets
 one choose, and the same limit of a path; answers are read and graded by the same functions. `--window` is the group of
 DeepConf, whose default of 2048 tokens would never fill here.
+
+Figures: `*_accuracy`, `*_tokens`, `*_seconds`
+Figures with a peer installed: `cat_accuracy_minus_*`, `cat_token_ratio_vs_*`, `cat_time_ratio_vs_*`
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import Figure, report
-from peer_sides import SIDES, Answered, Job, Messages
-from trl_baseline import in_fresh_process
+from parts.measure import Figure, difference, options, report, task_of
+from parts.peer_sides import SIDES, Answered, Job, Messages
+from parts.processes import in_fresh_process
 
 from caspo.engines.models import resolve
 from caspo.engines.prompts import INSTRUCTION, PLAIN_TEMPLATE, prompt_ids
-from caspo.evaluate.statistics import bootstrap_ci, paired_difference, wilson
+from caspo.evaluate.estimates import bootstrap_ci, paired_difference, wilson
 from caspo.tasks.base import Task
-from caspo.tasks.jsonl import JsonlTask
-from caspo.tasks.stories import StoriesTask
 from caspo.types import Question
 
 
@@ -86,23 +85,25 @@ def figures_of(found: Mapping[str, Answered], task: Task, questions: tuple[Quest
     """Every side's accuracy, tokens and seconds a question, and CaT against each peer question by question."""
     right = {name: _graded(task, questions, side) for name, side in found.items()}
     figures: dict[str, Figure] = {}
+    n = len(questions)
     for name, side in found.items():
-        n = len(questions)
-        figures[f"{name}_accuracy"] = _figure(right[name].mean(), wilson(int(right[name].sum()), n), "share", side.note)
-        figures[f"{name}_tokens"] = _figure(np.mean(side.tokens), bootstrap_ci(side.tokens), "a question", "")
+        interval = wilson(int(right[name].sum()), n)
+        figures[f"{name}_accuracy"] = difference(float(right[name].mean()), *interval, side.note, "share", n)
+        tokens = float(np.mean(side.tokens))
+        figures[f"{name}_tokens"] = difference(tokens, *bootstrap_ci(side.tokens), "", "a question", n)
         together = len(side.seconds) == 1
         spread = (None, None) if together else bootstrap_ci(side.seconds)
         how = "all questions at once" if together else "one question at a time"
-        figures[f"{name}_seconds"] = _figure(sum(side.seconds) / n, spread, "a question", how)
+        figures[f"{name}_seconds"] = difference(sum(side.seconds) / n, *spread, how, "a question", n)
     for name, side in found.items():
         mine = "cat_batch" if name.endswith("_batch") else "cat"
         if not SIDES[name].peer or mine not in found:
             continue
         ours, pairs = found[mine], paired_difference(right[name], right[mine])
-        note = f"n = {pairs.n}, McNemar p = {pairs.p_value:.3f}"
-        figures[f"cat_accuracy_minus_{name}"] = _figure(pairs.difference, (pairs.low, pairs.high), "share", note)
+        note = f"McNemar p = {pairs.p_value:.3f}"
+        figures[f"cat_accuracy_minus_{name}"] = difference(pairs.difference, pairs.low, pairs.high, note, "share", n)
         for what, a, b in (("token", ours.tokens, side.tokens), ("time", ours.seconds, side.seconds)):
-            figures[f"cat_{what}_ratio_vs_{name}"] = _figure(sum(a) / sum(b), _ratio_interval(a, b), "x", "")
+            figures[f"cat_{what}_ratio_vs_{name}"] = difference(sum(a) / sum(b), *_ratio_interval(a, b), "", "x", n)
     return figures
 
 
@@ -117,11 +118,6 @@ def _graded(task: Task, questions: tuple[Question, ...], side: Answered) -> np.n
     return np.array([task.grade(q, answer) for q, answer in zip(questions, side.answers, strict=True)], float)
 
 
-def _figure(value: Any, interval: Any, unit: str, note: str) -> Figure:
-    low, high = interval
-    return {"value": float(value), "unit": unit, "low": low, "high": high, "note": note}
-
-
 def missing(name: str, recipe: str | None) -> str | None:
     """Why a side cannot run, with the way to change that; None if it can."""
     side = SIDES[name]
@@ -134,9 +130,7 @@ def missing(name: str, recipe: str | None) -> str | None:
 
 def main() -> None:
     """Run every side that can run, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="10 questions, and each implementation once")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser = options(__doc__, "5 questions, and each implementation once")
     parser.add_argument("--model", default="stories-tiny", help="a name or folder of a model")
     parser.add_argument("--task", default="1,2,3", help="levels of stories, or a JSONL file of questions")
     parser.add_argument("--instruction", default=INSTRUCTION, help="system message of the prompt")
@@ -151,11 +145,10 @@ def main() -> None:
     parser.add_argument("--server", help="URL (.../v1) of an OpenAI-compatible server that has --model under that name")
     args = parser.parse_args()
     if args.quick:
-        args.questions = 10
+        args.questions = 5
         args.sides = [name for name in args.sides if not name.endswith(("_batch", "_stopping"))]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    file = args.task.endswith((".jsonl", ".json"))
-    task: Task = JsonlTask(Path(args.task)) if file else StoriesTask(tuple(int(v) for v in args.task.split(",")))
+    task = task_of(args.task)
     questions = tuple(task.questions("test", args.questions, args.seed))
     found: dict[str, Answered] = {}
     left_out: dict[str, str] = {}
@@ -185,8 +178,7 @@ def main() -> None:
             side, share = found[name], _graded(task, questions, found[name]).mean()
             tokens, seconds = np.mean(side.tokens), sum(side.seconds) / len(questions)
             print(f"{name}: {share:.1%}, {tokens:.1f} tokens, {seconds:.3f} s a question; {side.note}", flush=True)
-    versions = {n: metadata.version(n) for n in ("optillm", "its_hub") if importlib.util.find_spec(n) is not None}
-    report(figures_of(found, task, questions), args.json, args, left_out=left_out, peers=versions)
+    report(figures_of(found, task, questions), args, left_out=left_out)
 
 
 if __name__ == "__main__":

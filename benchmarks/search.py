@@ -8,31 +8,31 @@ batches, the methods in turns.
 against tokens. `--ablation` gives CaT every signal for its votes, and the paper's choice: entropy for all decisions.
 `--overpruned` chooses where to prune on validation questions, as `caspo calibrate` does, and counts on test questions how
 often the last right path is lost.
+
+Figures: `cat_token_ratio_vs_sc10`, `cat_time_ratio_vs_sc10`, `cat_accuracy_minus_sc10`, `cat_accuracy_minus_greedy`
+Figures with --overpruned: `overpruned_at_alpha_*`
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import Figure, difference, ratio, report
+from parts.measure import Figure, difference, options, ratio, report, task_of
 
 from caspo.confidence import SIGNALS
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.memo import MemoEngine
 from caspo.engines.models import load
 from caspo.engines.prompts import INSTRUCTION
-from caspo.evaluate.statistics import bootstrap_ci, paired_difference, wilson
+from caspo.evaluate.estimates import bootstrap_ci, paired_difference, wilson
 from caspo.loop.thresholds import PRUNE_GRID, right_path
 from caspo.search import METHODS, Method
 from caspo.search.threshold import choose_pruning
 from caspo.tasks.base import Task
-from caspo.tasks.jsonl import JsonlTask
 from caspo.tasks.stories import StoriesTask
 from caspo.types import Question
 
@@ -92,20 +92,20 @@ def headline(bench: Bench, sets: Sequence[Sequence[Question]]) -> dict[str, Figu
     spent = [np.concatenate([m.tokens for m in side]) for side in (cat, sc)]
     low, high = bootstrap_ci(np.stack(spent, axis=1), statistic=lambda rows: float(rows[:, 0].sum() / rows[:, 1].sum()))
     by_seed = ", ".join(f"{c.correct.mean() - s.correct.mean():+.3f}" for c, s in zip(cat, sc, strict=True))
-    n = f"n = {len(a)}, {len(sets)} sets of questions"
+    n, where = len(a), f"{len(sets)} sets of questions"
     return {
         "cat_token_ratio_vs_sc10": difference(
             float(spent[0].sum() / spent[1].sum()), low, high,
-            f"{spent[0].mean():.1f} tokens a question against {spent[1].mean():.1f}; {n}", "x",
+            f"{spent[0].mean():.1f} tokens a question against {spent[1].mean():.1f}; {where}", "x", n,
         ),
-        "cat_time_ratio_vs_sc10": ratio([m.seconds for m in cat], [m.seconds for m in sc], f"whole batches; {n}"),
+        "cat_time_ratio_vs_sc10": ratio([m.seconds for m in cat], [m.seconds for m in sc], f"whole batches; {where}"),
         "cat_accuracy_minus_sc10": difference(
             paired.difference, paired.low, paired.high,
-            f"{b.mean():.3f} against {a.mean():.3f}, McNemar p = {paired.p_value:.3f}; by seed {by_seed}; {n}", "share",
+            f"{b.mean():.3f} against {a.mean():.3f}, McNemar p = {paired.p_value:.3f}; by seed {by_seed}", "share", n,
         ),
         "cat_accuracy_minus_greedy": difference(
             *_difference(np.concatenate([m.correct for m in found["chain_of_thought"]]), b),
-            f"greedy at {np.concatenate([m.tokens for m in found['chain_of_thought']]).mean():.1f} tokens", "share",
+            f"greedy at {np.concatenate([m.tokens for m in found['chain_of_thought']]).mean():.1f} tokens", "share", n,
         ),
     }  # fmt: skip
 
@@ -182,17 +182,15 @@ def overpruned(bench: Bench, chosen_on: Sequence[Question], tested_on: Sequence[
         lost = int((fresh[:, PRUNE_GRID.index(below)] == 0).sum())
         figures[f"overpruned_at_alpha_{alpha:g}"] = difference(
             lost / len(fresh), *wilson(lost, len(fresh)),
-            f"{lost} of {len(fresh)} test questions with a right path, pruned below {below:g}, chosen on {len(held)} others "
-            "with one", "share",
+            f"{lost} test questions with a right path lost it, pruned below {below:g}, chosen on {len(held)} others",
+            "share", len(fresh),
         )  # fmt: skip
     return figures
 
 
 def main() -> None:
     """Run what was asked for and print tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="200 questions, one seed")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser = options(__doc__, "24 questions, one seed")
     parser.add_argument("--model", default="stories-tiny", help="a name or folder of a model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--task", default="1,2,3", help="levels of stories, or a JSONL file of questions")
@@ -205,16 +203,15 @@ def main() -> None:
     parser.add_argument("--overpruned", action="store_true", help="only how often the last right path is pruned")
     args = parser.parse_args()
     if args.quick:
-        args.questions, args.seeds = 200, 1
+        args.questions, args.seeds = 24, 1
     model, tokenizer = load(args.model, device=args.device)
     engine = HFEngine(model, tokenizer, name=args.model, instruction=args.instruction)
-    file = args.task.endswith((".jsonl", ".json"))
-    task: Task = JsonlTask(Path(args.task)) if file else StoriesTask(tuple(int(v) for v in args.task.split(",")))
+    task = task_of(args.task)
     bench = Bench(engine, task, {"max_tokens": args.max_tokens})
     if args.overpruned:
-        split = "test" if file else "validation"
+        split = "validation" if isinstance(task, StoriesTask) else "test"
         held = task.questions(split, args.questions, args.seeds)
-        report(overpruned(bench, held, task.questions("test", args.questions, 0)), args.json, args)
+        report(overpruned(bench, held, task.questions("test", args.questions, 0)), args)
         return
     sets = [task.questions("test", args.questions, seed) for seed in range(args.seeds)]
     more: dict[str, Any] = {}
@@ -223,7 +220,7 @@ def main() -> None:
         more["curve"] = curve(bench, sets[0])
     if args.ablation:
         more["ablation"] = ablation(bench, sets[0])
-    report(figures, args.json, args, **more)
+    report(figures, args, **more)
 
 
 if __name__ == "__main__":

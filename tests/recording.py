@@ -11,7 +11,7 @@ from caspo.engines.base import Completion, OnDone, Request
 from caspo.testing.scripted import Script, Scripted, ScriptedEngine
 from caspo.types import ROOT, Question, Solution
 
-Q = Question("q", "Q", "5")
+Q = Question("Q", "5", id="q")
 FIVE, SIX, SEVEN = "The answer is 5.", "The answer is 6.", "The answer is 7."
 
 
@@ -83,9 +83,7 @@ def wild(seed: int) -> Script:
         options = []
         for i in range(rng.randint(1, 4)):
             end = lines > 4 or rng.random() < 0.3
-            line = (
-                f"The answer is {rng.randint(1, 3)}." if end and rng.random() < 0.8 else f"{i} + {lines} = {i + lines}"
-            )
+            line = f"The answer is {rng.randint(1, 3)}." if end and rng.random() < 0.8 else f"{i} + {lines} = {i + lines}"
             options.append(Scripted(line if end else f"{line}\n", rng.randint(1, 9), eos=end))
         return options
 

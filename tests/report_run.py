@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from caspo.confidence.calibration import fit, reliability
-from caspo.evaluate.statistics import wilson
+from caspo.evaluate.estimates import wilson
 
 SIGNALS = (
     "entropy",
@@ -63,8 +63,7 @@ def one_round(index: int) -> tuple[dict[str, Any], dict[str, Any]]:
             "auroc_ci95": {name: [0.905 + 0.005 * i, 0.931 + 0.005 * i] for i, name in enumerate(SIGNALS)},
             "auroc_siblings": {name: 0.55 + 0.03 * i + 0.04 * index for i, name in enumerate(SIGNALS)},
             "auroc_siblings_ci95": {
-                name: [0.47 + 0.031 * i + 0.04 * index, 0.63 + 0.029 * i + 0.04 * index]
-                for i, name in enumerate(SIGNALS)
+                name: [0.47 + 0.031 * i + 0.04 * index, 0.63 + 0.029 * i + 0.04 * index] for i, name in enumerate(SIGNALS)
             },
             "entropy_right": float(entropy[right].mean()),
             "entropy_wrong": float(entropy[~right].mean()),
@@ -152,9 +151,7 @@ def make_run(folder: Path, rounds: int = 2) -> Path:
         "seconds_total": 843.2,
         "rounds": [m for m, _ in made],
     }
-    trees = [tree(i) for i in range(rounds)] + [
-        tree(i, f"Question {k}: how many?") for k in (2, 3) for i in range(rounds)
-    ]
+    trees = [tree(i) for i in range(rounds)] + [tree(i, f"Question {k}: how many?") for k in (2, 3) for i in range(rounds)]
     changes = [
         ("accuracy", 0.061, 0.012, 0.108),
         ("ece", -0.15, -0.171, -0.124),

@@ -32,10 +32,7 @@ CONTENT = "2 + 3 = 5\nSo it is 5.\nThe answer is 5."
 
 def script(text: str) -> Sequence[Scripted]:
     """The script above; any other text is continued by an answer."""
-    return SCRIPT.get(text) or [
-        Scripted("The answer is 1.", 0.6, eos=True),
-        Scripted("The answer is 2.", 0.4, eos=True),
-    ]
+    return SCRIPT.get(text) or [Scripted("The answer is 1.", 0.6, eos=True), Scripted("The answer is 2.", 0.4, eos=True)]
 
 
 @dataclass

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from caspo.core.errors import EngineError
 from caspo.data.annotate import AnnotateSettings, annotate, judge_trees
-from caspo.errors import EngineError
 from caspo.judges.base import Chain
 from caspo.judges.reference import ReferenceJudge
 from caspo.testing.scripted import Scripted, ScriptedEngine
@@ -38,7 +38,7 @@ def script(text: str) -> list[Scripted]:
 
 
 def question(name: str) -> Question:
-    return Question(name, f"Question {name}?", "14", meta=META)
+    return Question(f"Question {name}?", "14", id=name, meta=META)
 
 
 def grow(names: str, seed: int = 0, **more: int) -> list[Tree]:
@@ -163,9 +163,7 @@ def test_trees_do_not_depend_on_when_the_judge_is_asked(settings: dict[str, int]
     depths = max(node.depth for tree in slow for node in tree.nodes)
     assert len(judge.calls) == depths
     judge.calls.clear()
-    assert all(
-        same_tree(a, b) for a, b in zip(judge_trees(slow, judge), judge_trees(fast, ReferenceJudge()), strict=True)
-    )
+    assert all(same_tree(a, b) for a, b in zip(judge_trees(slow, judge), judge_trees(fast, ReferenceJudge()), strict=True))
     assert len(judge.calls) == depths
 
 

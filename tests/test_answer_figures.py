@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caspo.evaluate.answer_figures import answer_figures, risk_coverage
+from caspo.evaluate.estimates import wilson
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.paths import faithfulness
 from caspo.evaluate.resampling import draw_questions, resampled_aurc
 from caspo.evaluate.run import EvaluateSettings, Outcome, Sample, evaluate_methods, read_outcomes
 from caspo.evaluate.samples import pass_at_k, sample_figures
-from caspo.evaluate.statistics import wilson
 from caspo.judges.base import Chain
 from caspo.search import answer_path
 from caspo.testing.scripted import Scripted, ScriptedEngine
@@ -146,7 +146,7 @@ def tree(*nodes: tuple[int, str, float, str]) -> Tree:
     for i, (parent, text, logprob, decision) in enumerate(nodes):
         depth = 1 if parent == ROOT else made[parent].depth + 1
         made.append(Node(i, parent, depth, Step(text, (7,), trace(1, 0.5, logprob)), decision=decision))
-    return Tree(Question("q", "Q", "5"), (1,), tuple(made))
+    return Tree(Question("Q", "5", id="q"), (1,), tuple(made))
 
 
 def test_path_of_an_answer() -> None:
@@ -170,7 +170,7 @@ class Choices:
     graded = 0
 
     def questions(self, split: str, n: int, seed: int) -> list[Question]:
-        return [Question(f"q{i}", f"Q{i}", "no") for i in range(n)]
+        return [Question(f"Q{i}", "no", id=f"q{i}") for i in range(n)]
 
     def grade(self, question: Question, answer: str | None) -> bool:
         self.graded += 1

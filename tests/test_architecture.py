@@ -17,8 +17,8 @@ PACKAGE = SOURCE / "caspo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 500
 
-EVERYWHERE = {"caspo", "types", "errors", "storage", "config"}
-"""The records, the errors, atomic files, the base of recipes, and the bare package (its version)."""
+EVERYWHERE = {"caspo", "core", "types"}
+"""The records, what every room stands on, and the bare package (its version)."""
 
 MAY_IMPORT: dict[str, set[str]] = {
     # The table of docs/architecture.md; a room may always import itself and EVERYWHERE.
@@ -38,18 +38,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": {"tasks", "engines", "judges", "search", "data", "formats", "confidence", "answers", "trees"},
     "serve": {"engines", "search", "steps", "confidence", "trees"},
     "lm_eval": {"engines", "search", "trees"},
+    "model": {"engines", "search", "confidence", "report"},
     "loop": {
         "data", "train", "evaluate", "engines", "tasks", "judges", "formats", "confidence", "answers", "search", "report",
     },
 }  # fmt: skip
 FOUNDATION: dict[str, set[str]] = {
     # What is imported everywhere imports next to nothing.
-    "caspo": set(),
+    "caspo": {"core", "types", "search", "model"},
+    "core": set(),
     "types": set(),
-    "errors": set(),
-    "storage": {"errors"},
-    "config": {"errors", "storage"},
 }
+
+
+ROOMS = sorted(file.parent.name for file in PACKAGE.glob("*/__init__.py") if "__all__" in file.read_text())
+"""Packages that export names."""
 
 
 def name_of(file: Path) -> str:
@@ -143,18 +146,32 @@ def test_a_forbidden_import_is_seen(statement: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement",
-    ["from . import loop", "from caspo.train.loop import x", "from caspo import __version__", "import torch"],
+    "statement", ["from . import loop", "from caspo.train.loop import x", "from caspo import __version__", "import torch"]
 )
 def test_an_allowed_import_is_left_alone(statement: str) -> None:
     assert not violations(PACKAGE / "train" / "losses.py", statement)
+
+
+def test_the_front_door_is_for_users() -> None:
+    """Our own rooms take only the version from it: what it offers else it takes from them."""
+    taken = {
+        alias.name
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "caspo"
+        for alias in node.names
+    }
+    assert taken <= {"__version__"}
 
 
 def test_an_unknown_room_is_refused() -> None:
     assert violations(PACKAGE / "utils.py", "")
 
 
-@pytest.mark.parametrize("module", ["caspo", "caspo.cli.main", "caspo.engines.models", "caspo.data.dataset"])
+LIGHT = ["caspo", "caspo.cli.main", "caspo.engines.models", "caspo.data.dataset", *(f"caspo.{room}" for room in ROOMS)]
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_import_loads_no_torch(module: str) -> None:
     script = f"import sys, {module}; loaded = {{'torch', 'transformers'}} & set(sys.modules); assert not loaded, loaded"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -163,9 +180,7 @@ def test_import_loads_no_torch(module: str) -> None:
 
 def declared_all(tree: ast.Module) -> list[str] | None:
     for node in tree.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
             return list(ast.literal_eval(node.value))  # type: ignore[union-attr]
     return None
@@ -181,6 +196,35 @@ def test_all_names_what_exists(file: Path) -> None:
     assert len(set(declared)) == len(declared), "a name stands twice in __all__"
     module = importlib.import_module(name_of(file))
     assert [name for name in declared if not hasattr(module, name)] == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_exports_its_own(room: str) -> None:
+    package = importlib.import_module(f"caspo.{room}")
+    for name in package.__all__:
+        home = getattr(getattr(package, name), "__module__", None)
+        assert not str(home).startswith("caspo.") or room_of(str(home)) == room, f"{name} is of {home}"
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if hasattr(importlib.import_module(f"caspo.{room}"), "export")])
+def test_a_lazy_name_is_no_modules(room: str) -> None:
+    """Else the package would give the module or the name, by which was asked for first."""
+    modules = {path.stem for path in (PACKAGE / room).iterdir()}
+    assert not modules & set(importlib.import_module(f"caspo.{room}").__all__)
+
+
+PAGES = [SOURCE.parent / "README.md", *sorted((SOURCE.parent / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_import_what_is_public(page: Path) -> None:
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "caspo":
+                public = importlib.import_module(str(node.module)).__all__
+                assert {alias.name for alias in node.names} <= set(public), node.module
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "caspo":
+                assert node.attr in importlib.import_module("caspo").__all__
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)

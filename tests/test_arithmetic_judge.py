@@ -19,9 +19,9 @@ from caspo.types import Question
 DATA = Path(__file__).parents[2] / "shared" / "data"
 JUDGE = ArithmeticJudge()
 EGGS = Question(
-    "eggs",
     "Ann's 16 ducks lay an egg a day. She eats three and sells half of the rest for $2 each. How much a week?",
     "91",
+    id="eggs",
 )
 
 
@@ -105,14 +105,14 @@ def test_a_final_answer_is_compared_with_the_reference() -> None:
     assert _judge("The answer is 90.", final=False)[0] == "unknown"
     assert _judge("16 - 3 = 12. The answer is 91.", final=True)[0] == "wrong"
     assert _judge("The answer is 90 for Ann and 1 for Bob", final=True)[0] != "right"
-    assert _judge("The answer is 90.", final=True, question=Question("q", EGGS.text, ""))[0] == "unknown"
+    assert _judge("The answer is 90.", final=True, question=Question(EGGS.text, id="q"))[0] == "unknown"
     assert _judge("So she gets a lot.", final=True)[0] == "unknown"
 
 
 def test_an_answer_that_cannot_be_compared_is_unknown() -> None:
     """ "4 blue and 6 red" may be the 10 that was asked for."""
     assert _judge("The answer is 85 from ducks and 6 from hens", final=True)[0] == "unknown"
-    sides = Question("q", "Where?", "north")
+    sides = Question("Where?", "north", id="q")
     assert _judge("The answer is south.", final=True, question=sides)[0] == "wrong"
 
 
@@ -130,21 +130,21 @@ def test_an_answer_that_cannot_be_compared_is_unknown() -> None:
 )  # fmt: skip
 def test_quantities_are_found_in_words_percentages_and_units(text: str, step: str) -> None:
     """Otherwise most right steps of real problems would be unknown."""
-    assert _judge(step, question=Question("q", text, ""))[0] == "right"
+    assert _judge(step, question=Question(text, id="q"))[0] == "right"
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60), st.lists(st.text(max_size=40), max_size=3), st.text(max_size=60), st.booleans())
 def test_no_text_makes_it_raise(question: str, prefix: list[str], step: str, final: bool) -> None:
     """Models write anything, and so do data sets."""
-    _judge(step, *prefix, final=final, question=Question("q", question, "7"))
+    _judge(step, *prefix, final=final, question=Question(question, "7", id="q"))
 
 
 def test_absurd_numbers_are_judged_too() -> None:
     """Thousands of digits or of number words: Python refuses to print such integers, we do not fail."""
     big = "9" * 39
     assert _judge(" * ".join([big] * 60) + " = 7")[0] == "wrong"
-    assert _judge("16 - 3 = 13", question=Question("q", "million " * 20000 + "16 ducks, three foxes", ""))[0] == "right"
+    assert _judge("16 - 3 = 13", question=Question("million " * 20000 + "16 ducks, three foxes", id="q"))[0] == "right"
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ def test_reference_solutions_of_gsm8k_are_hardly_ever_wrong() -> None:
     """Seen: of 6138 steps 93% right, 7% unknown (most without an equation), 3 wrong, which are mistakes of GSM8K."""
     labels: Counter[str] = Counter()
     for row in _rows("gsm8k_test.jsonl"):
-        question, steps = Question(row["id"], row["question"], row["answer"]), split_steps(row["solution"])
+        question, steps = Question(row["question"], row["answer"], id=row["id"]), split_steps(row["solution"])
         for i, step in enumerate(steps):
             labels[_judge(step, *steps[:i], final=i + 1 == len(steps), question=question)[0]] += 1
     print(dict(labels))
@@ -172,7 +172,7 @@ def _compare(rows: list[dict[str, Any]]) -> Counter[tuple[bool, str]]:
     found: Counter[tuple[bool, str]] = Counter()
     for row in rows:
         question, steps, first = (
-            Question(row["id"], row["question"], row["answer"] or ""),
+            Question(row["question"], row["answer"] or "", id=row["id"]),
             row["steps"],
             row["first_error"],
         )

@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers as tf
 
-from caspo.errors import EngineError
+from caspo.core.errors import EngineError
 from caspo.train import attention
 from caspo.train.attention import TreeAttention
 from caspo.train.scoring import Scorer
-from caspo.train.tree_packing import Row, join, pack
+from caspo.train.tree_packing import PackedRow, join, pack
 from tiny import build, bushy_tree
 
 SMALL = {
@@ -21,16 +21,16 @@ SMALL = {
 }  # fmt: skip
 
 
-def a_row() -> Row:
+def a_row() -> PackedRow:
     """Two trees in one row."""
     return join([pack(tree, range(9)) for tree in (bushy_tree("a", 0), bushy_tree("b", 1))])
 
 
-def mask_of(attention: TreeAttention, row: Row, dtype: torch.dtype = torch.float32) -> Any:
+def mask_of(attention: TreeAttention, row: PackedRow, dtype: torch.dtype = torch.float32) -> Any:
     return attention.mask(torch.tensor(row.positions), torch.tensor(row.ends), dtype)
 
 
-def expected(row: Row, window: int | None) -> list[list[bool]]:
+def expected(row: PackedRow, window: int | None) -> list[list[bool]]:
     """Token by token: on the path, and fewer than ``window`` positions back."""
     return [
         [k <= q < row.ends[k] and (window is None or row.positions[q] - row.positions[k] < window) for k in range(len(row))]
@@ -130,9 +130,7 @@ def test_windows_of_the_row_are_refused() -> None:
         TreeAttention.of(model)
 
 
-@pytest.mark.parametrize(
-    "more", [{"layer_types": ["chunked_attention", "full_attention"]}, {"attention_chunk_size": 16}]
-)
+@pytest.mark.parametrize("more", [{"layer_types": ["chunked_attention", "full_attention"]}, {"attention_chunk_size": 16}])
 def test_chunks_are_refused(more: dict[str, Any]) -> None:
     """Llama 4 attends within chunks of the row, however its configuration says so."""
     model = build("llama")

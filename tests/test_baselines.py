@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from caspo.answers import extract_answer
 from caspo.cli.main import app
-from caspo.config import settings_from
-from caspo.errors import ConfigError, DataError
+from caspo.core.config import settings_from
+from caspo.core.errors import ConfigError, DataError
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
 from caspo.report.method_charts import SHAPES, SYMBOLS
 from caspo.report.run_data import METHOD_NAMES
@@ -53,7 +53,7 @@ SAMPLED = (*BASELINES[:-1], "self_consistency")
 def test_a_solution_depends_on_its_question_alone(name: str, seed: int, order: int) -> None:
     """Not on the other questions, nor on the order in which a batch happens to end; every decoded token is paid for."""
     method = METHODS[name]()
-    questions = [Question(n, f"{n}?", "1") for n in "abcd"]
+    questions = [Question(f"{n}?", "1", id=n) for n in "abcd"]
     engine = Recording(wild(seed), order)
     together = method.solve(questions, engine, seed)
     assert sum(s.generated_tokens for s in together) == engine.tokens
@@ -68,10 +68,8 @@ def test_a_solution_depends_on_its_question_alone(name: str, seed: int, order: i
 @pytest.mark.parametrize("name", SAMPLED)
 def test_the_seed_decides(name: str) -> None:
     """The same seed gives the same trees, another one others."""
-    questions = [Question(n, f"{n}?", "1") for n in "abcd"]
-    once, again, other = (
-        [plain(s) for s in METHODS[name]().solve(questions, Recording(wild(3)), k)] for k in (1, 1, 2)
-    )
+    questions = [Question(f"{n}?", "1", id=n) for n in "abcd"]
+    once, again, other = ([plain(s) for s in METHODS[name]().solve(questions, Recording(wild(3)), k)] for k in (1, 1, 2))
     assert once == again
     assert once != other
 
@@ -79,7 +77,7 @@ def test_the_seed_decides(name: str) -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_progress_counts_questions(name: str) -> None:
     """One for each, when it is solved."""
-    questions = [Question(n, f"{n}?", "1") for n in "abcd"]
+    questions = [Question(f"{n}?", "1", id=n) for n in "abcd"]
     done: list[int] = []
     METHODS[name]().solve(questions, Recording(wild(1), 5), 0, done.append)
     assert done == [1] * 4
@@ -153,9 +151,7 @@ def test_best_of_n_chooses_by_its_signal() -> None:
     """Mean log p per token by default: a long solution is not worse for its length; any other signal may decide."""
     script = {"Q\n": [Scripted(LONG, 0.4, 0.5, eos=True), Scripted(SIX, 0.6, 0.1, eos=True)]}
     assert math.log(0.4) / (len(LONG) + 1) > math.log(0.6) / (len(SIX) + 1)
-    by = {
-        name: solve(BestOfN(BestOfNSettings(signal=name)), script) for name in ("perplexity", "logprob_sum", "entropy")
-    }
+    by = {name: solve(BestOfN(BestOfNSettings(signal=name)), script) for name in ("perplexity", "logprob_sum", "entropy")}
     assert {name: s.answer for name, s in by.items()} == {"perplexity": "5", "logprob_sum": "6", "entropy": "6"}
     assert decisions(by["entropy"]) == {LONG: "dropped", SIX: "finished"}
     shares = {name: counts(s) for name, s in by.items()}
@@ -294,9 +290,7 @@ def test_a_step_over_its_limit_ends_its_path() -> None:
 
 def test_dipt_asks_for_perspectives() -> None:
     """In the prompt, greedily, once; the tree keeps the question as it was."""
-    engine = Recording(
-        {f"Q\n\n{PERSPECTIVES}\n": ends(("One way: \\boxed{4}. Another gives 5.\n" + FIVE, 2), (SIX, 1))}
-    )
+    engine = Recording({f"Q\n\n{PERSPECTIVES}\n": ends(("One way: \\boxed{4}. Another gives 5.\n" + FIVE, 2), (SIX, 1))})
     (solution,) = DiPT().solve([Q], engine)
     (request,) = engine.requests
     assert request.temperature == 0
@@ -307,7 +301,7 @@ def test_dipt_asks_for_perspectives() -> None:
     other = DiPT(DiPTSettings(instruction="Think twice."))
     assert solve(other, {"Q\n\nThink twice.\n": ends((SIX, 1))}).answer == "6"
     with pytest.raises(DataError, match="question is empty"):
-        DiPT().solve([Question("e", " ", "1")], ScriptedEngine({}))
+        DiPT().solve([Question(" ", "1", id="e")], ScriptedEngine({}))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +329,7 @@ class FourQuestions:
     name = "four"
 
     def questions(self, split: str, n: int, seed: int) -> list[Question]:
-        return [Question(f"q{i}", f"Q{i}", "5") for i in range(4)][:n]
+        return [Question(f"Q{i}", "5", id=f"q{i}") for i in range(4)][:n]
 
     def grade(self, question: Question, answer: str | None) -> bool:
         return grade(question, answer)
@@ -347,9 +341,7 @@ def test_evaluation_runs_what_is_asked_for(tmp_path: Path) -> None:
     assert [m.name for m in EvaluateSettings().methods()] == ["chain_of_thought", "self_consistency", "cat"]
     asked = EvaluateSettings.model_validate({"self_consistency_questions": 3} | {name: {} for name in BASELINES})
     assert [m.name for m in asked.methods()] == list(METHODS)
-    evaluate_methods(
-        FourQuestions(), lambda: ScriptedEngine(lambda text: ends((FIVE, 2), (SIX, 1))), asked, 0, tmp_path
-    )
+    evaluate_methods(FourQuestions(), lambda: ScriptedEngine(lambda text: ends((FIVE, 2), (SIX, 1))), asked, 0, tmp_path)
     solved = {name: len(read_outcomes(tmp_path, name)[0]) for name in METHODS}
     assert solved == {name: 4 if name in ("chain_of_thought", "cat") else 3 for name in METHODS}
 

@@ -13,8 +13,8 @@ from typing import Any
 import datasets
 import pytest
 
-from caspo.config import settings_from
-from caspo.errors import ConfigError, DataError
+from caspo.core.config import settings_from
+from caspo.core.errors import ConfigError, DataError
 from caspo.loop.task import TaskSettings, open_judge, open_task
 from caspo.tasks import BENCHMARKS, open_benchmark
 from caspo.tasks.base import Task
@@ -90,9 +90,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 def test_the_sixteen_benchmarks() -> None:
     """By name, each with a description."""
-    names = (
-        "math500 minerva_math olympiadbench amc23 aime24 aime25 gsm8k bgqa cruxeval strategyqa tablebench mmlu_pro_stem"
-    )
+    names = "math500 minerva_math olympiadbench amc23 aime24 aime25 gsm8k bgqa cruxeval strategyqa tablebench mmlu_pro_stem"
     assert set(BENCHMARKS) == {*names.split(), "humaneval", "livecodebench", "race", "multiarith"} == set(ROWS)
     assert all(BENCHMARKS.values())
 

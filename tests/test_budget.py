@@ -14,8 +14,8 @@ import yaml
 from transformers import AutoConfig, LlamaConfig
 
 from caspo.cli.main import main
+from caspo.core.errors import ConfigError, DataError, EngineError, ModelError
 from caspo.data.pairs import write_pairs
-from caspo.errors import ConfigError, DataError, EngineError, ModelError
 from caspo.formats.parquet import write_trees
 from caspo.train.budget import Devices, Memory, ModelSize, count_tokens, largest_forward, memory
 from caspo.train.lora import LoraSettings
@@ -152,9 +152,7 @@ def test_what_cannot_be_planned(capfd: pytest.CaptureFixture[str]) -> None:
             estimate(build(kind).config)
     assert "Traceback" not in capfd.readouterr().err
     with pytest.raises(EngineError, match=r"train\.layout=separate"):
-        estimate(
-            AutoConfig.for_model("falcon", hidden_size=32, num_attention_heads=2, num_hidden_layers=2, vocab_size=320)
-        )
+        estimate(AutoConfig.for_model("falcon", hidden_size=32, num_attention_heads=2, num_hidden_layers=2, vocab_size=320))
 
 
 @pytest.mark.parametrize("more", [{}, {"confidence": 0.5, "epochs": 2}, {"validation": 0.3}, {"micro_tokens": 24}])
@@ -221,9 +219,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert "Sampling: at most 13.7 h at 1 tokens a second. Training: at most 82 min at 10 unique tokens" in out
 
 
-def test_devices_of_the_recipe(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_devices_of_the_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Number and sharding come from the file of accelerate; options beat it."""
     recipe = write_recipe(tmp_path / "recipe.yaml")
     shipped = Path(__file__).parent.parent / "recipes" / "accelerate"
@@ -231,9 +227,7 @@ def test_devices_of_the_recipe(
         out = told(capsys, monkeypatch, recipe, f"accelerate={shipped / name}.yaml")
         assert "8 devices" in out
         assert ("fully sharded" in out) == sharded
-    out = told(
-        capsys, monkeypatch, recipe, f"accelerate={shipped / 'fsdp2.yaml'}", "--devices", 2, "--sharding", "none"
-    )
+    out = told(capsys, monkeypatch, recipe, f"accelerate={shipped / 'fsdp2.yaml'}", "--devices", 2, "--sharding", "none")
     assert "2 devices" in out
     assert "fully sharded" not in out
 

@@ -13,13 +13,13 @@ import pytest
 
 from caspo.cli.main import main
 from caspo.confidence.calibration import Calibrator
-from caspo.errors import ConfigError, DataError, EngineError, ResumeError
+from caspo.core.errors import ConfigError, DataError, EngineError, ResumeError
+from caspo.core.storage import read_json
 from caspo.loop import thresholds as calibrate
 from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questions
 from caspo.loop.thresholds import PRUNE_GRID, CalibrateSettings, Calibration, calibrate_stage, calibration_questions
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
 from caspo.search.threshold import Thresholds
-from caspo.storage import read_json
 from caspo.testing.scripted import Scripted, ScriptedEngine
 from stories_run import RECIPE, write_recipe
 from tiny import Counting

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caspo.confidence.calibration import Calibrator, brier, ece, fit, reliability
-from caspo.errors import ConfigError, DataError
+from caspo.core.errors import ConfigError, DataError
 
 ROWS = st.lists(
     st.tuples(st.integers(0, 20).map(lambda i: i / 20), st.integers(0, 1), st.integers(1, 5)), min_size=2, max_size=60

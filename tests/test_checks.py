@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.loop.warm_start import train_tokenizer
 from caspo.train.checks import check_pairs, check_tokens
 from caspo.train.tree_packing import pack
@@ -28,7 +28,7 @@ def chain(texts: list[str], prompt: str = "Question: 2 + 2?\nAnswer:\n", by: Any
     for i, text in enumerate(texts):
         ids = tuple(encode(text, add_special_tokens=False))
         nodes.append(replace(node(i, i - 1, i + 1, ids, "right"), step=Step(text, ids, trace(len(ids)))))
-    return Tree(Question("q", "", ""), tuple(encode(prompt, add_special_tokens=False)), tuple(nodes))
+    return Tree(Question("", id="q"), tuple(encode(prompt, add_special_tokens=False)), tuple(nodes))
 
 
 def with_ids(tree: Tree, number: int, ids: tuple[int, ...]) -> Tree:
@@ -92,11 +92,7 @@ def test_pairs_that_name_other_nodes(change: dict[str, Any], said: str) -> None:
 def test_ids_outside_the_vocabulary() -> None:
     """Tokens that the model has no embedding for: in a step, in the prompt, or negative."""
     model = build("llama")
-    for bad in (
-        with_ids(TREE, 4, (5, VOCABULARY)),
-        replace(TREE, prompt_ids=(3, VOCABULARY)),
-        with_ids(TREE, 4, (-1,)),
-    ):
+    for bad in (with_ids(TREE, 4, (5, VOCABULARY)), replace(TREE, prompt_ids=(3, VOCABULARY)), with_ids(TREE, 4, (-1,))):
         with pytest.raises(DataError, match=rf"question q holds token .* has {VOCABULARY}: .*another model"):
             check_tokens([bushy_tree("a"), bad], model)
     check_tokens([with_ids(TREE, 4, (5, VOCABULARY - 1))], model)
@@ -162,7 +158,7 @@ def test_cut_characters_pass() -> None:
 def test_another_tokenizer_is_seen() -> None:
     """Trees of a model of the same size with another vocabulary: the message shows a step both ways."""
     words = "zebra quick jumping fox lazily vexed dwarves balk"
-    other = train_tokenizer([Question("q", words, "", words)] * 5, VOCABULARY)
+    other = train_tokenizer([Question(words, id="q", solution=words)] * 5, VOCABULARY)
     with pytest.raises(DataError, match=r"another tokenizer: of 3 steps \d read differently \('Mia has"):
         check_tokens([chain(STORY)], build("llama"), other)
     check_tokens([chain(STORY, by=other)], build("llama"), other)

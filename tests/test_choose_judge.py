@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from caspo.config import settings_from
+from caspo.core.config import settings_from
+from caspo.core.errors import ConfigError
 from caspo.data.annotate import AnnotateSettings
 from caspo.engines.opening import ModelSettings, open_engine
-from caspo.errors import ConfigError
 from caspo.judges.base import Chain
 from caspo.judges.cache import CachedJudge
 from caspo.judges.choose import ArithmeticSettings, ReferenceSettings
@@ -71,7 +71,7 @@ def test_models_are_loaded_when_they_are_first_needed(tmp_path: Path) -> None:
 
 def test_a_judge_that_samples_needs_a_recipes_model() -> None:
     """Outside a recipe there is none to ask."""
-    chain = Chain(Question("q", "?", "1"), ("a",), False)
+    chain = Chain(Question("?", "1", id="q"), ("a",), False)
     with pytest.raises(ConfigError, match="'rollouts' samples from the model of a recipe"):
         open_judge(TaskSettings(judge=RolloutSettings())).judge([chain])
 

@@ -13,9 +13,9 @@ import pytest
 
 from caspo import __version__
 from caspo.cli.main import main
+from caspo.core.storage import read_json
 from caspo.search import ConfidenceTreeSettings
 from caspo.search.threshold import Thresholds
-from caspo.storage import read_json
 from stories_run import pair_rows, timeless, write_recipe
 
 Command = Callable[..., tuple[int, str, str]]
@@ -53,19 +53,7 @@ def test_help_and_version(caspo: Command) -> None:
     assert caspo("--version") == (0, f"caspo {__version__}\n", "")
     code, out, _ = caspo("--help")
     assert code == 0
-    for command in (
-        "run",
-        "solve",
-        "annotate",
-        "judge",
-        "export",
-        "import",
-        "pairs",
-        "train",
-        "evaluate",
-        "report",
-        "plan",
-    ):
+    for command in ("run", "solve", "annotate", "judge", "export", "import", "pairs", "train", "evaluate", "report", "plan"):
         assert command in out
         assert caspo(command, "--help")[0] == 0
 
@@ -152,17 +140,7 @@ def test_solve_a_benchmark(caspo: Command, tmp_path: Path) -> None:
     row = {"id": "a", "question": "Tom has 5 apples and buys 3. How many?", "answer": "B", "choices": ["7", "8"]}
     (tmp_path / "race.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     out = tmp_path / "out.jsonl"
-    line = (
-        "solve",
-        "race",
-        "--model",
-        "stories-tiny",
-        "--data",
-        tmp_path,
-        "--method",
-        "chain_of_thought",
-        "max_tokens=32",
-    )
+    line = ("solve", "race", "--model", "stories-tiny", "--data", tmp_path, "--method", "chain_of_thought", "max_tokens=32")
     code, told, _ = caspo(*line, "--out", out)
     assert code == 0
     assert "(A) 7\n(B) 8" in told

@@ -11,11 +11,11 @@ import yaml
 from rich.console import Console
 
 from caspo.cli.show import comparison_tables
-from caspo.errors import ConfigError, DataError
+from caspo.core.errors import ConfigError, DataError
+from caspo.core.storage import write_json
 from caspo.evaluate.compare import compare
 from caspo.evaluate.run import Outcome
 from caspo.formats.parquet import write_trees
-from caspo.storage import write_json
 from caspo.types import ROOT, Node, Question, Step, Tree
 from tiny import trace
 
@@ -42,13 +42,11 @@ def evaluation(
         ids = list(names or [f"q{i}" for i in range(len(marks))])
         folder = run / f"round-{index}" / "evaluate" / name
         outcomes = [
-            Outcome(
-                i, None if mark == "-" else mark, mark == "1", confidence if mark == "1" else 0.25, tokens, 1.0, False
-            )
+            Outcome(i, None if mark == "-" else mark, mark == "1", confidence if mark == "1" else 0.25, tokens, 1.0, False)
             for i, mark in zip(ids, marks, strict=True)
         ]
         step = Step("The answer is 1.", (7,), trace(1))
-        trees = [Tree(Question(i, text.format(i), "1"), (1,), (Node(0, ROOT, 1, step),)) for i in ids]
+        trees = [Tree(Question(text.format(i), "1", id=i), (1,), (Node(0, ROOT, 1, step),)) for i in ids]
         write_trees(folder / "part-000.parquet", trees)
         write_json(folder / "part-000.json", [vars(o) for o in outcomes])
     return run

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from caspo.confidence.signals import SIGNALS, PathScore, entropy_bounds, path_score, signals, step_score
-from caspo.errors import ConfigError, DataError, EngineError
+from caspo.confidence.signals import SIGNALS, entropy_bounds, signals, step_score
+from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.types import TokenTrace
 
 
@@ -108,23 +108,6 @@ def test_a_positive_logprob_is_an_error_but_rounding_is_not():
 def test_unknown_signal_names_the_known_ones():
     with pytest.raises(ConfigError, match="logprob_sum"):
         step_score(SURE, "entropi")
-
-
-def test_path_score():
-    assert path_score([]) == PathScore(1.0, 1.0)
-    found = path_score([0.5, 0.8, 0.1])
-    assert found.product == pytest.approx(0.04)
-    assert found.mean == pytest.approx(0.04 ** (1 / 3))
-    assert path_score([0.5] * 5000).product > 0
-    for bad in ([0.0], [1.1], [float("nan")], [0.5, -0.1]):
-        with pytest.raises(DataError):
-            path_score(bad)
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=12))
-def test_the_product_never_rises_along_a_path(scores):
-    assert path_score(scores).product <= path_score(scores[:-1]).product * (1 + 1e-12)
 
 
 @settings(deadline=None)

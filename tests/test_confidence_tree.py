@@ -18,7 +18,7 @@ from caspo.testing.scripted import Script, Scripted, ScriptedEngine
 from caspo.types import ROOT, Question, Solution
 from tiny import Counting, same_tree
 
-Q = Question("q", "Q", "5")
+Q = Question("Q", "5", id="q")
 GOOD, BAD = "2 + 3 = 5\n", "2 + 3 = 6\n"
 FIVE, SIX = "The answer is 5.", "The answer is 6."
 
@@ -238,7 +238,7 @@ def test_independent_of_the_batch() -> None:
             return [Scripted(FIVE, 2, 1.0, eos=True), Scripted(SIX, 1, 1.0, eos=True)]
         return [Scripted(f"{text[0]} {i} = {i}\n", 4 - i, 1.0 + ord(text[0]) % 3) for i in range(4)]
 
-    questions = [Question(n, f"{n}?", "5") for n in "abcdef"]
+    questions = [Question(f"{n}?", "5", id=n) for n in "abcdef"]
     together = cat(script, questions, prune_below=1e-3)
     for question, found in zip(questions, together, strict=True):
         alone = cat(script, [question], prune_below=1e-3)[0]

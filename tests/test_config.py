@@ -8,8 +8,8 @@ import pytest
 import yaml
 from pydantic import Field
 
-from caspo.config import Config, claim_folder, load_recipe, settings_from
-from caspo.errors import ConfigError, ResumeError
+from caspo.core.config import Config, claim_folder, load_recipe, settings_from
+from caspo.core.errors import ConfigError, ResumeError
 
 
 class Adapter(Config):
@@ -65,9 +65,7 @@ def test_wrong_keys_and_values(tmp_path: Path, override: str, message: str) -> N
         load_recipe(Recipe, recipe(tmp_path), [override])
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "holds list"), ("", "holds NoneType")]
-)
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "holds list"), ("", "holds NoneType")])
 def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> None:
     """Broken YAML, a list and an empty file are named as such."""
     with pytest.raises(ConfigError, match=message):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ import pytest
 import yaml
 
 from caspo.confidence import SIGNALS, signals, step_score
+from caspo.core.errors import DataError
 from caspo.data.annotate import judge_trees
-from caspo.data.dataset import DATASET_SCHEMA, card_table, write_dataset
+from caspo.data.dataset import DATASET_SCHEMA, write_dataset
 from caspo.data.pairs import PairSettings, build_pairs
-from caspo.errors import DataError
 from caspo.formats.parquet import read_trees
 from caspo.judges.reference import ReferenceJudge
 from caspo.types import Tree
@@ -60,6 +62,33 @@ def test_the_card_states_what_the_file_holds(file: Path, rows: list[dict[str, An
     columns = {name for name in DATASET_SCHEMA.names if not name.startswith("signal_")} | {"signal_*"}
     assert told - {"count"} == columns - {"count"}
     assert all(f"`{name}`" in CARD for name in SIGNALS)
+
+
+def card_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The statistics of a file of the dataset, as the dataset's card states them (Markdown)."""
+    labels = Counter(row["verdict"] for row in rows)
+    groups: dict[tuple[str, int], set[str]] = {}
+    for row in rows:
+        groups.setdefault((row["question_id"], row["parent"]), set()).add(row["verdict"])
+    mixed = sum({"right", "wrong"} <= found for found in groups.values())
+    tokens = sum(len(row["token_ids"]) for row in rows)
+    lines = [
+        ("steps (rows)", f"{len(rows):,}"),
+        ("questions", f"{len({row['question_id'] for row in rows}):,}"),
+        ("samples (sum of `count`)", f"{sum(row['count'] for row in rows):,}"),
+        ("right, wrong, unknown", ", ".join(f"{labels[name]:,}" for name in ("right", "wrong", "unknown"))),
+        ("prefixes, of which with a right and a wrong continuation", f"{len(groups):,}, {mixed:,}"),
+        ("steps that end a solution", f"{sum(row['final'] for row in rows):,}"),
+        ("greatest depth", f"{max(row['depth'] for row in rows)}"),
+        ("tokens", f"{tokens:,}"),
+    ]
+    for name in ("right", "wrong"):
+        chosen = [row for row in rows if row["verdict"] == name]
+        if chosen:
+            entropy = np.mean([-row["signal_entropy"] for row in chosen])
+            confidence = np.mean([row["confidence"] for row in chosen])
+            lines.append((f"{name} steps: mean entropy (nats), mean confidence", f"{entropy:.3f}, {confidence:.3f}"))
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in lines)])
 
 
 def test_loads_in_datasets(file: Path, tmp_path: Path) -> None:

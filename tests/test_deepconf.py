@@ -14,8 +14,8 @@ from hypothesis import given, settings, strategies
 from pydantic import ValidationError
 
 from caspo.answers import extract_answer
+from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Request
-from caspo.errors import EngineError
 from caspo.search import (
     DeepConfOffline,
     DeepConfOfflineSettings,
@@ -64,11 +64,7 @@ SURE, UNSURE, PLENTY = "a\n", "b\n", 20
 
 def doubt(after: Sequence[Scripted] = tuple(ends((FIVE, 1))), said: str = UNSURE) -> Script:
     """A rare start that is certain of its answer, and a frequent one with a token that could be any of 20."""
-    return {
-        "Q\n": [Scripted(SURE, 0.3), Scripted(said, 0.7)],
-        f"Q\n{SURE}": after,
-        f"Q\n{said}": ends(*[(SIX, 1)] * PLENTY),
-    }
+    return {"Q\n": [Scripted(SURE, 0.3), Scripted(said, 0.7)], f"Q\n{SURE}": after, f"Q\n{said}": ends(*[(SIX, 1)] * PLENTY)}
 
 
 START = -(math.log(0.3) + math.log(0.7) + 18 * math.log(1e-9)) / 20

@@ -112,5 +112,5 @@ def test_the_method_of_the_architecture_works() -> None:
             "How many?\n2 + 3 = 6\n": [Scripted("The answer is 6.", eos=True)],
         }
     )
-    found = [names["Twice"]().solve([Question("q", "How many?", "5")], engine, seed)[0] for seed in range(8)]
+    found = [names["Twice"]().solve([Question("How many?")], engine, seed)[0] for seed in range(8)]
     assert {(one.answer, one.confidence) for one in found} == {("5", 1.0), ("5", 0.5)}

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, OnDone, Request
 from caspo.engines.drive import Asking, Underway, changed, drive
 from caspo.engines.until import cut, until
-from caspo.errors import EngineError
 from caspo.search import METHODS
 from caspo.testing.scripted import Scripted, ScriptedEngine
 from caspo.trees import TreeBuilder

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caspo.core.errors import DataError, EngineError, ModelError
 from caspo.engines.base import Completion, Request, Watch
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.local.kv import PrefixStore, RowPool
 from caspo.engines.prompts import PLAIN_TEMPLATE
-from caspo.errors import DataError, EngineError, ModelError
 from caspo.types import Measured
 from tiny import VOCABULARY, build, tokenizer
 
@@ -56,12 +56,8 @@ def test_greedy_equals_generate(kind: str) -> None:
     width = max(map(len, asked))
     ids = torch.tensor([[1] * (width - len(p)) + list(p) for p in asked])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in asked])
-    theirs = ours.model.generate(ids, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=1)[
-        :, width:
-    ]
-    for mine, row in zip(
-        ours.generate([Request(p, 0, 20, temperature=0) for p in asked]), theirs.tolist(), strict=True
-    ):
+    theirs = ours.model.generate(ids, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=1)[:, width:]
+    for mine, row in zip(ours.generate([Request(p, 0, 20, temperature=0) for p in asked]), theirs.tolist(), strict=True):
         end = row.index(0) + 1 if 0 in row else 20
         assert list(mine.token_ids) == row[:end]
 
@@ -237,8 +233,7 @@ def test_requests_added_on_the_way_equal_separate_calls(max_rows: int) -> None:
         if completion.finish == "eos" or len(asked[place].prefix_ids) > 120:
             return []
         more = [
-            Request(asked[place].prefix_ids + completion.token_ids, seed=7 * place + i, max_new_tokens=60)
-            for i in (1, 2)
+            Request(asked[place].prefix_ids + completion.token_ids, seed=7 * place + i, max_new_tokens=60) for i in (1, 2)
         ]
         asked.extend(more[: 1 + (place % 3 == 0)])
         return more[: 1 + (place % 3 == 0)]
@@ -291,9 +286,7 @@ def test_pieces_keep_their_spaces() -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(["<e>", "?", "▁a", "▁dog", "▁runs"])}, unk_token="?")
-    )
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<e>", "?", "▁a", "▁dog", "▁runs"])}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Metaspace()
     words.decoder = decoders.Metaspace()
     ours = HFEngine(build("llama"), PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<e>"))
@@ -317,9 +310,7 @@ def test_other_architectures_are_refused() -> None:
     import transformers as tf
 
     mamba = tf.MambaForCausalLM(tf.MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4))
-    t5 = tf.T5ForConditionalGeneration(
-        tf.T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    )
+    t5 = tf.T5ForConditionalGeneration(tf.T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
     linear = build("llama")
     linear.config.layer_types = ["linear_attention", "full_attention"]
     for model in (mamba, t5, linear):

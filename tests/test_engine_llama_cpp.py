@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from caspo.core.errors import EngineError, ModelError
 from caspo.engines.base import Completion, Request
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
 from caspo.engines.prompts import INSTRUCTION
 from caspo.engines.rows import shared_length
-from caspo.errors import EngineError, ModelError
 from caspo.search import METHODS
 from caspo.tasks.stories import StoriesTask
 
@@ -381,9 +381,7 @@ def test_smollm2_does_not_depend_on_its_neighbours(smollm: tuple[LlamaCppEngine,
         alone = ours.generate([requests[i]])[0]
         same_ones = shared_length(alone.token_ids, together[i].token_ids)
         assert same_ones >= 4
-        np.testing.assert_allclose(
-            alone.trace.entropy[:same_ones], together[i].trace.entropy[:same_ones], atol=0.5, rtol=0
-        )
+        np.testing.assert_allclose(alone.trace.entropy[:same_ones], together[i].trace.entropy[:same_ones], atol=0.5, rtol=0)
 
 
 @pytest.mark.slow

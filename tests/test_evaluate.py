@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from caspo.confidence import SIGNALS
+from caspo.core.storage import write_json
 from caspo.data.annotate import judge_trees
 from caspo.evaluate import run
+from caspo.evaluate.estimates import wilson
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, Outcome, evaluate_methods, read_outcomes
-from caspo.evaluate.statistics import wilson
 from caspo.evaluate.step_figures import step_changes, step_rows
 from caspo.formats.parquet import write_trees
 from caspo.judges.base import StepJudge
-from caspo.storage import write_json
 from caspo.tasks.base import grade
 from caspo.testing.scripted import Script, Scripted, ScriptedEngine
 from caspo.types import ROOT, Label, Node, Question, Step, Tree, Verdict
@@ -43,7 +43,7 @@ def grown(name: str, *nodes: tuple[int, str, float, float, int, str], answer: st
         depth = 1 if parent == ROOT else made[parent].depth + 1
         step = Step(text, (7, 8), trace(2, entropy, logprob))
         made.append(Node(i, parent, depth, step, count=count, decision=decision))
-    return Tree(Question(name, f"Q {name}", answer), (1, 2, 3), tuple(made))
+    return Tree(Question(f"Q {name}", answer, id=name), (1, 2, 3), tuple(made))
 
 
 def outcome(name: str, *, correct: bool = True, tokens: int = 10, abstained: bool = False) -> Outcome:
@@ -197,9 +197,7 @@ def test_change_that_is_undefined(tmp_path: Path) -> None:
     """No wrong step after training: the AUROC has no change. No judged step at all, no method: nothing is compared."""
     trees = many("q", 20, spread=0.1)
     store(tmp_path / "a", "cat", trees, [outcome(t.question.id) for t in trees])
-    store(
-        tmp_path / "b", "cat", [replace(t, nodes=t.nodes[:1]) for t in trees], [outcome(t.question.id) for t in trees]
-    )
+    store(tmp_path / "b", "cat", [replace(t, nodes=t.nodes[:1]) for t in trees], [outcome(t.question.id) for t in trees])
     store(tmp_path / "c", "cat", [replace(t, nodes=()) for t in trees], [outcome(t.question.id) for t in trees])
     changes = {c.pop("figure"): c for c in step_changes(tmp_path / "a", tmp_path / "b", Told(), only("cat"))}
     assert changes["accuracy"]["difference"] > 0
@@ -222,7 +220,7 @@ def test_calibration_is_cross_fitted(tmp_path: Path) -> None:
     assert entry["steps"]["brier_calibrated"] is None
     assert "reliability_calibrated" not in drawn
     assert calibrator is not None, "on all steps there is something to fit"
-    entry, _, calibrator = measured(tmp_path / "none", [alone, replace(alone, question=Question("d", "Q d", "5"))])
+    entry, _, calibrator = measured(tmp_path / "none", [alone, replace(alone, question=Question("Q d", "5", id="d"))])
     assert calibrator is None
     assert entry["steps"]["auroc"]["entropy"] is None
     assert entry["steps"]["auroc_siblings"]["entropy"] is None
@@ -293,7 +291,7 @@ class StoryTask:
     name = "told"
 
     def questions(self, split: str, n: int, seed: int) -> list[Question]:
-        return [Question(f"q{i}", f"Q{i}", str(i)) for i in range(4)][:n]
+        return [Question(f"Q{i}", str(i), id=f"q{i}") for i in range(4)][:n]
 
     def grade(self, question: Question, answer: str | None) -> bool:
         return grade(question, answer)

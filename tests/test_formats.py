@@ -8,18 +8,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from caspo.core.errors import DataError
 from caspo.data.pairs import PairSettings, build_pairs
-from caspo.errors import DataError
-from caspo.formats.labelled import LabelledSolution, read_labelled
-from caspo.formats.parquet import read_trees, write_trees
-from caspo.formats.trees import (
+from caspo.formats import (
+    LabelledSolution,
     pairs_as_step_dpo,
+    read_labelled,
     read_solutions,
     solutions_of,
     trees_as,
     trees_of,
     write_rows,
 )
+from caspo.formats.parquet import read_trees, write_trees
 from caspo.types import Label, Question, Tree
 from tiny import tokenizer
 
@@ -33,7 +34,7 @@ def solutions(draw: st.DrawFn, *, whole: bool) -> list[LabelledSolution]:
     """Solutions of a few questions; ``whole``: each is known up to its end or to its first error, and ended."""
     found = []
     for q in range(draw(st.integers(1, 3))):
-        question = Question(f"q{q}", f"{draw(STEP)} number {q}?", draw(WORDS))
+        question = Question(f"{draw(STEP)} number {q}?", draw(WORDS), id=f"q{q}")
         for number in range(draw(st.integers(1, 3))):
             # Texts that differ in the step's number and the solution's: no two merge with other labels.
             steps = tuple(f"{draw(STEP)} {number}{place}" for place in range(draw(st.integers(1, 4))))
@@ -42,7 +43,7 @@ def solutions(draw: st.DrawFn, *, whole: bool) -> list[LabelledSolution]:
             if first is not None:
                 labels[first:] = ["wrong", *["unknown"] * (len(steps) - first - 1)]  # type: ignore[list-item]
             ended = whole or draw(st.booleans())
-            found.append(LabelledSolution(f"q{q}/{number}", question, steps, first, tuple(labels), "all", ended))
+            found.append(LabelledSolution(f"q{q}/{number}", question, steps, tuple(labels), "all", ended))
     return found
 
 
@@ -120,11 +121,11 @@ def _inner(one: LabelledSolution, found: list[LabelledSolution]) -> bool:
 
 def test_what_a_format_cannot_hold_is_counted() -> None:
     """An unknown step, and a right path that did not end; the plain format keeps the latter and says so."""
-    question = Question("q", "Q?", "5")
+    question = Question("Q?", "5", id="q")
     paths = [
-        LabelledSolution("a", question, ("x", "y"), None, ("right", "unknown"), "all"),
-        LabelledSolution("b", question, ("x", "z"), None, ("right", "right"), "all", False),
-        LabelledSolution("c", question, ("x", "w"), 1, ("right", "wrong"), "all", False),
+        LabelledSolution("a", question, ("x", "y"), ("right", "unknown"), "all"),
+        LabelledSolution("b", question, ("x", "z"), ("right", "right"), "all", False),
+        LabelledSolution("c", question, ("x", "w"), ("right", "wrong"), "all", False),
     ]
     trees = trees_of(paths)
     for name in ("processbench", "math_shepherd"):
@@ -138,20 +139,18 @@ def test_what_a_format_cannot_hold_is_counted() -> None:
 
 def test_marks_of_math_shepherd_in_a_step_are_refused() -> None:
     """Such a file could not be read back; a word that merely ends in the tag's letters is fine."""
-    question = Question("q", "Q?", "5")
+    question = Question("Q?", "5", id="q")
     for text in ("a ки b", "as in Step 1: 5"):
         with pytest.raises(DataError, match="holds a mark of Math-Shepherd"):
-            trees_as("math_shepherd", trees_of([LabelledSolution("a", question, (text,), None, ("right",), "all")]))
-    trees_as("math_shepherd", trees_of([LabelledSolution("a", question, ("щенки",), None, ("right",), "all")]))
+            trees_as("math_shepherd", trees_of([LabelledSolution("a", question, (text,), ("right",), "all")]))
+    trees_as("math_shepherd", trees_of([LabelledSolution("a", question, ("щенки",), ("right",), "all")]))
 
 
 def test_labels_that_disagree_become_unknown() -> None:
     """In a tree as in the judge."""
-    question = Question("q", "Q?", "5")
+    question = Question("Q?", "5", id="q")
     labels: list[Label] = ["right", "wrong"]
-    paths = [
-        LabelledSolution(label, question, ("x",), 0 if label == "wrong" else None, (label,), "all") for label in labels
-    ]
+    paths = [LabelledSolution(label, question, ("x",), (label,), "all") for label in labels]
     (tree,) = trees_of(paths)
     assert [node.verdict.label for node in tree.nodes if node.verdict] == ["unknown"]
     assert tree.nodes[0].count == 2
@@ -159,11 +158,11 @@ def test_labels_that_disagree_become_unknown() -> None:
 
 def test_pairs_as_step_dpo_come_back(tmp_path: Path) -> None:
     """Prefix, chosen and rejected step of every pair; read as labelled beginnings and made into trees, they pair again."""
-    question = Question("q", "How many?", "5")
+    question = Question("How many?", "5", id="q")
     paths = [
-        LabelledSolution("a", question, ("one", "two", "five"), None, ("right",) * 3, "all"),
-        LabelledSolution("b", question, ("one", "two", "six"), 2, ("right", "right", "wrong"), "all"),
-        LabelledSolution("c", question, ("one", "bad"), 1, ("right", "wrong"), "all"),
+        LabelledSolution("a", question, ("one", "two", "five"), ("right",) * 3, "all"),
+        LabelledSolution("b", question, ("one", "two", "six"), ("right", "right", "wrong"), "all"),
+        LabelledSolution("c", question, ("one", "bad"), ("right", "wrong"), "all"),
     ]
     trees = [_scored(tree) for tree in trees_of(paths, tokenizer())]
     pairs, _ = build_pairs(trees, PairSettings(confident_from=0, unsure_to=1))
@@ -196,10 +195,10 @@ def test_line_separators_stay_inside_their_record(tmp_path: Path) -> None:
 
 def test_solutions_of_an_annotated_tree() -> None:
     """Every path to a node that nothing follows; what follows a wrong step is unknown."""
-    question = Question("q", "Q?", "5", meta={"level": 2})
+    question = Question("Q?", "5", id="q", meta={"level": 2})
     paths = [
-        LabelledSolution("a", question, ("x", "y"), 0, ("wrong", "unknown"), "all"),
-        LabelledSolution("b", question, ("z",), None, ("right",), "all"),
+        LabelledSolution("a", question, ("x", "y"), ("wrong", "unknown"), "all"),
+        LabelledSolution("b", question, ("z",), ("right",), "all"),
     ]
     (tree,) = trees_of(paths)
     found = solutions_of(tree)

@@ -9,8 +9,8 @@ import pytest
 
 from caspo.answers import stated_answer
 from caspo.tasks import open_benchmark
-from caspo.tasks.code import grade_code
 from caspo.tasks.grading import GRADERS, grade_maths, grade_text
+from caspo.tasks.programs import grade_code
 from caspo.testing.graders import check_grader, near_misses, respellings
 from caspo.types import Question
 
@@ -65,7 +65,7 @@ def test_some_canonical_programs_pass_and_broken_ones_do_not() -> None:
 
 def question(answer: str, **meta: Any) -> Question:
     """With this known answer."""
-    return Question("q", "?", answer, meta=meta)
+    return Question("?", answer, id="q", meta=meta)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,7 @@ def question(answer: str, **meta: Any) -> Question:
         ("5", "", {"tolerance": 0.01}, False),
     ],
 )
-def test_tolerance_is_only_where_the_field_has_it(
-    gold: str, answer: str | None, meta: dict[str, Any], right: bool
-) -> None:
+def test_tolerance_is_only_where_the_field_has_it(gold: str, answer: str | None, meta: dict[str, Any], right: bool) -> None:
     """Relative for Minerva, absolute for the row of OlympiadBench that names an error."""
     assert grade_maths(question(gold, **meta), answer) is right
 
@@ -143,20 +141,10 @@ def test_literals_are_equal_as_python_has_it(gold: str, answer: str | None, righ
 def test_an_option_that_reads_the_same_is_the_same() -> None:
     """Data sets repeat options."""
     choice = question("A", choices=["1", "1", "2"])
-    assert [GRADERS["choice"](choice, x) for x in ("A", "b", "C", "D", None, "")] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-        False,
-    ]
+    assert [GRADERS["choice"](choice, x) for x in ("A", "b", "C", "D", None, "")] == [True, True, False, False, False, False]
 
 
-CONTEST = [
-    {"input": "2 3\n", "output": "5\n", "testtype": "stdin"},
-    {"input": "0 0", "output": "0", "testtype": "stdin"},
-]
+CONTEST = [{"input": "2 3\n", "output": "5\n", "testtype": "stdin"}, {"input": "0 0", "output": "0", "testtype": "stdin"}]
 METHOD = [{"input": "[1, 2]\n3", "output": "[1,2,3]", "testtype": "functional"}]
 GOOD = "a, b = map(int, input().split())\nprint(a + b)\n"
 SOLUTION = """

@@ -19,12 +19,12 @@ from filelock import FileLock
 
 from caspo.confidence import SIGNALS
 from caspo.confidence.calibration import Calibrator
-from caspo.errors import ConfigError, DataError, ResumeError
+from caspo.core.errors import ConfigError, DataError, ResumeError
+from caspo.core.storage import read_json
 from caspo.loop import stages
 from caspo.loop.recipe import CaspoRecipe
 from caspo.loop.run import run_recipe
 from caspo.loop.task import TaskSettings, open_task
-from caspo.storage import read_json
 from stories_run import RECIPE, pair_rows, timeless, write_recipe
 
 METHODS = {"chain_of_thought": 4, "self_consistency": 3, "cat": 4}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from caspo.errors import ConfigError, DataError
+from caspo.core.errors import ConfigError, DataError
 from caspo.tasks.base import Task, grade
 from caspo.tasks.jsonl import JsonlTask
 from caspo.types import Question
@@ -29,8 +29,8 @@ def test_a_row_becomes_a_question(tmp_path: Path) -> None:
         {"id": 7, "question": "a?", "answer": "b", "solution": "It is b.", "source": "me"},
     )
     assert JsonlTask(path).questions("test") == [
-        Question("rows-1", "1 + 1?", "2", None, {"level": 1, "choices": ["1", "2"]}),
-        Question("7", "a?", "b", "It is b.", {"source": "me"}),
+        Question("1 + 1?", "2", id="rows-1", meta={"level": 1, "choices": ["1", "2"]}),
+        Question("a?", "b", id="7", solution="It is b.", meta={"source": "me"}),
     ]
 
 
@@ -123,9 +123,7 @@ def test_windows_files_load(tmp_path: Path) -> None:
     assert [q.id for q in JsonlTask(path).questions("test")] == ["w-1", "w-3"]
 
 
-@pytest.mark.parametrize(
-    ("name", "rows"), [("gsm8k_test", 1319), ("multiarith", 600), ("math500", 500), ("cruxeval", 800)]
-)
+@pytest.mark.parametrize(("name", "rows"), [("gsm8k_test", 1319), ("multiarith", 600), ("math500", 500), ("cruxeval", 800)])
 def test_shared_benchmarks_load_and_grade_their_own_answers(name: str, rows: int) -> None:
     """Every reference answer equals itself, and GSM8K's test file loads whole."""
     path = DATA / f"{name}.jsonl"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from caspo.errors import StorageError
-from caspo.judges.base import FAILED, Chain, Judge
+from caspo.core.errors import StorageError
+from caspo.judges.base import Chain, Judge
 from caspo.judges.cache import CachedJudge
 from caspo.types import Question, Verdict
 
@@ -32,12 +32,12 @@ class Slow:
             raise Killed
         self.asked += [chain.question.id for chain in chains]
         if self.fails:
-            return [[Verdict("unknown", f"{FAILED}down", self.name)] for _ in chains]
+            return [[Verdict("unknown", "down", self.name, failed=True)] for _ in chains]
         return [[Verdict("right", f"é {chain.question.id}\n", self.name)] for chain in chains]
 
 
 def chains(number: int) -> list[Chain]:
-    return [Chain(Question(str(i), "?", "1"), ("a",), False) for i in range(number)]
+    return [Chain(Question("?", "1", id=str(i)), ("a",), False) for i in range(number)]
 
 
 def test_what_is_known_is_not_asked_again(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caspo.config import claim_folder
-from caspo.errors import ResumeError
+from caspo.core.config import claim_folder
+from caspo.core.errors import ResumeError
+from caspo.core.storage import read_json, write_json
 from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
 from caspo.evaluate.judge_scores import FIGURES, Judged, judge_scores
-from caspo.formats.labelled import LabelledSolution
+from caspo.formats import LabelledSolution
 from caspo.judges.arithmetic import ArithmeticJudge
-from caspo.judges.base import FAILED, Chain
-from caspo.storage import read_json
+from caspo.judges.base import Chain
 from caspo.types import Label, Question, Verdict
 
 
@@ -24,8 +24,8 @@ def solution(name: str, steps: int, first: int | None, subset: str = "all") -> L
     labels: list[Label] = ["right"] * steps
     if first is not None:
         labels[first:] = ["wrong", *(["unknown"] * (steps - first - 1))]  # type: ignore[list-item]
-    question = Question(name, f"Question {name}?", "5")
-    return LabelledSolution(name, question, tuple(f"step {i}" for i in range(steps)), first, tuple(labels), subset)
+    question = Question(f"Question {name}?", "5", id=name)
+    return LabelledSolution(name, question, tuple(f"step {i}" for i in range(steps)), tuple(labels), subset)
 
 
 def judged(name: str, steps: int, first: int | None, said: str, subset: str = "all") -> Judged:
@@ -131,9 +131,9 @@ class Failing:
 
     def judge(self, chains: list[Chain]) -> list[list[Verdict]]:
         self.calls += 1
-        reason = f"{FAILED}no route to host" if self.calls == 1 else ""
-        label: Label = "unknown" if self.calls == 1 else "right"
-        return [[Verdict(label, reason, self.name)] * len(chain.steps) for chain in chains]
+        failed = self.calls == 1
+        label: Label = "unknown" if failed else "right"
+        return [[Verdict(label, "no route" if failed else "", self.name, failed)] * len(chain.steps) for chain in chains]
 
 
 def test_runs_go_on_and_ask_again_where_the_judge_failed(tmp_path: Path) -> None:
@@ -151,11 +151,21 @@ def test_runs_go_on_and_ask_again_where_the_judge_failed(tmp_path: Path) -> None
         claim_folder(tmp_path, JudgeRun(judge={"name": "failing"}, solutions=digest(solutions[1:])))
 
 
+def test_failures_in_files_of_earlier_versions_are_asked_about_again(tmp_path: Path) -> None:
+    """There the reason alone says so; a verdict on the step is kept."""
+    solutions = [solution("0", 1, None)]
+    for reason, calls in (("failed: no route to host", 1), ("no label", 0)):
+        judge = Failing()
+        write_json(tmp_path / "part-0000.json", [{"id": "0", "verdicts": [{"label": "unknown", "reason": reason}]}])
+        judge_solutions(solutions, judge, tmp_path)
+        assert judge.calls == calls
+
+
 def test_arithmetic_end_to_end(tmp_path: Path) -> None:
     """A false sum is found where it stands; nothing is said of what has no sum."""
-    question = Question("q", "Tom has 2 apples and 3 pears. How many fruits?", "5")
+    question = Question("Tom has 2 apples and 3 pears. How many fruits?", "5", id="q")
     steps = ("Let me see.", "2 + 3 = 6", "The answer is 6.")
-    one = LabelledSolution("s", question, steps, 1, ("right", "wrong", "unknown"), "all")
+    one = LabelledSolution("s", question, steps, ("right", "wrong", "unknown"), "all")
     (found,) = judge_solutions([one], ArithmeticJudge(), tmp_path)
     assert found.verdicts == ("unknown", "wrong")
     assert np.isclose(judge_scores([found])["all"]["first_error_accuracy"]["value"], 1)

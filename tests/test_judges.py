@@ -12,7 +12,7 @@ from caspo.judges.base import Chain, Judge, StepJudge, chain_key
 from caspo.judges.reference import ReferenceJudge
 from caspo.types import Label, Question, Verdict
 
-QUESTION = Question("q", "Ann has 2 nuts and finds 3. How many has she?", "5")
+QUESTION = Question("Ann has 2 nuts and finds 3. How many has she?", "5", id="q")
 
 
 class Told(StepJudge):

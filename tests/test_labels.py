@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from caspo.errors import DataError
-from caspo.formats.labelled import read_labelled
+from caspo.core.errors import DataError
+from caspo.formats import read_labelled
 from caspo.judges.base import Chain, Judge
 from caspo.judges.labels import LabelsJudge
 from caspo.types import Question
@@ -53,14 +53,7 @@ MR_GSM8K = {
     "uuid": "u1", "question": "Two and three?", "ground_truth_answer": "5", "model_output_steps": ["a", "b = 1"],
     "model_output_solution_correctness": "wrong", "model_output_solution_first_error_step": 2, "question_type": "POT",
 }  # fmt: skip
-STEPS = {
-    "id": "s",
-    "question": "Two and three?",
-    "steps": ["a", "b", "c"],
-    "first_error": 1,
-    "answer": "5",
-    "source": "X",
-}
+STEPS = {"id": "s", "question": "Two and three?", "steps": ["a", "b", "c"], "first_error": 1, "answer": "5", "source": "X"}
 
 
 def written(path: Path, *rows: object, array: bool = False) -> Path:
@@ -205,7 +198,7 @@ def test_judge_labels(tmp_path: Path) -> None:
     judge = LabelsJudge(read_labelled(written(tmp_path / "x.jsonl", PRM800K)))
     assert isinstance(judge, Judge)
     assert judge.instant
-    question = Question("other id", "Two  and three? ", "5")
+    question = Question("Two  and three? ", "5", id="other id")
 
     def labels(*steps: str, given: int = 0) -> list[str]:
         (found,) = judge.judge([Chain(question, steps, False, given)])
@@ -215,7 +208,7 @@ def test_judge_labels(tmp_path: Path) -> None:
     assert labels("Add.", "2 + 3 = 6", "Answer: 5") == ["unknown", "wrong"]
     assert labels("Add.", "2 + 3 = 5", "Answer: 6", given=1) == ["right", "unknown"]
     assert labels("Multiply.") == ["wrong"]
-    (found,) = judge.judge([Chain(Question("q", "Another?", "5"), ("Multiply.",), False)])
+    (found,) = judge.judge([Chain(Question("Another?", "5", id="q"), ("Multiply.",), False)])
     assert [v.label for v in found] == ["unknown"]
 
 
@@ -223,7 +216,7 @@ def test_labels_that_disagree_are_unknown(tmp_path: Path) -> None:
     """Two people who say different things have not said anything, in whatever order, and however many join in."""
     rows = [{**PROCESS_BENCH, "id": f"p-{i}", "label": label} for i, label in enumerate([0, -1, 0])]
     judge = LabelsJudge(read_labelled(written(tmp_path / "x.jsonl", *rows)))
-    (found,) = judge.judge([Chain(Question("q", "Two and three?", "5"), ("2 + 3 = 6",), False)])
+    (found,) = judge.judge([Chain(Question("Two and three?", "5", id="q"), ("2 + 3 = 6",), False)])
     assert (found[0].label, found[0].reason) == ("unknown", "labels disagree")
 
 

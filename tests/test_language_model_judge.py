@@ -14,21 +14,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 from caspo.judges.base import Chain, Judge
-from caspo.judges.endpoint import Answer, Endpoint, EndpointSettings
-from caspo.judges.language_model import (
-    INSTRUCTION,
-    LanguageModelJudge,
-    LanguageModelSettings,
-    ask_engine,
-    prompt_of,
-)
+from caspo.judges.endpoint import ChatEndpoint, EndpointSettings, ModelAnswer
+from caspo.judges.language_model import INSTRUCTION, LanguageModelJudge, LanguageModelSettings, ask_engine, prompt_of
 from caspo.testing.scripted import Scripted
 from caspo.types import Question
 from test_rollouts import Engine
 
-QUESTION = Question("q", "Ann has 2 nuts and finds 3. How many has she?", "5")
+QUESTION = Question("Ann has 2 nuts and finds 3. How many has she?", "5", id="q")
 STEPS = ("2 + 3 = 6.\n", "So she has 6.\n", "The answer is 6.")
 CHAIN = Chain(QUESTION, STEPS, True)
 SETTINGS = LanguageModelSettings(model="m")
@@ -128,7 +122,7 @@ def judge_at(server: Server, settings: LanguageModelSettings = SETTINGS, **more:
     quick: dict[str, Any] = {"timeout": 5, "retries": 2, "first_wait": 0.001, **more}
     endpoint = EndpointSettings(url=server.url, **quick)
     sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-    return LanguageModelJudge(Endpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
+    return LanguageModelJudge(ChatEndpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
 
 
 def told(judge: Judge, chain: Chain = CHAIN) -> list[str]:
@@ -183,7 +177,8 @@ def test_prose_and_nonsense_are_unknown_with_the_reason(server: Server, text: st
     judge = judge_at(server)
     assert told(judge) == ["unknown"] * 3
     assert why in reason(judge)
-    assert len(server.asked) == 2, "asked once each: the same prompt gives the same prose"
+    assert not judge.judge([CHAIN])[0][0].failed
+    assert len(server.asked) == 3, "asked once each: the same prompt gives the same prose"
 
 
 @pytest.mark.parametrize(
@@ -201,6 +196,7 @@ def test_a_fault_that_stays_is_unknown(server: Server, fault: Handler) -> None:
     judge = judge_at(server)
     assert told(judge) == ["unknown"] * 3
     assert reason(judge).startswith("failed: ")
+    assert all(verdict.failed for verdict in judge.judge([CHAIN])[0])
     assert "3 tries" in reason(judge)
 
 
@@ -221,7 +217,7 @@ def test_a_refusal_is_not_asked_again(server: Server) -> None:
 
 def test_nobody_listens() -> None:
     judge = LanguageModelJudge(
-        Endpoint(EndpointSettings(url="http://127.0.0.1:9/v1", retries=1, first_wait=0.001), "m", "", {}), SETTINGS
+        ChatEndpoint(EndpointSettings(url="http://127.0.0.1:9/v1", retries=1, first_wait=0.001), "m", "", {}), SETTINGS
     )
     assert told(judge) == ["unknown"] * 3
     assert "ConnectError" in reason(judge)
@@ -238,7 +234,7 @@ def test_a_wrong_key_or_model_raises(server: Server, code: int) -> None:
 def test_the_server_says_how_long_to_wait(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry-After in seconds or as a date; what would take too long is given up at once."""
     waits: list[float] = []
-    monkeypatch.setattr("caspo.judges.endpoint.time.sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     server.script = [status(429, ("Retry-After", "7")), says(reply(1))]
     assert told(judge_at(server)) == ["right", "wrong"]
     assert waits == [7.0]
@@ -254,7 +250,7 @@ def test_the_server_says_how_long_to_wait(server: Server, monkeypatch: pytest.Mo
 
 def test_waits_double_and_are_jittered(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("caspo.judges.endpoint.time.sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     server.script = [status(500)]
     told(judge_at(server, retries=6, first_wait=1, longest_wait=8))
     assert all(0.5 * full <= wait <= 1.5 * full for wait, full in zip(waits, (1, 2, 4, 8, 8, 8), strict=True))
@@ -268,7 +264,7 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(
     monkeypatch.setenv("JUDGE_KEY", "sk-secret")
     caplog.set_level(logging.DEBUG)
     endpoint = EndpointSettings(url=server.url, key_variable="JUDGE_KEY", retries=1, first_wait=0.001)
-    judge = LanguageModelJudge(Endpoint(endpoint, "m", "", {}), SETTINGS)
+    judge = LanguageModelJudge(ChatEndpoint(endpoint, "m", "", {}), SETTINGS)
     server.script = [status(500, body=b"bad key sk-secret")]
     assert "sk-secret" not in reason(judge)
     assert server.keys[0] == "Bearer sk-secret"
@@ -297,7 +293,7 @@ def test_no_more_requests_at_once_than_allowed(server: Server) -> None:
         says(reply(1))(handler, request)
 
     server.script = [slow]
-    chains = [Chain(Question(str(i), "?", "1"), STEPS, True) for i in range(12)]
+    chains = [Chain(Question("?", "1", id=str(i)), STEPS, True) for i in range(12)]
     found = judge_at(server, concurrency=3).judge(chains)
     assert [v[-1].label for v in found] == ["wrong"] * 12
     assert 2 <= most <= 3
@@ -312,7 +308,7 @@ def test_answers_stay_with_their_chains(server: Server) -> None:
         says(reply(first))(handler, request)
 
     server.script = [numbered]
-    chains = [Chain(Question(str(i), f"number {i}?", "1"), STEPS, True) for i in (2, 0, 1, 2)]
+    chains = [Chain(Question(f"number {i}?", "1", id=str(i)), STEPS, True) for i in (2, 0, 1, 2)]
     assert [len(v) for v in judge_at(server).judge(chains)] == [3, 1, 2, 3]
 
 
@@ -320,9 +316,9 @@ def ask(*texts: str | None) -> tuple[LanguageModelJudge, list[int]]:
     """A judge of three votes that gets these answers; the seeds it asked with."""
     seen: list[int] = []
 
-    def answers(prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+    def answers(prompts: Sequence[str], seeds: Sequence[int]) -> list[ModelAnswer]:
         seen.extend(seeds)
-        return [Answer(text, "gone") for text in texts]
+        return [ModelAnswer(text, "gone") for text in texts]
 
     return LanguageModelJudge(answers, LanguageModelSettings(model="m", votes=len(texts), temperature=0.7)), seen
 
@@ -360,14 +356,7 @@ def test_the_prompt_shows_every_step_with_its_number() -> None:
     """An empty one too, in any language; the known answer only where asked for."""
     chain = Chain(QUESTION, ("二加三等于五。\n", "", "Ответ: пять \ud800\n"), False, given=1)
     prompt = prompt_of(chain, show_answer=True)
-    for part in (
-        "[0] 二加三等于五。",
-        "[1] (empty)",
-        "[2] Ответ: пять",
-        "answer is known: 5",
-        "goes on",
-        "from [1] on",
-    ):
+    for part in ("[0] 二加三等于五。", "[1] (empty)", "[2] Ответ: пять", "answer is known: 5", "goes on", "from [1] on"):
         assert part in prompt
     prompt.encode()
     assert "known: 5" not in prompt_of(chain, show_answer=False)

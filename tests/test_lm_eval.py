@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from caspo.answers import extract_answer
+from caspo.core.errors import ConfigError
 from caspo.engines.base import Completion, Request
 from caspo.engines.drive import Asking, drive
 from caspo.engines.opening import ModelSettings, open_engine
 from caspo.engines.until import until
-from caspo.errors import ConfigError
 from caspo.tasks.stories import StoriesTask
 
 pytest.importorskip("lm_eval", reason="pip install 'caspo-llm[eval]'")
@@ -197,10 +197,7 @@ def test_without_the_harness(tmp_path: Path) -> None:
     (tmp_path / "lm_eval" / "__init__.py").write_text("raise ImportError('not here')")
     script = "import sys; sys.path.insert(0, sys.argv.pop()); from caspo.cli.main import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", script, "lm-eval", "--tasks", "x", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", script, "lm-eval", "--tasks", "x", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert "pip install 'caspo-llm[eval]'" in done.stderr

@@ -132,7 +132,7 @@ def test_what_follows_takes_the_next_places() -> None:
 @pytest.mark.parametrize("signal", ["entropy", "entropy_sum", "logprob_sum", "margin"])
 def test_searches_share_their_paths(signal: str) -> None:
     """CaT at every threshold, as without memory: the same trees, answers and prices; most is decoded once."""
-    questions = [Question(name, f"{name}?", "4") for name in "abc"]
+    questions = [Question(f"{name}?", "4", id=name) for name in "abc"]
     engine = Counting(script)
     memo = MemoEngine(engine)
     paid = 0
@@ -151,7 +151,7 @@ def test_searches_share_their_paths(signal: str) -> None:
 
 def test_watches_on_what_is_measured_besides() -> None:
     """DeepConf's watch reads the mean log p of the top k: it is shown that too."""
-    question = [Question("a", "a?", "4")]
+    question = [Question("a?", "4", id="a")]
     alone = DeepConfOnline().solve(question, ScriptedEngine(script), 3)
     memo = MemoEngine(ScriptedEngine(script))
     for _ in range(2):

@@ -131,9 +131,7 @@ def test_the_files_go_into_the_wheel() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-    )
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
     with playwright.sync_playwright() as driver:
@@ -296,9 +294,7 @@ def test_a_method_without_decisions_shows_which_paths_ended(visit) -> None:
     assert tab.page.locator(".growing").count() == 0
 
 
-@pytest.mark.parametrize(
-    ("question", "reason"), [("error", "The engine failed: NaN."), ("lost", "connection ended before")]
-)
+@pytest.mark.parametrize(("question", "reason"), [("error", "The engine failed: NaN."), ("lost", "connection ended before")])
 def test_a_stream_that_breaks_keeps_its_tree_and_says_why(visit, question: str, reason: str) -> None:
     tab = visit()
     tab.ask(question, "failed")

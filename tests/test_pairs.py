@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from caspo.core.errors import DataError
 from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
-from caspo.errors import DataError
 from caspo.types import ROOT, Question, StepPair, Tree
 from tiny import build, bushy_tree, node, same_tree, tokenizer
 
@@ -23,7 +23,7 @@ def group(*children: tuple[str | None, float, float], name: str = "q") -> Tree:
         node(i, ROOT, 1, (10 + i,), label, entropy=entropy, logprob=logprob)
         for i, (label, entropy, logprob) in enumerate(children)
     ]
-    return Tree(Question(name, "?", "1"), (2, 3), tuple(nodes))
+    return Tree(Question("?", "1", id=name), (2, 3), tuple(nodes))
 
 
 def brief(pairs: list[StepPair]) -> list[tuple[str, int, int]]:
@@ -68,8 +68,7 @@ def test_nearest_partner() -> None:
     ids = {"right": [(1, 2, 3, 4), (1, 7, 8, 9), (5, 2, 3, 4)], "wrong": [(1, 2, 6, 4), (5, 2, 3, 8)]}
     nodes = [node(i, ROOT, 1, t, label) for i, (label, t) in enumerate((k, t) for k, ts in ids.items() for t in ts)]
     pairs, _ = build_pairs(
-        [Tree(Question("q", "?", "1"), (2, 3), tuple(nodes))],
-        PairSettings(confident_from=0, unsure_to=1, per_group=99),
+        [Tree(Question("?", "1", id="q"), (2, 3), tuple(nodes))], PairSettings(confident_from=0, unsure_to=1, per_group=99)
     )
     assert {(p.chosen, p.rejected) for p in pairs if p.kind == "confident_wrong"} == {(0, 3), (2, 4)}
     unsure = {(p.chosen, p.rejected) for p in pairs if p.kind == "uncertain_right"}
@@ -78,16 +77,11 @@ def test_nearest_partner() -> None:
 
 def test_reasoning_faults_only() -> None:
     """A wrong step whose equation is false is a slip of the sums; it is left out when asked, and counted."""
-    texts = [
-        ("right", "2 + 3 = 5\n"),
-        ("wrong", "2 * 3 = 6\n"),
-        ("wrong", "2 + 3 = 6\n"),
-        ("wrong", "The answer is 9.\n"),
-    ]
+    texts = [("right", "2 + 3 = 5\n"), ("wrong", "2 * 3 = 6\n"), ("wrong", "2 + 3 = 6\n"), ("wrong", "The answer is 9.\n")]
     nodes = [node(i, ROOT, 1, (10 + i,), label) for i, (label, _) in enumerate(texts)]
     nodes = [replace(n, step=replace(n.step, text=text)) for n, (_, text) in zip(nodes, texts, strict=True)]
     settings = PairSettings(confident_from=0, unsure_to=1, per_group=99, faults="reasoning")
-    pairs, report = build_pairs([Tree(Question("q", "?", "1"), (2, 3), tuple(nodes))], settings)
+    pairs, report = build_pairs([Tree(Question("?", "1", id="q"), (2, 3), tuple(nodes))], settings)
     assert {p.rejected for p in pairs} == {1, 3}
     assert report.dropped["wrong step: its equation is false"] == 1
 
@@ -113,7 +107,7 @@ def test_nothing_below_a_wrong_step() -> None:
             node(0, ROOT, 1, (5,), label), node(1, 0, 2, (6,), "right"), node(2, 0, 2, (7,), "wrong"),
             node(3, 1, 3, (8,), "right"), node(4, 1, 3, (9,), "wrong"),
         )  # fmt: skip
-        assert build_pairs([Tree(Question("q", "?", "1"), (2, 3), nodes)], EVERYTHING)[0] == []
+        assert build_pairs([Tree(Question("?", "1", id="q"), (2, 3), nodes)], EVERYTHING)[0] == []
 
 
 def test_the_report_adds_up() -> None:
@@ -188,8 +182,6 @@ def test_trl_trains_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         output_dir=str(tmp_path / "out"), report_to=[], use_cpu=True, bf16=False, max_steps=1, save_strategy="no",
         per_device_train_batch_size=4, gradient_checkpointing=False, disable_tqdm=True,
     )  # fmt: skip
-    trainer = trl.DPOTrainer(
-        build("llama"), build("llama"), args=config, train_dataset=rows, processing_class=tokenizer()
-    )
+    trainer = trl.DPOTrainer(build("llama"), build("llama"), args=config, train_dataset=rows, processing_class=tokenizer())
     assert len(trainer.train_dataset) == len(pairs)
     assert trainer.train().global_step == 1

@@ -40,11 +40,7 @@ def server(file: Path) -> Iterator[str]:
     """The server's address."""
     script = Path(__file__).parent / "llama_server_float32.py"
     with subprocess.Popen(
-        [sys.executable, script, file],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
+        [sys.executable, script, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as running:
         assert running.stdout is not None
         try:

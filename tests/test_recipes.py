@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from caspo.config import load_recipe
+from caspo.core.config import load_recipe
 from caspo.engines.models import BUNDLED
 from caspo.loop.recipe import CaspoRecipe
 from caspo.loop.warm_start import SupervisedRecipe

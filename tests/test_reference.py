@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.train import reference
 from caspo.train.reference import Wanted, fingerprint, rescore, score_trees
 from caspo.train.scoring import Scorer

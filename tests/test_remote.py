@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from caspo.confidence import signals, step_score
+from caspo.core.errors import CaspoError, ConfigError, DataError, EngineError
 from caspo.data.pairs import PairSettings, build_pairs
 from caspo.engines.base import Completion, Request
 from caspo.engines.remote.engine import OpenAICompatibleEngine
 from caspo.engines.remote.settings import RemoteSettings
-from caspo.errors import CaspoError, ConfigError, DataError, EngineError
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.search import ChainOfThought, ConfidenceTree, ConfidenceTreeSettings
 from caspo.train.checks import check_tokens
@@ -241,13 +241,13 @@ def test_an_endpoint_that_is_not_like_the_others_is_left_out() -> None:
 
 def test_a_server_without_ids_gives_trees_that_are_unfit_for_training(tmp_path: Any) -> None:
     with serving("sglang") as server, engine_for(server) as engine:
-        solutions = ChainOfThought().solve([Question("q", "What?", "7")], engine)
+        solutions = ChainOfThought().solve([Question("What?", "7", id="q")], engine)
         tree = solutions[0].tree
-    assert tree.tokens == "pieces"
+    assert tree.token_source == "pieces"
     assert min(tree.prompt_ids) >= FIRST_PIECE
     write_trees(tmp_path / "trees.parquet", [tree])
     (again,) = read_trees(tmp_path / "trees.parquet")
-    assert again.tokens == "pieces", "the mark is kept"
+    assert again.token_source == "pieces", "the mark is kept"
     with pytest.raises(DataError, match="no token ids"):
         build_pairs([again], PairSettings())
     with pytest.raises(DataError, match="no token ids"):
@@ -279,10 +279,8 @@ def test_pruning_needs_the_optimistic_bound_to_fail() -> None:
     with serving("vllm") as server, engine_for(server, top_logprobs=3) as engine:
 
         def solved(prune_below: float) -> Tree:
-            settings = ConfidenceTreeSettings(
-                children=2, width=1, branch_below=1.0, prune_below=prune_below, max_tokens=40
-            )
-            return ConfidenceTree(settings).solve([Question("q", "q", "7")], engine)[0].tree
+            settings = ConfidenceTreeSettings(children=2, width=1, branch_below=1.0, prune_below=prune_below, max_tokens=40)
+            return ConfidenceTree(settings).solve([Question("q", "7", id="q")], engine)[0].tree
 
         whole = solved(0.0)
         second = [node for node in whole.nodes if not whole.children(node.id)][-1].id

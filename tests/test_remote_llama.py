@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Request
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load, resolve
 from caspo.engines.remote.engine import OpenAICompatibleEngine
 from caspo.engines.remote.settings import RemoteSettings
-from caspo.errors import EngineError
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
 from caspo.types import Question
 from llama_server import CONTEXT, LlamaServer, available
@@ -86,9 +86,7 @@ def test_prompts_and_pieces_are_those_of_the_models_tokenizer(remote: OpenAIComp
     assert remote.prompt(TEXT) == local.prompt(TEXT)
     ids = local.prompt("Caf\u00e9 \u2014 two  spaces, <|im_end|> and 12.5")
     wanted = local.pieces(ids)
-    assert [piece for piece, own in zip(remote.pieces(ids), wanted, strict=True) if own] == [
-        own for own in wanted if own
-    ]
+    assert [piece for piece, own in zip(remote.pieces(ids), wanted, strict=True) if own] == [own for own in wanted if own]
     assert remote.encode("3 + 4 = 7\n") == local.encode("3 + 4 = 7\n")
 
 
@@ -177,9 +175,9 @@ def test_sampled_tokens_have_the_models_probabilities_whatever_the_temperature(
 
 def test_cat_grows_a_tree_of_two_paths_on_the_server(remote: OpenAICompatibleEngine) -> None:
     method = ConfidenceTree(ConfidenceTreeSettings(max_tokens=24, branch_below=1.0))
-    (solution,) = method.solve([Question("q", TEXT, "7")], remote)
+    (solution,) = method.solve([Question(TEXT, "7", id="q")], remote)
     assert len(solution.tree.children(-1)) + sum(len(n) > 1 for _, n in solution.tree.groups()) >= 2
-    assert solution.tree.tokens == "model"
+    assert solution.tree.token_source == "model"
     assert {node.step.trace.kind for node in solution.tree.nodes} == {"top_k"}
 
 
@@ -188,9 +186,7 @@ def test_what_is_dropped_or_abandoned_frees_its_slot(server: LlamaServer, remote
     batch = remote.batch()
     seen: list[int] = []
     batch.add(0, Request(prompt, 0, max_new_tokens=400, temperature=0.0))
-    batch.add(
-        1, Request(prompt, 1, max_new_tokens=400, watch=lambda token, row: not seen.append(token) and len(seen) < 5)
-    )
+    batch.add(1, Request(prompt, 1, max_new_tokens=400, watch=lambda token, row: not seen.append(token) and len(seen) < 5))
     done: list[tuple[int, Any]] = []
     until = time.monotonic() + 20
     while not done and time.monotonic() < until:

@@ -12,11 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from caspo.cli.main import main
-from caspo.config import load_recipe
+from caspo.core.config import load_recipe
+from caspo.core.errors import ConfigError
+from caspo.core.storage import read_json
 from caspo.engines.opening import ModelSettings, check_local, open_local
-from caspo.errors import ConfigError
 from caspo.loop.recipe import CaspoRecipe
-from caspo.storage import read_json
 from fake_server import serving
 
 
@@ -39,9 +39,7 @@ def recipe(folder: Path, url: str, **more: Any) -> Path:
     annotate = {"questions": 2, "samples": 3, "max_step_tokens": 20, "max_depth": 2}
     file = folder / "recipe.yaml"
     file.write_text(
-        yaml.safe_dump(
-            {"name": "remote", "model": model, "evaluate": evaluate, "annotate": annotate, "rounds": 0} | more
-        )
+        yaml.safe_dump({"name": "remote", "model": model, "evaluate": evaluate, "annotate": annotate, "rounds": 0} | more)
     )
     return file
 
@@ -77,9 +75,7 @@ def test_solve_takes_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert json.loads(line)["generated_tokens"] > 0
 
 
-def test_solve_without_a_server_is_one_message(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_solve_without_a_server_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert caspo(monkeypatch, "solve", "How many?", "--engine", "openai_compatible") == 1
     assert "needs urls" in capsys.readouterr().err
 

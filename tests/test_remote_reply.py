@@ -18,11 +18,7 @@ def entropy_of(logs: np.ndarray[Any, Any]) -> float:
     return -float((np.exp(logs) * logs).sum())
 
 
-@given(
-    st.lists(st.floats(-8, 8), min_size=3, max_size=30),
-    st.integers(2, 30),
-    st.sets(st.integers(0, 29), max_size=3),
-)
+@given(st.lists(st.floats(-8, 8), min_size=3, max_size=30), st.integers(2, 30), st.sets(st.integers(0, 29), max_size=3))
 def test_the_entropy_is_within_its_bounds_whichever_tokens_are_missing(
     logits: list[float], k: int, missing: set[int]
 ) -> None:
@@ -34,9 +30,7 @@ def test_the_entropy_is_within_its_bounds_whichever_tokens_are_missing(
     found = measure(Position(top[0], tuple(top)), k, len(logs))
     assert found.entropy - 1e-6 <= entropy_of(logs) <= found.entropy_upper + 1e-6
     if len(top) == len(logs):
-        assert found.varentropy == pytest.approx(
-            float((np.exp(logs) * logs**2).sum()) - entropy_of(logs) ** 2, abs=1e-6
-        )
+        assert found.varentropy == pytest.approx(float((np.exp(logs) * logs**2).sum()) - entropy_of(logs) ** 2, abs=1e-6)
     else:
         assert np.isnan(found.varentropy)
 
@@ -52,11 +46,7 @@ def test_the_entropy_is_within_its_bounds_whichever_tokens_are_missing(
         LISTS | {"top_logprobs": [{"a": 1.0}]},
         {"content": [{"id": 1, "token": "a", "logprob": -1.0}]},
         {"content": [{"id": 1, "token": "a", "logprob": -1.0, "top_logprobs": []}]},
-        {
-            "content": [
-                {"id": 1, "token": "a", "logprob": "x", "top_logprobs": [{"id": 1, "token": "a", "logprob": -1.0}]}
-            ]
-        },
+        {"content": [{"id": 1, "token": "a", "logprob": "x", "top_logprobs": [{"id": 1, "token": "a", "logprob": -1.0}]}]},
         {"content": [3]},
         ["tokens"],
     ],

@@ -6,7 +6,7 @@ from importlib import resources
 
 import pytest
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.report import write_report
 from caspo.report.markup import Html, el, json_script, points
 from caspo.report.run_data import _method, difference_interval, read_run

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from caspo.confidence.calibration import brier, ece
 from caspo.evaluate import resampling
+from caspo.evaluate.estimates import auroc, bootstrap_ci, pairs_won, sibling_pairs
 from caspo.evaluate.resampling import (
     Draws,
     draw_questions,
@@ -21,7 +22,6 @@ from caspo.evaluate.resampling import (
     resampled_ece,
     resampled_ratio,
 )
-from caspo.evaluate.statistics import auroc, bootstrap_ci, pairs_won, sibling_pairs
 
 Floats = NDArray[np.float64]
 
@@ -146,9 +146,7 @@ def test_questions_not_steps_are_drawn() -> None:
     rows, draws = made(2, 50, 300), draw_questions(50)
     copied = Rows(*(np.tile(column, 10) for column in rows))
     for _, resampled in FIGURES.values():
-        assert percentile_interval(resampled(copied, draws)) == pytest.approx(
-            percentile_interval(resampled(rows, draws))
-        )
+        assert percentile_interval(resampled(copied, draws)) == pytest.approx(percentile_interval(resampled(rows, draws)))
 
 
 def test_draws() -> None:

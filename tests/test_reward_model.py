@@ -11,18 +11,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from caspo.core.errors import ConfigError, ModelError
 from caspo.engines.models import resolve
-from caspo.errors import ConfigError, ModelError
 from caspo.judges.base import Chain, Judge
 from caspo.judges.reward_model import RewardModelJudge, RewardModelSettings, load_reward_model
 from caspo.types import Question
 from tiny import COMMON, build
 
 LAYOUTS = ("qwen", "token_classification", "math_shepherd")
-QUESTION = Question("q", "Ann has 2 nuts and finds 3. How many has she?", "5")
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-)
+QUESTION = Question("Ann has 2 nuts and finds 3. How many has she?", "5", id="q")
+CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
 SOLUTIONS: list[tuple[str, ...]] = [
     ("She has 2 and 3.\n", "2 + 3 = 5.\n", "The answer is 5."),
     ("2 * 3 = 6",),
@@ -71,20 +69,13 @@ def slow_scores(layout: str, steps: Sequence[str]) -> list[float]:
         ids = tok(QUESTION.text, add_special_tokens=False)["input_ids"]
         places = []
         for step in shown:
-            ids = (
-                ids
-                + tok(step, add_special_tokens=False)["input_ids"]
-                + tok("\n", add_special_tokens=False)["input_ids"]
-            )
+            ids = ids + tok(step, add_special_tokens=False)["input_ids"] + tok("\n", add_special_tokens=False)["input_ids"]
             places.append(len(ids) - 1)
         with torch.inference_mode():
             scores = net(input_ids=torch.tensor([ids])).logits.softmax(-1)[0, :, 1]
         return [float(scores[place]) for place in places]
     if layout == "qwen":
-        system = {
-            "role": "system",
-            "content": "Please reason step by step, and put your final answer within \\boxed{}.",
-        }
+        system = {"role": "system", "content": "Please reason step by step, and put your final answer within \\boxed{}."}
         answer = {"role": "assistant", "content": "<extra_0>".join(shown) + "<extra_0>"}
         user = {"role": "user", "content": QUESTION.text}
         text = tok.apply_chat_template([system, user, answer], tokenize=False, add_generation_prompt=False)

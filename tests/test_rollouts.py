@@ -16,7 +16,7 @@ from caspo.testing.scripted import Script, Scripted
 from caspo.types import Question, Verdict
 from tiny import Counting
 
-QUESTION = Question("q", "How many?", "5")
+QUESTION = Question("How many?", "5", id="q")
 WALD = RolloutSettings(reached=0.4, lost=0.05)  # two successes or seven failures in a row decide
 
 
@@ -94,7 +94,7 @@ def test_a_prefix_between_the_two_rates_is_unknown() -> None:
 
 def test_a_question_without_an_answer_is_unknown_and_costs_nothing() -> None:
     judge, engine = judge_of(error_at("none"))
-    assert told(judge, "a\n", "b\n", question=Question("q", "How many?", " ")) == ["unknown"] * 2
+    assert told(judge, "a\n", "b\n", question=Question("How many?", " ", id="q")) == ["unknown"] * 2
     assert told(judge) == []
     assert not engine.requests
 
@@ -131,7 +131,7 @@ def test_a_false_equation_is_wrong_whatever_completions_come_to() -> None:
 
 def test_answers_are_read_by_the_kind_of_the_question() -> None:
     """A choice is a letter, however the completion puts it."""
-    choice = Question("q", "Which?", "B", meta={"answer_type": "choice", "choices": ["a cat", "a dog"]})
+    choice = Question("Which?", "B", id="q", meta={"answer_type": "choice", "choices": ["a cat", "a dog"]})
 
     def script(text: str) -> list[Scripted]:
         return [Scripted("The answer is a cat." if "bad" in text else "The answer is (B).", eos=True)]
@@ -159,23 +159,18 @@ def test_one_success_is_enough_by_the_rule_of_math_shepherd() -> None:
     assert sum("b" in "".join(map(chr, r.prefix_ids)) for r in engine.requests) == 9
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 6), st.integers(1, 7), st.booleans()), min_size=1, max_size=8), st.integers(0, 9)
-)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 7), st.booleans()), min_size=1, max_size=8), st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
 def test_verdicts_depend_neither_on_the_batch_nor_on_its_order(asked: list[tuple[int, int, bool]], seed: int) -> None:
     """Each chain alone, all together, and backwards: the same verdicts; the same seed gives the same again."""
     chains = [
-        Chain(Question(f"q{error}", f"How many {error}?", "5"), tuple(f"step {i}\n" for i in range(length)), ended)
+        Chain(Question(f"How many {error}?", "5", id=f"q{error}"), tuple(f"step {i}\n" for i in range(length)), ended)
         for error, length, ended in asked
     ]
 
     def script(text: str) -> list[Scripted]:
         lost = f"step {text[len('How many ')]}" in text
-        return [
-            Scripted("The answer is 5.", 0.15 if lost else 0.7, eos=True),
-            Scripted("The answer is 6.", 0.3, eos=True),
-        ]
+        return [Scripted("The answer is 5.", 0.15 if lost else 0.7, eos=True), Scripted("The answer is 6.", 0.3, eos=True)]
 
     def new() -> RolloutJudge:
         return judge_of(script, RolloutSettings(seed=seed))[0]

@@ -13,15 +13,15 @@ import pytest
 import yaml
 
 from caspo.cli import stages as commands
+from caspo.core.errors import ConfigError, DataError, EngineError
+from caspo.core.storage import read_json
 from caspo.engines.opening import open_engine
-from caspo.errors import ConfigError, DataError, EngineError
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.loop import run as iterate
 from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questions
 from caspo.loop.run import run_recipe
 from caspo.loop.stages import annotate_stage, rescore_stage, train_stage
 from caspo.loop.task import open_judge
-from caspo.storage import read_json
 from caspo.types import TokenTrace, Tree
 from stories_run import RECIPE, write_recipe
 
@@ -31,9 +31,7 @@ SMALL = {
 
 
 def recipe(**changes: Any) -> CaspoRecipe:
-    return CaspoRecipe.model_validate(
-        {**RECIPE, "evaluate": SMALL, "annotate": {"questions": 4, "samples": 4}, **changes}
-    )
+    return CaspoRecipe.model_validate({**RECIPE, "evaluate": SMALL, "annotate": {"questions": 4, "samples": 4}, **changes})
 
 
 @pytest.fixture
@@ -41,12 +39,8 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What every round's training was asked for; the training happens."""
     asked: list[dict[str, Any]] = []
 
-    def watch(
-        source: str, model: Any, data: Any, settings: Any, seed: int, out: Path, on_step: Any, reference: Any
-    ) -> Any:
-        asked.append(
-            {"source": Path(source).parts[-2:], "data": [p.parts[-3] for _, p in data], "reference": reference}
-        )
+    def watch(source: str, model: Any, data: Any, settings: Any, seed: int, out: Path, on_step: Any, reference: Any) -> Any:
+        asked.append({"source": Path(source).parts[-2:], "data": [p.parts[-3] for _, p in data], "reference": reference})
         result = train_stage(source, model, data, settings, seed, out, on_step, reference)
         asked[-1]["result"] = result
         return result
@@ -155,8 +149,7 @@ def without_traces(tree: Tree) -> Tree:
     return dataclasses.replace(
         tree,
         nodes=tuple(
-            dataclasses.replace(n, step=dataclasses.replace(n.step, trace=silent(len(n.step.token_ids))))
-            for n in tree.nodes
+            dataclasses.replace(n, step=dataclasses.replace(n.step, trace=silent(len(n.step.token_ids)))) for n in tree.nodes
         ),
     )
 

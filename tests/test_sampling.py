@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from caspo.confidence import logits as logits_module
+from caspo.core.errors import EngineError
 from caspo.engines import sampling
 from caspo.engines.sampling import Draw, uniforms
-from caspo.errors import EngineError
 
 LOGITS = hnp.arrays(
     np.float32,
@@ -103,9 +103,7 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    LOGITS, st.lists(st.integers(1, 12), min_size=9, max_size=9), st.lists(st.integers(0, 12), min_size=9, max_size=9)
-)
+@given(LOGITS, st.lists(st.integers(1, 12), min_size=9, max_size=9), st.lists(st.integers(0, 12), min_size=9, max_size=9))
 def test_ranks_and_top_k(logits: np.ndarray, ranks: list[int], top_ks: list[int]) -> None:  # type: ignore[type-arg]
     """Each row's rank-th best token, whatever its temperature, and the mean log p of its own top k."""
     logits = np.where(np.isneginf(logits), -40, logits)

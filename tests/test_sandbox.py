@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 from caspo.tasks import sandbox
 from caspo.tasks.sandbox import Limits, run_python
 
@@ -142,9 +142,7 @@ def test_input_that_is_not_read_is_no_error() -> None:
 def test_runs_side_by_side_do_not_meet() -> None:
     """From several threads, each gets its own output."""
     found: dict[int, str] = {}
-    threads = [
-        threading.Thread(target=lambda i=i: found.update({i: run_python(f"print({i})").output})) for i in range(6)
-    ]  # type: ignore[misc]
+    threads = [threading.Thread(target=lambda i=i: found.update({i: run_python(f"print({i})").output})) for i in range(6)]  # type: ignore[misc]
     for thread in threads:
         thread.start()
     for thread in threads:

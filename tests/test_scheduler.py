@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Engine, Request
 from caspo.engines.local.engine import HFEngine
-from caspo.errors import EngineError
 from caspo.search import METHODS, ChainOfThought, ConfidenceTree, ConfidenceTreeSettings, SelfConsistency
 from caspo.search.base import Search
 from caspo.search.sampled import SelfConsistencySettings
@@ -58,7 +58,7 @@ class Gate(ScriptedEngine):
 
 
 def job(engine: Any, text: str = "Q", method: Any = CAT, **more: Any) -> Job:
-    return Job(method, Question(more.pop("name", text), text, ""), engine.prompt(text), **more)
+    return Job(method, Question(text, id=more.pop("name", text)), engine.prompt(text), **more)
 
 
 @contextmanager

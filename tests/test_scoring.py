@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from caspo.core.errors import EngineError
 from caspo.engines.base import Request
 from caspo.engines.local.engine import HFEngine
-from caspo.errors import EngineError
 from caspo.train.attention import TreeAttention
 from caspo.train.scoring import NodeScores, Scorer, _TokenScores, check_packing
 from caspo.train.tree_packing import NodeKey, join, pack
@@ -136,7 +136,7 @@ def test_windows_are_measured_in_positions(monkeypatch: pytest.MonkeyPatch) -> N
     """Siblings that stand between a step and its parent in the row take nothing of the window, and would by index."""
     steps = [(ROOT, (11, 12)), (0, (21, 22, 23)), (0, (31, 32, 33)), (0, (41, 42))]
     nodes = tuple(node(i, parent, 1 + (parent >= 0), ids, None) for i, (parent, ids) in enumerate(steps))
-    tree = Tree(Question("q", "", ""), (5, 6, 7), nodes)
+    tree = Tree(Question("", id="q"), (5, 6, 7), nodes)
     model = build("mistral", sliding_window=4)
     right = score(model, [tree], packed=True)["q", 3].logprobs.detach()
     expected = plain(model, tree, 3).gather(1, torch.tensor([[41], [42]]))[:, 0]
@@ -187,7 +187,7 @@ def test_bfloat16_models_are_packed(kernel: str) -> None:
 def test_traces_are_the_engines(kind: str, packed: bool) -> None:
     """A tree that the hf engine sampled, scored again: all five numbers of each token are those it recorded."""
     engine = HFEngine(build(kind), tokenizer())
-    builder = TreeBuilder(Question("q", "", ""), tuple(range(2, 12)))
+    builder = TreeBuilder(Question("", id="q"), tuple(range(2, 12)))
     for depth, parent in enumerate((ROOT, 0, 4)):
         requests = [Request(builder.prefix_ids(parent), 10 * depth + i, 6, 0.8, 0.95) for i in range(4)]
         for i, done in enumerate(engine.generate(requests)):

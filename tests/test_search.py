@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.engines.base import Request
-from caspo.errors import ConfigError, DataError, EngineError
 from caspo.search import (
     METHODS,
     ChainOfThought,
@@ -20,7 +20,7 @@ from caspo.testing.scripted import EOS, Scripted, ScriptedEngine
 from caspo.types import Question
 from tiny import Counting, same_tree
 
-Q = Question("q", "Q", "5")
+Q = Question("Q", "5", id="q")
 GOOD, BAD = "2 + 3 = 5\n", "2 + 3 = 6\n"
 FIVE, SIX = "The answer is 5.", "The answer is 6."
 
@@ -88,7 +88,7 @@ def test_independent_and_deterministic(name: str) -> None:
             return [Scripted(FIVE, 2, 1.0, eos=True), Scripted(SIX, 1, 1.0, eos=True)]
         return [Scripted(f"{text[0]} {i} = {i}\n", 4 - i, 1.0) for i in range(4)]
 
-    questions = [Question(n, f"{n}?", "5") for n in "abc"]
+    questions = [Question(f"{n}?", "5", id=n) for n in "abc"]
     method = METHODS[name]()
     done: list[int] = []
     together = method.solve(questions, ScriptedEngine(script), 1, done.append)
@@ -130,4 +130,4 @@ def test_scripts_with_mistakes() -> None:
         with pytest.raises(ConfigError):
             ChainOfThought().solve([Q], ScriptedEngine({"Q\n": [option]}))
     with pytest.raises(DataError, match="question is empty"):
-        ChainOfThought().solve([Question("e", " ", "1")], ScriptedEngine({}))
+        ChainOfThought().solve([Question(" ", "1", id="e")], ScriptedEngine({}))

@@ -173,9 +173,7 @@ def test_an_answer_may_be_sent_back_as_it_came(client: Client) -> None:
 
 def test_parts_of_text_are_joined(client: Client) -> None:
     parts = [{"type": "text", "text": "How "}, {"type": "text", "text": "many?"}]
-    assert (
-        client.chat(messages=[{"role": "user", "content": parts}]).json()["choices"][0]["message"]["content"] == CONTENT
-    )
+    assert client.chat(messages=[{"role": "user", "content": parts}]).json()["choices"][0]["message"]["content"] == CONTENT
 
 
 def test_answers_are_what_the_document_says(client: Client) -> None:
@@ -278,11 +276,7 @@ def test_no_two_of_many_requests_at_once_are_mixed_up() -> None:
         async def ask(number: int) -> bool:
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-                body = {
-                    "model": MODEL,
-                    "messages": [{"role": "user", "content": str(number)}],
-                    "stream": number % 2 == 1,
-                }
+                body = {"model": MODEL, "messages": [{"role": "user", "content": str(number)}], "stream": number % 2 == 1}
                 text = (await http.post("/v1/chat/completions", json=body)).text
                 return f'"answer": "{number}"' in text.replace('":"', '": "')
 

@@ -92,12 +92,7 @@ def test_the_client_s_own_helper_for_streams_puts_the_answer_together(client: An
 def test_choices_are_drawn_by_the_seed(client: Any) -> None:
     def ask(seed: int) -> list[str]:
         answer = client.chat.completions.create(
-            model=MODEL,
-            messages=ASK,
-            n=4,
-            temperature=1,
-            seed=seed,
-            extra_body={"caspo": {"method": "chain_of_thought"}},
+            model=MODEL, messages=ASK, n=4, temperature=1, seed=seed, extra_body={"caspo": {"method": "chain_of_thought"}}
         )
         assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
         return [choice.message.content for choice in answer.choices]

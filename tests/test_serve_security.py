@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from caspo.cli import serve as command
 from caspo.cli.main import main
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 from caspo.serve.server import listening
 from serving import CONTENT, MODEL, QUESTION, Client, application, server, settings
 

@@ -24,10 +24,7 @@ def test_signals_tables() -> None:
     with console.capture() as captured:
         console.print(*tables, sep="\n")
     lines = captured.get().splitlines()
-    assert [line.split("signals, ")[1].split(" (")[0] for line in lines if "AUROC" in line] == [
-        "before training",
-        "round 2",
-    ]
+    assert [line.split("signals, ")[1].split(" (")[0] for line in lines if "AUROC" in line] == ["before training", "round 2"]
     rows = [line.replace("│", " ").split() for line in lines if line.strip(" │")[:2] in ("a ", "b ", "c ")]
     assert rows[:3] == [
         ["b", "0.700", "0.750", "[0.700,", "0.800]"],

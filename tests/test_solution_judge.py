@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, StepJudge
 from caspo.judges.reference import ReferenceJudge
@@ -20,7 +20,7 @@ from caspo.types import Question
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SOLUTION = "She has 16 - 3 = <<16-3=13>>13 eggs left.\nShe sells 13 * 7 = <<13*7=91>>91 a week.\n#### 91"
 EGGS = Question(
-    "eggs", "Ann's 16 ducks lay an egg each. She eats 3 of them. How many are left in a week?", "91", SOLUTION
+    "Ann's 16 ducks lay an egg each. She eats 3 of them. How many are left in a week?", "91", id="eggs", solution=SOLUTION
 )
 
 
@@ -31,9 +31,7 @@ def told(*steps: str, question: Question = EGGS, ended: bool = False) -> list[st
 def test_values_of_the_solution_from_known_numbers_are_right() -> None:
     """In any wording; the solution's own numbers may be used without saying where they are from."""
     assert told("16 - 3 = 13", "13 * 7 = 91") == ["right", "right"]
-    assert (
-        told("After breakfast 16 - 3 = 13.", "So 13 * 7 = 91 a week.", "The answer is 91.", ended=True) == ["right"] * 3
-    )
+    assert told("After breakfast 16 - 3 = 13.", "So 13 * 7 = 91 a week.", "The answer is 91.", ended=True) == ["right"] * 3
     assert told("(16 - 3) * 7 = 91") == ["right"]
 
 
@@ -95,7 +93,7 @@ def test_reference_solutions_are_never_wrong_but_where_they_are(judge: StepJudge
     found: Counter[str] = Counter()
     wrong = set()
     for number, row in enumerate(_rows("gsm8k_train.jsonl")):
-        question = Question(row["id"], row["question"], row["answer"], row["solution"])
+        question = Question(row["question"], row["answer"], id=row["id"], solution=row["solution"])
         (verdicts,) = judge.judge([Chain(question, tuple(split_steps(row["solution"])), True)])
         labels = {verdict.label for verdict in verdicts}
         found["wrong" if "wrong" in labels else "unknown" if "unknown" in labels else "right"] += 1
@@ -115,7 +113,7 @@ def test_people_agree_with_its_right_more_than_with_the_arithmetic_judges() -> N
         text, first = row["question"].strip(), row["first_error"]
         if not row["id"].startswith("processbench-gsm8k"):
             continue
-        question = Question(row["id"], row["question"], row["answer"], solutions[text])
+        question = Question(row["question"], row["answer"], id=row["id"], solution=solutions[text])
         length = len(row["steps"]) if first < 0 else first + 1
         for i in range(length):
             chain = Chain(question, tuple(row["steps"][: i + 1]), i + 1 == len(row["steps"]), given=i)

@@ -16,7 +16,7 @@ OPTIONS = ["a cat", "0.5", "$x = 3$ cm", "the A train", "a dog", "1", "2", "3", 
 
 def ask(kind: str, answer: str = "B", **meta: Any) -> Question:
     """A question of a kind."""
-    return Question("q", "Which?", answer, meta={"answer_type": kind, **meta})
+    return Question("Which?", answer, id="q", meta={"answer_type": kind, **meta})
 
 
 CHOSEN = {
@@ -141,7 +141,7 @@ def test_code_is_the_last_block(text: str, found: str | None) -> None:
 
 def test_maths_is_the_default() -> None:
     """Also for kinds that other data sets name in their own ``answer_type``."""
-    assert stated_answer(Question("q", "?", "5"), r"\boxed{5}") == "5"
+    assert stated_answer(Question("?", "5", id="q"), r"\boxed{5}") == "5"
     assert stated_answer(ask("Numerical", "5"), "The answer is 5 cm.") == "5"
 
 

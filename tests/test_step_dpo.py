@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from caspo.errors import ConfigError, DataError, EngineError, StorageError
+from caspo.core.errors import ConfigError, DataError, EngineError, StorageError
 from caspo.train.attention import TreeAttention
 from caspo.train.lora import LoraSettings
 from caspo.train.losses import margins, preference_loss
@@ -130,9 +130,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, lora: LoraSettings | None)
 
 def test_lora_is_merged(tmp_path: Path) -> None:
     """The result is a plain model that computes what the adapted one did; only it was trained."""
-    model, result = train(
-        tmp_path, lora=LoraSettings(rank=4, alpha=8), epochs=3, learning_rate=5e-3, checkpoint_seconds=1e9
-    )
+    model, result = train(tmp_path, lora=LoraSettings(rank=4, alpha=8), epochs=3, learning_rate=5e-3, checkpoint_seconds=1e9)
     assert type(model).__name__ == "LlamaForCausalLM"
     assert not any("lora" in name for name, _ in model.named_parameters())
     assert mean_margin(model, build("llama")) > 0.5
@@ -145,9 +143,7 @@ def test_lora_merge_keeps_the_logits() -> None:
     """Merging is arithmetic: logits before and after are the same."""
     import peft
 
-    model = peft.get_peft_model(
-        build("llama"), peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
+    model = peft.get_peft_model(build("llama"), peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -319,9 +315,7 @@ def test_bad_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
-def test_a_model_that_ignores_the_tree_mask_is_refused(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_ignores_the_tree_mask_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If packing gives other numbers than separate rows, nothing is trained; separate rows still are."""
     monkeypatch.setattr(TreeAttention, "mask", lambda *args: None)
     before = weights(build(kind))
@@ -362,9 +356,7 @@ def test_loss_equals_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         gradient_checkpointing=False,
     )  # fmt: skip
     theirs = copy.deepcopy(policy)
-    trainer = Tokenised(
-        theirs, reference, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer()
-    )
+    trainer = Tokenised(theirs, reference, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer())
     theirs.train()
     loss = trainer.compute_loss(theirs, trainer.data_collator(rows))
     loss.backward()
@@ -390,7 +382,7 @@ def test_pairs_of_one_tree_share_their_nodes(tmp_path: Path) -> None:
     nodes = (
         node(0, ROOT, 1, (8, 9), "right"), node(1, ROOT, 1, (10,), "wrong"), node(2, ROOT, 1, (11, 12, 13), "wrong"),
     )  # fmt: skip
-    tree = Tree(Question("one", "?", "1"), ids, nodes)
+    tree = Tree(Question("?", "1", id="one"), ids, nodes)
     pairs = [StepPair("one", ROOT, 0, wrong, "confident_wrong", 0.5, 0.5, weight=wrong) for wrong in (1, 2)]
     _, result = train_step_dpo(build("llama"), [tree], pairs, settings(), 0, tmp_path)
     assert len(result.log) == 1

@@ -163,9 +163,7 @@ def test_a_tolerance_accepts_a_difference() -> None:
     assert Equation(("+", F(3), F(4)), F(8), (0, 0)).holds(F(1))
 
 
-_LEAVES = st.one_of(
-    st.integers(0, 20000).map(Fraction), st.decimals("0.01", "99", places=2, allow_nan=False).map(Fraction)
-)
+_LEAVES = st.one_of(st.integers(0, 20000).map(Fraction), st.decimals("0.01", "99", places=2, allow_nan=False).map(Fraction))
 
 
 def _trees(ops: str) -> st.SearchStrategy[Expression]:
@@ -179,9 +177,7 @@ _SYMBOLS["/"] = ["/", "÷", r"\div", "divided by"]
 def _render(expression: Expression, draw: st.DrawFn, level: int = 0) -> str:
     """The expression with random symbols, spaces, units, groups of digits; parentheses only where they are needed."""
     if isinstance(expression, Fraction):
-        number = (
-            f"{int(expression):,}" if expression.denominator == 1 and draw(st.booleans()) else f"{float(expression):g}"
-        )
+        number = f"{int(expression):,}" if expression.denominator == 1 and draw(st.booleans()) else f"{float(expression):g}"
         before, after = draw(st.sampled_from([("", ""), ("$", ""), ("", " apples"), ("", " red pens")]))
         return before + number + after
     op, left, right = expression

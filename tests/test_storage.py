@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from caspo.errors import DataError, StorageError
-from caspo.storage import read_json, write_directory, write_file, write_json, write_text
+from caspo.core.errors import DataError, StorageError
+from caspo.core.storage import read_json, write_directory, write_file, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -63,10 +63,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     """The kernel refuses in the middle of a write: a StorageError, the old file, no temporary file."""
     file = tmp_path / "x"
     write_text(file, "old")
-    with (
-        files_of_at_most(1000),
-        pytest.raises(StorageError, match=r"Could not write .*x: File too large\. Nothing was"),
-    ):
+    with files_of_at_most(1000), pytest.raises(StorageError, match=r"Could not write .*x: File too large\. Nothing was"):
         write_text(file, "new" * 1000)
     assert file.read_text(encoding="utf-8") == "old"
     assert names(tmp_path) == ["x"]
@@ -88,7 +85,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) ->
 
     for function in ("tempfile.mkstemp", "tempfile.mkdtemp", "os.fsync"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"caspo.storage.{function}", refuse)
+            patch.setattr(f"caspo.core.storage.{function}", refuse)
             if function != "tempfile.mkdtemp":
                 with pytest.raises(StorageError, match=r"refused\. Nothing was lost"):
                     write_text(tmp_path / "x", "new")

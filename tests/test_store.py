@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.types import ROOT, Node, Question, Step, TokenTrace, Tree, Verdict
 from tiny import bushy_tree, same_tree
@@ -26,9 +26,7 @@ def trees(draw: st.DrawFn) -> Tree:
     for i in range(draw(st.integers(1, 5))):
         parent = draw(st.integers(ROOT, i - 1))
         ids = draw(IDS)
-        values = [
-            np.array(draw(st.lists(FLOATS, min_size=len(ids), max_size=len(ids))), dtype=np.float32) for _ in "12345"
-        ]
+        values = [np.array(draw(st.lists(FLOATS, min_size=len(ids), max_size=len(ids))), dtype=np.float32) for _ in "12345"]
         top = draw(st.booleans())
         trace = TokenTrace(*values, "top_k", 5, values[0] + 1) if top else TokenTrace(*values)
         verdict = draw(st.none() | st.builds(Verdict, st.sampled_from(["right", "wrong", "unknown"]), TEXT, TEXT))
@@ -36,7 +34,7 @@ def trees(draw: st.DrawFn) -> Tree:
         step = Step(draw(TEXT), ids, trace)
         nodes.append(Node(i, parent, depth, step, draw(st.integers(1, 9)), draw(st.booleans()), verdict, draw(TEXT)))
     meta = draw(st.dictionaries(TEXT, st.none() | st.integers(-5, 5) | st.lists(TEXT, max_size=2), max_size=3))
-    question = Question(draw(TEXT), draw(TEXT), draw(TEXT), draw(st.none() | TEXT), meta)
+    question = Question(draw(TEXT), draw(TEXT), id=draw(TEXT), solution=draw(st.none() | TEXT), meta=meta)
     return Tree(question, draw(IDS), tuple(nodes))
 
 

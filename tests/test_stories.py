@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from caspo.answers import extract_answer
-from caspo.errors import ConfigError, DataError
+from caspo.core.errors import ConfigError, DataError
 from caspo.judges.reference import ReferenceJudge
 from caspo.steps import equations, split_steps
 from caspo.tasks.stories import MAX_LEVEL, SPLITS, StoriesTask, largest, sums
@@ -223,11 +223,8 @@ def test_sums_in_any_order() -> None:
 
 def test_same_number_by_chance_is_not_enough() -> None:
     """2 + 2 for 2 * 2: an equation that holds, with numbers and a result of the problem, by the wrong operation."""
-    quantities = [
-        {"value": 2, "kind": "given"},
-        {"value": 4, "kind": "derived", "formula": "#0 * #0"},
-    ]
-    question = Question("q", "?", "4", meta={"quantities": quantities})
+    quantities = [{"value": 2, "kind": "given"}, {"value": 4, "kind": "derived", "formula": "#0 * #0"}]
+    question = Question("?", "4", id="q", meta={"quantities": quantities})
     assert JUDGE.judge_step(question, [], "2 * 2 = 4", final=False).label == "right"
     assert JUDGE.judge_step(question, [], "2 + 2 = 4", final=False).label == "wrong"
 
@@ -240,7 +237,7 @@ def test_bad_input() -> None:
         with pytest.raises(ConfigError, match="levels 1 to 7"):
             StoriesTask(levels)
     with pytest.raises(DataError, match="arithmetic judge"):
-        JUDGE.judge_step(Question("q", "?", "1"), [], "1 + 1 = 2", final=False)
+        JUDGE.judge_step(Question("?", "1", id="q"), [], "1 + 1 = 2", final=False)
 
 
 def test_values_are_exact() -> None:

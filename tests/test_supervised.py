@@ -11,9 +11,9 @@ import torch
 from pydantic import ValidationError
 from safetensors import safe_open
 
+from caspo.core.errors import ResumeError
 from caspo.engines.models import load
 from caspo.engines.prompts import PLAIN_TEMPLATE, prompt_ids, solution_ids
-from caspo.errors import ResumeError
 from caspo.loop.warm_start import Architecture, SupervisedRecipe, run_supervised
 from caspo.train.supervised import Example, plan_batches, supervised_loss
 from tiny import build, tokenizer
@@ -115,10 +115,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     steps: list[int] = []
     resumed = run_supervised(recipe(train=train), tmp_path / "b", lambda step, *rest: steps.append(step))
     assert steps == [3, 4, 5, 6, 7, 8]
-    with (
-        safe_open(whole / "model.safetensors", "pt") as a,
-        safe_open(resumed / "model.safetensors", "pt") as b,
-    ):
+    with safe_open(whole / "model.safetensors", "pt") as a, safe_open(resumed / "model.safetensors", "pt") as b:
         assert all(torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in a.keys())  # noqa: SIM118
     for folder in (tmp_path / "a", tmp_path / "b"):
         assert not (folder / "train").exists(), "checkpoints are removed"
@@ -158,9 +155,7 @@ def test_either_from_scratch_or_an_adapter(changes: dict[str, Any]) -> None:
         recipe(**changes)
 
 
-@pytest.mark.parametrize(
-    "shape", [{"heads": 0}, {"layers": 0}, {"hidden": 100, "heads": 3}, {"hidden": 12, "heads": 4}]
-)
+@pytest.mark.parametrize("shape", [{"heads": 0}, {"layers": 0}, {"hidden": 100, "heads": 3}, {"hidden": 12, "heads": 4}])
 def test_shapes_that_cannot_be_built(shape: dict[str, int]) -> None:
     """Refused with the recipe, not in the middle of building the model."""
     with pytest.raises(ValidationError, match=r"greater than|multiple of twice the heads"):

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caspo.errors import ConfigError, DataError
+from caspo.core.errors import ConfigError, DataError
 from caspo.search.threshold import (
     Thresholds,
     abstention_grid,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caspo.train.tree_packing import Row, cut, fill, join, pack, packed_size, separate
+from caspo.train.tree_packing import PackedRow, cut, fill, join, pack, packed_size, separate
 from caspo.types import ROOT, Tree
 from tiny import bushy_tree, grown
 
@@ -59,12 +59,12 @@ def closure(tree: Tree, needed: Sequence[int] | set[int] | frozenset[int]) -> se
     return {above.id for n in needed for above in tree.path(n)}
 
 
-def sees(row: Row, place: int) -> list[int]:
+def sees(row: PackedRow, place: int) -> list[int]:
     """The places that the token at ``place`` sees."""
     return [k for k in range(place + 1) if place < row.ends[k]]
 
 
-def check_row(row: Row, found: Sequence[Tree]) -> None:
+def check_row(row: PackedRow, found: Sequence[Tree]) -> None:
     """Each node's tokens stand once in the row, on their own path, at their own depth, predicted by what precedes them."""
     by_id = {tree.question.id: tree for tree in found}
     for (question, number), (predictors, tokens) in row.nodes.items():

@@ -8,7 +8,7 @@ from caspo.trees import TreeBuilder, seed_of
 from caspo.types import ROOT, Question, Step, TokenTrace, Verdict
 from tiny import bushy_tree, trace
 
-QUESTION = Question("q", "?", "5")
+QUESTION = Question("?", "5", id="q")
 
 
 def step(text: str, *ids: int) -> Step:

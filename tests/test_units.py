@@ -24,9 +24,7 @@ def plan(**more: Any) -> list[list[Micro]]:
 
 
 def pairs_in(step: list[Micro]) -> list[StepPair]:
-    return sorted(
-        (p for m in step for u in m.units for p in u.pairs), key=lambda p: (p.question_id, p.chosen, p.rejected)
-    )
+    return sorted((p for m in step for u in m.units for p in u.pairs), key=lambda p: (p.question_id, p.chosen, p.rejected))
 
 
 def judged_in(step: list[Micro]) -> list[tuple[str, int]]:
@@ -116,9 +114,7 @@ def test_a_tree_too_large_is_cut(tokens: int, count: int, judged: bool) -> None:
     units = make_units(TREES[:count], PAIRS, judged=judged)
     found = micro_batches(units, tokens)
     pieces = [u for m in found for u in m.units]
-    assert sorted(map(str, (p for u in pieces for p in u.pairs))) == sorted(
-        map(str, (p for u in units for p in u.pairs))
-    )
+    assert sorted(map(str, (p for u in pieces for p in u.pairs))) == sorted(map(str, (p for u in units for p in u.pairs)))
     assert judged_in(found) == sorted((u.tree.question.id, n) for u in units for n in u.judged)
     for micro in found:
         total = sum(u.size for u in micro.units)

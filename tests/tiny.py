@@ -97,7 +97,7 @@ def bushy_tree(name: str = "q", seed: int = 0) -> Tree:
         node(i, parent, depth, ids(n) + ((0,) if i == 7 else ()), label, final=i == 7)
         for i, (parent, depth, n, label) in enumerate(shape)
     ]
-    return Tree(Question(name, f"question {name}", "5"), ids(6 + seed % 3), tuple(nodes))
+    return Tree(Question(f"question {name}", "5", id=name), ids(6 + seed % 3), tuple(nodes))
 
 
 def grown(name: str, prompt: tuple[int, ...], shape: Sequence[tuple[int, int]], first: int = 1000) -> Tree:
@@ -107,7 +107,7 @@ def grown(name: str, prompt: tuple[int, ...], shape: Sequence[tuple[int, int]], 
         depth = 1 if parent == ROOT else nodes[parent].depth + 1
         nodes.append(node(i, parent, depth, tuple(range(first, first + n)), "right" if i % 2 else "wrong"))
         first += n
-    return Tree(Question(name, "", ""), prompt, tuple(nodes))
+    return Tree(Question("", id=name), prompt, tuple(nodes))
 
 
 def pairs_of(tree: Tree) -> list[StepPair]:
@@ -116,9 +116,7 @@ def pairs_of(tree: Tree) -> list[StepPair]:
     for parent, children in tree.groups():
         right = [c for c in children if c.verdict and c.verdict.label == "right"]
         wrong = [c for c in children if c.verdict and c.verdict.label == "wrong"]
-        found += [
-            StepPair(tree.question.id, parent, r.id, w.id, "confident_wrong", 0.5, 0.5) for r in right for w in wrong
-        ]
+        found += [StepPair(tree.question.id, parent, r.id, w.id, "confident_wrong", 0.5, 0.5) for r in right for w in wrong]
     return found
 
 

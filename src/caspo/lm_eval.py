@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from caspo.config import settings_from
+from caspo.core.config import settings_from
+from caspo.core.errors import ConfigError, DataError
 from caspo.engines.drive import drive
 from caspo.engines.until import cut, until
-from caspo.errors import ConfigError, DataError
 from caspo.search import DEFAULT_METHOD, METHODS, Method, answer_path
 from caspo.trees import TreeBuilder
 from caspo.types import Question, Solution
@@ -138,7 +138,7 @@ class HarnessModel:
         for place, request in enumerate(requests):
             context, arguments = request.args
             # Repeats of one prompt are drawn differently, whatever else is asked.
-            question = Question(f"{context}\x1f{seen[context]}", context, "")
+            question = Question(context, id=f"{context}\x1f{seen[context]}")
             seen[context] += 1
             groups.setdefault(repr(sorted(arguments.items())), []).append((place, question))
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as bar:
@@ -164,9 +164,7 @@ class HarnessModel:
             elif not self._warned:
                 self._warned = True
                 logging.getLogger(__name__).warning(
-                    "The task asks for sampling (%s); %s draws, or does not, by its own settings.",
-                    wanted,
-                    self._kind.name,
+                    "The task asks for sampling (%s); %s draws, or does not, by its own settings.", wanted, self._kind.name
                 )
         method, engine = self._method(limits), self._engine
         trees = [TreeBuilder(question, self._prompt(question.text)) for question in questions]

@@ -6,8 +6,9 @@ one of its nodes, training packs it, CaT grows and prunes it, the report draws i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -43,17 +44,25 @@ FIRST_PIECE = 1 << 30
 
 @dataclass(frozen=True)
 class Question:
-    """One problem with a known final answer.
+    """One problem.
 
     ``meta`` is what the task knows beyond that; `stories` keeps the quantities of the problem there, from which the
     `reference` judge decides every step exactly.
     """
 
-    id: str
     text: str
-    answer: str
+    answer: str = ""
+    """The known final answer; empty where it is not known."""
+    _: KW_ONLY
+    id: str = ""
+    """Among the questions of one run only this one's. Draws depend on it; without one it is made of the text."""
     solution: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            digest = hashlib.sha256(self.text.encode(errors="surrogatepass")).hexdigest()
+            object.__setattr__(self, "id", digest[:16])
 
 
 class Measured(NamedTuple):
@@ -95,9 +104,7 @@ class TokenTrace:
     """Upper bound of the entropy; only with `top_k`."""
 
     @classmethod
-    def of(
-        cls, measured: Sequence[Measured], kind: Literal["full", "top_k"] = "full", k: int | None = None
-    ) -> TokenTrace:
+    def of(cls, measured: Sequence[Measured], kind: Literal["full", "top_k"] = "full", k: int | None = None) -> TokenTrace:
         """The trace of tokens that were measured one by one; with `top_k` each has its ``entropy_upper``."""
         table = np.array([row[: len(TRACE_COLUMNS)] for row in measured], dtype=np.float32)
         entropy, logprob, max_logprob, margin, varentropy = table.reshape(-1, len(TRACE_COLUMNS)).T.copy()
@@ -151,6 +158,9 @@ class Verdict:
     label: Label
     reason: str = ""
     judge: str = ""
+    failed: bool = False
+    """`unknown` because the judge failed (an endpoint that was down), not because of the step: such a verdict is not kept
+    for another run, which asks again. Trees in files do not tell it from other unknown ones."""
 
 
 Decision = Literal["", "expanded", "finished", "pruned", "dropped", "cut"]
@@ -188,8 +198,9 @@ class Tree:
     nodes: tuple[Node, ...]
 
     @property
-    def tokens(self) -> Literal["model", "pieces"]:
-        """Whose its tokens are: `model`, or `pieces`, numbers for text that mean nothing to a model (`FIRST_PIECE`)."""
+    def token_source(self) -> Literal["model", "pieces"]:
+        """Where its token ids come from: `model`, or `pieces`, numbers for text that mean nothing to a model
+        (`FIRST_PIECE`)."""
         return "pieces" if any(token >= FIRST_PIECE for token in self.prompt_ids) else "model"
 
     @cached_property

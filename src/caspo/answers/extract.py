@@ -67,11 +67,7 @@ def last_said(text: str, sentence_end: re.Pattern[str] | None = None) -> str | N
     """
     for match in reversed(list(_ANSWER_IS.finditer(text))):
         line = text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
-        said = (
-            sentence_end.split(line, maxsplit=1)[0]
-            if sentence_end
-            else _result(_SENTENCE_END.split(line, maxsplit=1)[0])
-        )
+        said = sentence_end.split(line, maxsplit=1)[0] if sentence_end else _result(_SENTENCE_END.split(line, maxsplit=1)[0])
         if clean(said):
             return said
     return None

@@ -26,7 +26,6 @@ MAX_LITERAL = 10000
 
 # A full stop after an initial ("James A. Garfield") or before a small letter ("st. gallen") ends no sentence.
 _TEXT_END = re.compile(r"(?<!\b[^\W\d_])[.!?](?=\s*$|\s+[A-Z])")
-_LINE_END = re.compile(r"(?!)")
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 _CODE_START = re.compile(r"^(?:def|class|import|from|async def|@\w+)\b", re.MULTILINE)
 _LETTER = re.compile(
@@ -37,7 +36,7 @@ _LETTER = re.compile(
 def stated_answer(question: Question, text: str) -> str | None:
     """The final answer that ``text`` states to ``question``, or None where it states none.
 
-    >>> choice = Question("q", "Which?", "B", meta={"answer_type": "choice", "choices": ["a cat", "a dog"]})
+    >>> choice = Question("Which?", "B", meta={"answer_type": "choice", "choices": ["a cat", "a dog"]})
     >>> stated_answer(choice, "The answer is (B)."), stated_answer(choice, "The answer is a dog.")
     ('B', 'B')
     """

@@ -34,7 +34,7 @@ def calibrate(
     from functools import cache
 
     from caspo.cli.show import bars, output
-    from caspo.config import load_recipe
+    from caspo.core.config import load_recipe
     from caspo.engines.opening import open_engine
     from caspo.loop.recipe import CaspoRecipe
     from caspo.loop.thresholds import CalibrateSettings, calibrate_stage
@@ -54,9 +54,7 @@ def calibrate(
     if found.calibrator is not None:
         output.print(f"Calibrator: {out / 'calibrator.json'}, from {found.calibrator.n} steps")
     else:
-        output.print(
-            "No calibrator: the judged steps were all right or all wrong, so there is nothing to calibrate on."
-        )
+        output.print("No calibrator: the judged steps were all right or all wrong, so there is nothing to calibrate on.")
 
 
 def _pruning_table(found: Calibration) -> Table:

@@ -7,22 +7,16 @@ from typing import Annotated
 
 import typer
 
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 
 __all__ = ["export", "import_labelled"]
 
 
 def export(
-    source: Annotated[
-        Path, typer.Argument(help="Folder (or file) of annotated trees, or a file of labelled solutions.")
-    ],
+    source: Annotated[Path, typer.Argument(help="Folder (or file) of annotated trees, or a file of labelled solutions.")],
     out: Annotated[Path, typer.Option(help="File to write: JSONL, or Parquet for the format dataset.")],
-    to: Annotated[
-        str, typer.Option("--format", help="processbench, prm800k, math_shepherd, steps, step_dpo or dataset.")
-    ],
-    pairs: Annotated[
-        Path | None, typer.Option(help="File of the pairs built from the trees; step_dpo needs it.")
-    ] = None,
+    to: Annotated[str, typer.Option("--format", help="processbench, prm800k, math_shepherd, steps, step_dpo or dataset.")],
+    pairs: Annotated[Path | None, typer.Option(help="File of the pairs built from the trees; step_dpo needs it.")] = None,
     generator: Annotated[str, typer.Option(help="The model that wrote the steps, for the records.")] = "caspo",
 ) -> None:
     """Write annotated trees as ProcessBench, PRM800K, Math-Shepherd, plain steps, Step-DPO, or as this project's dataset.
@@ -32,17 +26,14 @@ def export(
     from caspo.cli.show import output
     from caspo.data.dataset import write_dataset
     from caspo.data.pairs import read_pairs
-    from caspo.formats.labelled import read_labelled
+    from caspo.formats import WRITTEN, pairs_as_step_dpo, read_labelled, trees_as, trees_of, write_rows
     from caspo.formats.parquet import read_trees
-    from caspo.formats.trees import FORMATS, pairs_as_step_dpo, trees_as, trees_of, write_rows
 
-    known = (*FORMATS, "step_dpo", "dataset")
+    known = (*WRITTEN, "step_dpo", "dataset")
     if to not in known:
         raise ConfigError(f"There is no format {to!r}. Choose one of {', '.join(known)}.")
     if (to == "step_dpo") != (pairs is not None):
-        raise ConfigError(
-            "The format step_dpo, and no other, is made of pairs: give it with --pairs, or leave both out."
-        )
+        raise ConfigError("The format step_dpo, and no other, is made of pairs: give it with --pairs, or leave both out.")
     is_trees = source.is_dir() or source.suffix == ".parquet"
     trees = read_trees(source) if is_trees else trees_of(read_labelled(source))
     if to == "dataset":
@@ -72,9 +63,8 @@ def import_labelled(
 
     from caspo.cli.show import output
     from caspo.engines.models import resolve
-    from caspo.formats.labelled import read_labelled
+    from caspo.formats import read_labelled, trees_of
     from caspo.formats.parquet import write_trees
-    from caspo.formats.trees import trees_of
 
     solutions = read_labelled(source)
     trees = trees_of(solutions, AutoTokenizer.from_pretrained(resolve(model)))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 
 __all__ = ["judge"]
 
@@ -26,8 +26,7 @@ def judge(
     ] = "arithmetic",
     model: Annotated[str | None, typer.Option(help="Model that completes the steps, for the judge rollouts.")] = None,
     score_against: Annotated[
-        str | None,
-        typer.Option(help="labels: how good the judge is, the labels (or verdicts) of the file being the truth."),
+        str | None, typer.Option(help="labels: how good the judge is, the labels (or verdicts) of the file being the truth.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Solutions to judge, the first of the file.")] = None,
     overrides: Annotated[
@@ -39,10 +38,10 @@ def judge(
     Killed, the same command goes on.
     """
     from caspo.cli.show import bars, judge_table, output
-    from caspo.config import claim_folder, settings_from
+    from caspo.core.config import claim_folder, settings_from
     from caspo.engines.opening import ModelSettings
     from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
-    from caspo.formats.trees import read_solutions
+    from caspo.formats import read_solutions
     from caspo.loop.task import TaskSettings, open_judge
 
     if score_against not in (None, "labels"):

@@ -11,7 +11,7 @@ import typer
 from caspo import __version__
 from caspo.cli import calibrate, exchange, harness, judge, plan, run, serve, solve, stages
 from caspo.cli.options import NamesMethods
-from caspo.errors import CaspoError
+from caspo.core.errors import CaspoError
 
 __all__ = ["app", "main"]
 

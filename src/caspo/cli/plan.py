@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from caspo.cli.run import Overrides
-from caspo.errors import ConfigError, ModelError
+from caspo.core.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from caspo.engines.opening import ModelSettings
@@ -27,15 +27,13 @@ def plan(
     recipe: Annotated[Path, typer.Argument(help="YAML file, for example recipes/demo/recipe.yaml.")],
     overrides: Overrides = None,
     devices: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes of the training; those of the recipe's `accelerate` file, or 1."),
+        int | None, typer.Option(min=1, help="Processes of the training; those of the recipe's `accelerate` file, or 1.")
     ] = None,
     sharding: Annotated[
         str | None, typer.Option(help="none (DDP) or full (FSDP2, ZeRO-3); that of the `accelerate` file, or none.")
     ] = None,
     trees: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder (or file) of annotated trees, for exact tokens; once for every round."),
+        list[Path] | None, typer.Option(help="Folder (or file) of annotated trees, for exact tokens; once for every round.")
     ] = None,
     pairs: Annotated[
         list[Path] | None, typer.Option(help="File of the pairs built from them; once for every round.")
@@ -49,7 +47,7 @@ def plan(
 ) -> None:
     """Print what training will cost: memory of each device, tokens, and the time at a given throughput."""
     from caspo.cli.show import output
-    from caspo.config import load_recipe
+    from caspo.core.config import load_recipe
     from caspo.loop.recipe import CaspoRecipe
     from caspo.loop.stages import read_rounds, trees_and_pairs
     from caspo.train.budget import count_tokens, largest_forward, memory
@@ -136,9 +134,7 @@ def _config(model: ModelSettings) -> Any:
         source = name if hub else resolve(name)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
-    except (
-        Exception
-    ) as error:  # transformers raises whatever a malformed file or a missing network happens to trip over
+    except Exception as error:  # transformers raises whatever a malformed file or a missing network happens to trip over
         raise ModelError(
             f"The configuration of the model {name!r} could not be read ({type(error).__name__}). It must be a bundled "
             f"model ({', '.join(BUNDLED)}), a folder with config.json, or a hub name (offline, misspelt, or gated?)."
@@ -159,11 +155,7 @@ def _memory_table(recipe: CaspoRecipe, devices: Devices, needed: Memory, size: M
     table.add_column("from")
     rows = [
         ("weights", needed.weights, f"4 B x parameters{by}"),
-        (
-            "gradients",
-            needed.gradients,
-            f"4 B x trained{by}" + (" x 2 (DDP)" if devices.number > 1 and not full else ""),
-        ),
+        ("gradients", needed.gradients, f"4 B x trained{by}" + (" x 2 (DDP)" if devices.number > 1 and not full else "")),
         ("AdamW", needed.optimizer, f"8 B x trained{by}"),
         ("working weights", needed.working, "gathered layers" if full else "casts to bf16"),
         ("activations", needed.activations, "simulated pass"),
@@ -173,9 +165,7 @@ def _memory_table(recipe: CaspoRecipe, devices: Devices, needed: Memory, size: M
     for name, value, source in rows:
         table.add_row(name, f"{value / _GIB:,.2f}", source)
     table.add_section()
-    table.add_row(
-        "training, at its highest", f"{needed.training / _GIB:,.2f}", "the sum, or AdamW's step if that is higher"
-    )
+    table.add_row("training, at its highest", f"{needed.training / _GIB:,.2f}", "the sum, or AdamW's step if that is higher")
     table.add_row("reference, before it", f"{needed.reference / _GIB:,.2f}", "whole float32 model, simulated pass")
     table.add_row("peak", f"{needed.peak / _GIB:,.2f}", "the higher of the two", style="bold")
     return table

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 
 __all__ = ["Overrides", "run"]
 
@@ -21,7 +21,7 @@ def run(
 ) -> None:
     """Run a recipe from beginning to end. Killed at any moment, the same command goes on."""
     from caspo.cli.show import bars, metrics_table, output, signals_tables
-    from caspo.config import load_recipe
+    from caspo.core.config import load_recipe
 
     target = out or Path("runs") / (recipe.resolve().parent.name)
     if _kind(recipe) == "supervised":

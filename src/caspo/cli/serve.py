@@ -29,8 +29,7 @@ def serve(
     served_name: Annotated[str | None, typer.Option(help="What clients call it; the model's name by default.")] = None,
     method: Annotated[str, typer.Option(help=f"Of requests that name none: {METHODS_HERE}.")] = "cat",
     thresholds: Annotated[
-        Path | None,
-        typer.Option(help="File of `caspo calibrate`: CaT with its settings, which clients may not change."),
+        Path | None, typer.Option(help="File of `caspo calibrate`: CaT with its settings, which clients may not change.")
     ] = None,
     instruction: Annotated[
         str | None, typer.Option(help="System message of conversations that have none; '' for none.")
@@ -54,24 +53,17 @@ def serve(
     """Serve a model behind the OpenAI API, with CaT (or another method) and the confidence of each step."""
     import logging
 
-    from caspo.cli.solve import asked_model, calibrated
-    from caspo.config import settings_from
+    from caspo.cli.solve import calibrated
     from caspo.engines.prompts import INSTRUCTION
-    from caspo.errors import ConfigError
-    from caspo.search import METHODS
+    from caspo.search import method_of
 
-    if method not in METHODS:
-        raise ConfigError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")
-    if thresholds is None:
-        chosen = settings_from(METHODS[method].settings_type, settings or ())
-    else:
-        chosen = calibrated(thresholds, method, model, settings).settings
+    chosen = method_of(method, settings or ()) if thresholds is None else calibrated(thresholds, method, model, settings)
     configured = _settings(
         host=host,
         port=port,
         model=served_name or model,
         method=method,
-        settings=chosen.model_dump(exclude_unset=True),
+        settings=chosen.settings.model_dump(exclude_unset=True),
         fixed=thresholds is not None,
         instruction=INSTRUCTION if instruction is None else instruction,
         keys=_keys(api_keys),
@@ -87,13 +79,13 @@ def serve(
 
     bound = listening(configured)  # before the model is loaded: an address that is taken is told at once
     from caspo.answers import same_answer
-    from caspo.engines.opening import open_engine
+    from caspo.engines.opening import model_settings, open_engine
     from caspo.serve.scheduler import Scheduler
     from caspo.serve.thread import EngineThread
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    asked = asked_model({"name": model, "device": device}, engine, url, tokenizer)
+    asked = model_settings(model, url=url, engine=engine, tokenizer=tokenizer, device=device)
     thread = EngineThread()
     opened = thread.submit(lambda: open_engine(asked)).result()
     same_answer("1/2", "0.5")  # loads what compares answers: seconds that the first client would wait
@@ -120,7 +112,7 @@ def _listen(settings: ServeSettings, engine: Any, scheduler: Scheduler, bound: A
 def _settings(**fields: Any) -> ServeSettings:
     from pydantic import ValidationError
 
-    from caspo.errors import ConfigError
+    from caspo.core.errors import ConfigError
     from caspo.serve.settings import ServeSettings
 
     try:
@@ -139,7 +131,7 @@ def _keys(file: Path | None) -> tuple[str, ...]:
     import os
     import sys
 
-    from caspo.errors import ConfigError
+    from caspo.core.errors import ConfigError
 
     if file is None:
         return tuple(key.strip() for key in os.environ.get(_KEYS, "").split(",") if key.strip())

@@ -11,11 +11,11 @@ import typer
 from caspo.cli.options import METHODS_HERE, EngineOption, ModelOption, TokenizerOption, UrlOption
 
 if TYPE_CHECKING:
-    from caspo.engines.opening import ModelSettings
+    from caspo.model import Solved
     from caspo.search import ConfidenceTree
-    from caspo.types import Node, Question, Solution
+    from caspo.types import Question
 
-__all__ = ["asked_model", "calibrated", "solve"]
+__all__ = ["calibrated", "solve"]
 
 
 def solve(
@@ -43,22 +43,14 @@ def solve(
     import json
 
     from caspo.cli.show import bars, output
-    from caspo.config import settings_from
-    from caspo.engines.opening import open_engine
-    from caspo.errors import ConfigError
-    from caspo.search import METHODS
-    from caspo.storage import write_text
+    from caspo.core.storage import write_text
+    from caspo.model import load
+    from caspo.search import method_of
 
-    if method not in METHODS:
-        raise ConfigError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")
-    chosen = METHODS[method]
-    if thresholds is None:
-        configured = chosen(settings_from(chosen.settings_type, settings or ()))
-    else:
-        configured = calibrated(thresholds, method, model, settings)
+    chosen = method_of(method, settings or ()) if thresholds is None else calibrated(thresholds, method, model, settings)
     questions, grade = _questions(question, limit, seed, data, run_code)
-    named = {"name": model, "device": device} | ({} if instruction is None else {"instruction": instruction})
-    opened = open_engine(asked_model(named, engine, url, tokenizer))
+    told = {} if instruction is None else {"instruction": instruction}
+    loaded = load(model, url=url, engine=engine, tokenizer=tokenizer, device=device, **told)
     done = 0
     with bars() as show:
 
@@ -67,12 +59,12 @@ def solve(
             done += solved
             show.stage("solve", done, len(questions))
 
-        solutions = configured.solve(questions, opened, seed, advance)
+        solutions = loaded.solve_all(questions, chosen, seed=seed, on_done=advance)
     lines, graded = [], []
     for asked, solution in zip(questions, solutions, strict=True):
         right = grade(asked, solution.answer) if asked.answer else None
         graded += [right] if right is not None else []
-        _show(asked, solution, right)
+        _show(solution, right)
         lines.append(
             json.dumps(
                 {
@@ -83,7 +75,7 @@ def solve(
                     "correct": right,
                     "confidence": solution.confidence,
                     "generated_tokens": solution.generated_tokens,
-                    "steps": [node.step.text.strip() for node in _told(solution)],
+                    "steps": [text for _, text in solution.steps],
                 }
             )
         )
@@ -95,28 +87,9 @@ def solve(
         output.print(f"Solutions: {out}")
 
 
-def asked_model(
-    named: dict[str, str], engine: str | None, urls: list[str] | None, tokenizer: str | None
-) -> ModelSettings:
-    """The model as it was asked for."""
-    from pydantic import ValidationError
-
-    from caspo.engines.opening import ModelSettings
-    from caspo.errors import ConfigError
-
-    chosen = engine or ("openai_compatible" if urls else "hf")
-    try:
-        return ModelSettings.model_validate(
-            {**named, "engine": chosen, "urls": tuple(urls or ()), "tokenizer": tokenizer}
-        )
-    except ValidationError as error:
-        problems = "; ".join(str(problem["msg"]) for problem in error.errors())
-        raise ConfigError(f"This model cannot be used: {problems}. Check --engine and --url.") from error
-
-
 def calibrated(file: Path, method: str, model: str, settings: list[str] | None) -> ConfidenceTree:
     """CaT as it was calibrated."""
-    from caspo.errors import ConfigError
+    from caspo.core.errors import ConfigError
     from caspo.search import ConfidenceTree, ConfidenceTreeSettings
     from caspo.search.threshold import Thresholds
 
@@ -134,7 +107,7 @@ def _questions(
     question: str, limit: int, seed: int, data: Path | None, run_code: bool
 ) -> tuple[list[Question], Callable[[Question, str | None], bool]]:
     """What to solve, and how it is graded."""
-    from caspo.errors import ConfigError, DataError
+    from caspo.core.errors import ConfigError, DataError
     from caspo.tasks.base import Task, grade
     from caspo.tasks.benchmarks import BENCHMARKS, TABLE
     from caspo.tasks.jsonl import JsonlTask
@@ -156,28 +129,19 @@ def _questions(
     elif not question.strip():
         raise DataError("The question is empty: there is nothing to solve. Give a question with some text.")
     else:
-        return [Question("question", question, "")], grade
+        return [Question(question, id="question")], grade
     return task.questions("test", limit, seed), task.grade
 
 
-def _told(solution: Solution) -> tuple[Node, ...]:
-    """The path to report."""
-    from caspo.search import answer_path
-
-    return answer_path(solution.tree, solution.answer)
-
-
-def _show(question: Question, solution: Solution, right: bool | None) -> None:
+def _show(solution: Solved, right: bool | None) -> None:
+    """As `Solved` is printed, with colours and the grade."""
     from rich.text import Text
 
     from caspo.cli.show import output
-    from caspo.confidence import step_score
 
-    output.print(Text(question.text, style="bold"))
-    for node in _told(solution):
-        score = step_score(node.step.trace)
+    output.print(Text(solution.question.text, style="bold"))
+    for score, text in solution.steps:
         style = "green" if score >= 0.8 else "yellow" if score >= 0.5 else "red"
-        output.print(Text.assemble((f"  {score:4.2f}  ", style), node.step.text.strip()))
-    mark = {True: "right", False: f"wrong, it is {question.answer}", None: ""}[right]
-    answer = "no answer" if solution.answer is None else solution.answer
-    output.print(Text(f"  = {answer}  (vote {solution.confidence:.0%}, {solution.generated_tokens} tokens)  {mark}\n"))
+        output.print(Text.assemble((f"  {score:4.2f}  ", style), text))
+    mark = {True: "right", False: f"wrong, it is {solution.question.answer}", None: ""}[right]
+    output.print(Text(f"  {solution.outcome}  {mark}\n"))

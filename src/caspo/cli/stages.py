@@ -23,7 +23,7 @@ Trees = Annotated[Path, typer.Option(help="Folder (or file) of annotated trees."
 
 
 def _load(recipe: Path, overrides: list[str] | None, out: Path) -> CaspoRecipe:
-    from caspo.config import claim_folder, load_recipe
+    from caspo.core.config import claim_folder, load_recipe
     from caspo.loop.recipe import CaspoRecipe
 
     loaded = load_recipe(CaspoRecipe, recipe, overrides or ())
@@ -77,10 +77,10 @@ def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -
     from transformers import AutoTokenizer
 
     from caspo.cli.show import output
+    from caspo.core.storage import read_json
     from caspo.engines.models import resolve
     from caspo.formats.parquet import read_trees
     from caspo.loop.stages import pairs_stage
-    from caspo.storage import read_json
 
     settings = _load(recipe, overrides, out)
     tokenizer = AutoTokenizer.from_pretrained(resolve(settings.model.tokenizer or settings.model.name))
@@ -132,9 +132,7 @@ def evaluate(
     overrides: Overrides = None,
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option(
-            metavar="A B", help="Two finished runs instead of a recipe: RUN or RUN/round-K, or one with :METHOD."
-        ),
+        typer.Option(metavar="A B", help="Two finished runs instead of a recipe: RUN or RUN/round-K, or one with :METHOD."),
     ] = None,
 ) -> None:
     """Measure the recipe's model as `caspo run` does, without training: OUT/metrics.json and OUT/report.html.
@@ -144,9 +142,9 @@ def evaluate(
     """
     from caspo.cli.run import run
     from caspo.cli.show import comparison_tables, output
-    from caspo.errors import ConfigError
+    from caspo.core.errors import ConfigError
+    from caspo.core.storage import write_json
     from caspo.evaluate.compare import compare as compare_runs
-    from caspo.storage import write_json
 
     if (recipe is None) == (compare is None):
         raise ConfigError("Give either a RECIPE to evaluate, or --compare A B with two finished runs.")

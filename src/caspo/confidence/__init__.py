@@ -5,14 +5,7 @@
 """
 
 from caspo.confidence.calibration import Calibrator, brier, ece, fit, reliability
-from caspo.confidence.signals import (
-    DEFAULT_SIGNAL,
-    SIGNALS,
-    best_possible,
-    entropy_bounds,
-    signals,
-    step_score,
-)
+from caspo.confidence.signals import DEFAULT_SIGNAL, SIGNALS, best_possible, entropy_bounds, signals, step_score
 
 __all__ = [
     "DEFAULT_SIGNAL", "SIGNALS", "Calibrator", "best_possible", "brier", "ece", "entropy_bounds", "fit", "reliability",

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from caspo.errors import ConfigError, DataError
-from caspo.storage import read_json, write_json
+from caspo.core.errors import ConfigError, DataError
+from caspo.core.storage import read_json, write_json
 
 __all__ = ["Calibrator", "ReliabilityBin", "brier", "ece", "equal_width_bin", "fit", "reliability"]
 
@@ -197,9 +197,7 @@ def fit(
         raise DataError("a score is infinite. Clip scores (step_score() does) before calibrating.")
     if ruined.min() == ruined.max():
         only = "right" if ruined.max() else "wrong"
-        raise DataError(
-            f"all {ruined.size} steps are {only}: nothing to calibrate on. Judge more, or harder, questions."
-        )
+        raise DataError(f"all {ruined.size} steps are {only}: nothing to calibrate on. Judge more, or harder, questions.")
     if kind == "isotonic":
         x, y = _isotonic(seen, ruined, mass[mass > 0])
         return Calibrator(kind, signal, int(seen.size), tuple(x), tuple(y))

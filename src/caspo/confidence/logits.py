@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from caspo.errors import EngineError
+from caspo.core.errors import EngineError
 
 __all__ = ["BLOCK", "Distribution"]
 

@@ -1,10 +1,9 @@
-"""From what a decode step knows about its tokens to the confidence of a step and of a path. Numpy only.
+"""From what a decode step knows about its tokens to the confidence of a step. Numpy only.
 
-Three layers, all pure functions:
+Two layers, all pure functions:
 
 - a *signal* is one number for one step, higher is more confident, in nats where it is a log-like quantity (`SIGNALS`);
-- a *step score* maps a signal into (0, 1] (`step_score`; default ``exp(-mean_t H_t)``, the signal of the CASPO paper);
-- a *path score* joins the scores of the steps from the root on (`path_score`; CaT prunes on the cumulative product).
+- a *step score* maps a signal into (0, 1] (`step_score`; default ``exp(-mean_t H_t)``, the signal of the CASPO paper).
 
 A score is not a probability of being right: a calibrator (`caspo.confidence.calibration`) makes it one.
 
@@ -15,20 +14,19 @@ A score is not a probability of being right: a calibrator (`caspo.confidence.cal
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from caspo.errors import ConfigError, DataError, EngineError
+from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.types import TokenTrace
 
 __all__ = [
-    "DEFAULT_SIGNAL", "SIGNALS", "PathScore", "Signal", "best_possible", "entropy_bounds", "path_score", "signals",
-    "step_score",
+    "DEFAULT_SIGNAL", "SIGNALS", "Signal", "best_possible", "entropy_bounds", "signals", "step_score",
 ]  # fmt: skip
 
 Floats64 = NDArray[np.float64]
@@ -47,16 +45,6 @@ TAIL_SHARE = 0.2
 
 SMALLEST = float(np.finfo(np.float64).tiny)
 """A score never reaches 0, so that its logarithm stays finite."""
-
-
-class PathScore(NamedTuple):
-    """The confidence of a path of n steps, two ways; both in (0, 1], both 1 for the empty path."""
-
-    product: float
-    """Product of the step scores. It never rises as the path grows: *what CaT prunes on*, since a path under the
-    threshold stays under it."""
-    mean: float
-    """Geometric mean of the step scores, ``product ** (1 / n)``: for comparing paths of different lengths."""
 
 
 def _values(trace: TokenTrace, name: str, low: float | None = None, high: float | None = None) -> Floats64:
@@ -197,23 +185,6 @@ def best_possible(trace: TokenTrace, signal: str, more: int) -> float:
     return step_score(replace(trace, **longer, entropy_upper=None), signal)
 
 
-def path_score(scores: Sequence[float]) -> PathScore:
-    """Join the scores of a path's steps, first step first; see `PathScore` for which form serves what.
-
-    Raises:
-        DataError: a score outside (0, 1], or NaN.
-    """
-    values = np.asarray(scores, dtype=np.float64)
-    if values.size == 0:
-        return PathScore(1.0, 1.0)
-    if not ((values > 0.0) & (values <= 1.0)).all():
-        raise DataError(
-            f"step scores must be in (0, 1], got {list(scores)}. Use step_score() or a calibrator to make them."
-        )
-    logs = np.log(values)
-    return PathScore(max(SMALLEST, math.exp(logs.sum())), max(SMALLEST, math.exp(logs.mean())))
-
-
 def entropy_bounds(top_logprobs: ArrayLike, vocab_size: int) -> tuple[Floats64, Floats64]:
     """Bounds of the entropy of T distributions over ``vocab_size`` = V tokens, from the k most probable of each.
 
@@ -246,9 +217,7 @@ def entropy_bounds(top_logprobs: ArrayLike, vocab_size: int) -> tuple[Floats64, 
             f"top log-probabilities have shape {logs.shape}, expected (T, k), 1 <= k <= {vocab_size} (the vocabulary)."
         )
     if np.isnan(logs).any():
-        raise EngineError(
-            "a top log-probability is NaN: the model's logits held NaN or inf. Check the model and its dtype."
-        )
+        raise EngineError("a top log-probability is NaN: the model's logits held NaN or inf. Check the model and its dtype.")
     if logs.size and float(logs.max()) > TOLERANCE:
         raise EngineError(
             f"a top log-probability is {logs.max():.6g} > 0: the engine returned logits, not log-probabilities."

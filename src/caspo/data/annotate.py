@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from caspo.config import Config
+from caspo.core.config import Config
 from caspo.engines.base import Engine, Request
 from caspo.engines.drive import Asking, drive
 from caspo.judges.base import Chain, Judge

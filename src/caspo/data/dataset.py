@@ -7,10 +7,8 @@ follows is zero and costs nothing on the disk. Signals and confidence are comput
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,19 +16,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from caspo.confidence import SIGNALS, signals
-from caspo.errors import DataError
+from caspo.core.errors import DataError
+from caspo.core.storage import write_file
 from caspo.formats.parquet import SCHEMA_VERSION, TREE_SCHEMA, tree_rows
-from caspo.storage import write_file
 from caspo.types import TRACE_COLUMNS, Tree
 
-__all__ = ["DATASET_SCHEMA", "card_table", "write_dataset"]
+__all__ = ["DATASET_SCHEMA", "write_dataset"]
 
 _MANTISSA = 12
 """Bits that are kept of the 23."""
 
-DATASET_SCHEMA = pa.schema(
-    [*TREE_SCHEMA, ("model", pa.string()), *((f"signal_{name}", pa.float32()) for name in SIGNALS)]
-)
+DATASET_SCHEMA = pa.schema([*TREE_SCHEMA, ("model", pa.string()), *((f"signal_{name}", pa.float32()) for name in SIGNALS)])
 
 
 def write_dataset(path: Path, trees: Sequence[Tree], model: str) -> None:
@@ -61,33 +57,6 @@ def write_dataset(path: Path, trees: Sequence[Tree], model: str) -> None:
             column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"), store_schema=True,
         ),
     )  # fmt: skip
-
-
-def card_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The statistics of a file of the dataset, as the dataset's card states them (Markdown)."""
-    labels = Counter(row["verdict"] for row in rows)
-    groups: dict[tuple[str, int], set[str]] = {}
-    for row in rows:
-        groups.setdefault((row["question_id"], row["parent"]), set()).add(row["verdict"])
-    mixed = sum({"right", "wrong"} <= found for found in groups.values())
-    tokens = sum(len(row["token_ids"]) for row in rows)
-    lines = [
-        ("steps (rows)", f"{len(rows):,}"),
-        ("questions", f"{len({row['question_id'] for row in rows}):,}"),
-        ("samples (sum of `count`)", f"{sum(row['count'] for row in rows):,}"),
-        ("right, wrong, unknown", ", ".join(f"{labels[name]:,}" for name in ("right", "wrong", "unknown"))),
-        ("prefixes, of which with a right and a wrong continuation", f"{len(groups):,}, {mixed:,}"),
-        ("steps that end a solution", f"{sum(row['final'] for row in rows):,}"),
-        ("greatest depth", f"{max(row['depth'] for row in rows)}"),
-        ("tokens", f"{tokens:,}"),
-    ]
-    for name in ("right", "wrong"):
-        chosen = [row for row in rows if row["verdict"] == name]
-        if chosen:
-            entropy = np.mean([-row["signal_entropy"] for row in chosen])
-            confidence = np.mean([row["confidence"] for row in chosen])
-            lines.append((f"{name} steps: mean entropy (nats), mean confidence", f"{entropy:.3f}, {confidence:.3f}"))
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in lines)])
 
 
 def _rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -26,8 +26,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from caspo.confidence import step_score
-from caspo.config import Config
-from caspo.errors import DataError
+from caspo.core.config import Config
+from caspo.core.errors import DataError
 from caspo.formats.parquet import read_table, write_table
 from caspo.steps import equations
 from caspo.types import ROOT, Node, StepPair, Tree
@@ -84,7 +84,7 @@ class PairReport:
 def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[StepPair], PairReport]:
     """All pairs of the trees, in the order of the trees, and a report. A pure function of its arguments."""
     for tree in trees:
-        if tree.tokens == "pieces":
+        if tree.token_source == "pieces":
             raise DataError(
                 f"The tree of question {tree.question.id} was sampled from a server that gives no token ids, so nothing can "
                 "be trained on it. Sample from a server with ids (vLLM, llama.cpp), or with the engine hf."
@@ -121,9 +121,7 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
                 return False
             taken.add((chosen.id, rejected.id))
             pairs.append(
-                StepPair(
-                    tree.question.id, parent, chosen.id, rejected.id, kind, _confidence(chosen), _confidence(rejected)
-                )
+                StepPair(tree.question.id, parent, chosen.id, rejected.id, kind, _confidence(chosen), _confidence(rejected))
             )
             return True
 
@@ -150,9 +148,7 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
     return pairs, report
 
 
-def write_pairs(
-    path: Path, pairs: Sequence[StepPair], trees: Sequence[Tree], text: Callable[[Sequence[int]], str]
-) -> None:
+def write_pairs(path: Path, pairs: Sequence[StepPair], trees: Sequence[Tree], text: Callable[[Sequence[int]], str]) -> None:
     """Write pairs as Parquet that TRL loads as it is: ``prompt``, ``chosen``, ``rejected``, then the provenance.
 
     ``text`` gives the text of tokens, special tokens included.

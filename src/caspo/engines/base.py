@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from caspo.errors import EngineError
+from caspo.core.errors import EngineError
 from caspo.types import Measured, TokenTrace
 
 __all__ = ["Batch", "Completion", "Engine", "Finish", "Message", "OnDone", "Request", "ServingEngine", "Watch"]

@@ -80,9 +80,7 @@ class MemoEngine:
         """The continuation as the request's watch leaves it; it is not asked about the token that ends one by itself."""
         if request.watch is None:
             return whole
-        for length, (token, measured) in enumerate(
-            zip(whole.token_ids[:-1], whole.measured()[:-1], strict=True), start=1
-        ):
+        for length, (token, measured) in enumerate(zip(whole.token_ids[:-1], whole.measured()[:-1], strict=True), start=1):
             if not request.watch(token, measured):
                 ids = whole.token_ids[:length]
                 top_k = None if whole.top_k_logprob is None else whole.top_k_logprob[:length]

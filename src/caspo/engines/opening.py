@@ -5,19 +5,21 @@ Each engine is imported where it is opened: a model on a server needs no torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from caspo.core.config import settings_from
+from caspo.core.errors import ConfigError
 from caspo.engines.base import ServingEngine
 from caspo.engines.prompts import INSTRUCTION
 from caspo.engines.remote.settings import RemoteSettings
-from caspo.errors import ConfigError
 
 if TYPE_CHECKING:
     from caspo.engines.local.engine import HFEngine
 
-__all__ = ["ModelSettings", "check_local", "open_engine", "open_local"]
+__all__ = ["ModelSettings", "check_local", "model_settings", "open_engine", "open_local"]
 
 
 class ModelSettings(RemoteSettings):
@@ -48,6 +50,19 @@ class ModelSettings(RemoteSettings):
         if self.urls and self.engine != "openai_compatible":
             raise ValueError(f"urls are for the engine openai_compatible, not for {self.engine}")
         return self
+
+
+def model_settings(
+    name: str, *, url: str | Sequence[str] | None = None, engine: str | None = None, **settings: Any
+) -> ModelSettings:
+    """The model as somebody asks for it: a server's where there is a ``url``, else a GGUF file or what `hf` loads.
+
+    Raises:
+        ConfigError: no such setting, a value it cannot have, or an engine that does not go with the others.
+    """
+    urls = [url] if isinstance(url, str) else list(url or ())
+    chosen = engine or ("openai_compatible" if urls else "llama_cpp" if name.lower().endswith(".gguf") else "hf")
+    return settings_from(ModelSettings, {"name": name, "engine": chosen, "urls": urls, **settings}, "This model")
 
 
 def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngine:
@@ -93,9 +108,6 @@ def open_local(settings: ModelSettings, name: str | None = None) -> HFEngine:
 
     check_local(settings, "A judge or a round that loads a model")
     model, tokenizer = load(
-        name or settings.name,
-        dtype=settings.dtype,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
+        name or settings.name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
     )
     return HFEngine(model, tokenizer, name=settings.name, instruction=settings.instruction, max_rows=settings.max_rows)

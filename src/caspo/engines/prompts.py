@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from caspo.core.errors import DataError
 from caspo.engines.base import Message
-from caspo.errors import DataError
 
 __all__ = ["INSTRUCTION", "PLAIN_TEMPLATE", "chat_ids", "prompt_ids", "solution_ids"]
 
@@ -65,7 +65,5 @@ def solution_ids(tokenizer: Any, solution: str) -> tuple[int, ...]:
 
 def _render(tokenizer: Any, messages: Sequence[Message], template: str) -> str:
     return str(
-        tokenizer.apply_chat_template(
-            list(messages), chat_template=template, tokenize=False, add_generation_prompt=True
-        )
+        tokenizer.apply_chat_template(list(messages), chat_template=template, tokenize=False, add_generation_prompt=True)
     )

@@ -11,12 +11,29 @@ import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-__all__ = ["Key", "backoff", "passing", "retry_after"]
+from caspo.core.errors import EngineError
+
+__all__ = ["ApiKey", "Passing", "backoff", "passing", "retry_after"]
 
 _RETRIED = frozenset({408, 409, 425, 429})
 
 
-class Key:
+class Passing(EngineError):
+    """A failure that may be over when the request is tried again.
+
+    Args:
+        message: what happened.
+        down: whether the server itself has failed, not only this request.
+        wait: seconds that it asks to wait.
+        answered: whether this was the server's answer.
+    """
+
+    def __init__(self, message: str, *, down: bool = False, wait: float = 0.0, answered: bool = False) -> None:
+        super().__init__(message)
+        self.down, self.wait, self.answered = down, wait, answered
+
+
+class ApiKey:
     """An API key in an environment variable. It is looked up when it is sent, and stands in no message, repr or file."""
 
     def __init__(self, variable: str) -> None:

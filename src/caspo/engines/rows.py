@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Finish, Request
-from caspo.errors import EngineError
 from caspo.types import Measured, TokenTrace
 
 __all__ = ["SHARED", "Row", "check", "shared_length"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from caspo.core.errors import EngineError
 from caspo.engines.base import Batch, Completion, OnDone, Request
-from caspo.errors import EngineError
 
 __all__ = ["run"]
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from caspo.confidence.logits import BLOCK, Distribution
+from caspo.core.errors import EngineError
 from caspo.engines.rows import Row
-from caspo.errors import EngineError
 from caspo.types import Measured
 
 __all__ = ["Draw", "draw", "draw_rows", "uniforms"]
@@ -94,11 +94,7 @@ def draw(
 
 
 def _drawn(
-    of: Distribution,
-    logits_BV: torch.Tensor,
-    rows_R: torch.Tensor,
-    temperature_B: torch.Tensor,
-    uniform_B: torch.Tensor,
+    of: Distribution, logits_BV: torch.Tensor, rows_R: torch.Tensor, temperature_B: torch.Tensor, uniform_B: torch.Tensor
 ) -> torch.Tensor:
     """Tokens at which the running sum of the weights passes its share: first the block, then the place in it.
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caspo.confidence.calibration import brier, ece
+from caspo.evaluate.estimates import auroc
 from caspo.evaluate.resampling import (
     Draws,
     draw_questions,
@@ -26,7 +27,6 @@ from caspo.evaluate.resampling import (
     resampled_ratio,
 )
 from caspo.evaluate.run import Outcome
-from caspo.evaluate.statistics import auroc
 
 __all__ = ["RESAMPLED", "AnswerRows", "answer_figures", "answer_rows", "risk_coverage"]
 
@@ -68,9 +68,7 @@ def answer_rows(outcomes: Sequence[Outcome]) -> AnswerRows:
 RESAMPLED: Mapping[str, Callable[[AnswerRows, Draws], Floats64]] = MappingProxyType(
     {
         "ece": lambda rows, draws: resampled_ece(rows.confidence, rows.right, rows.ones, rows.question, draws),
-        "brier": lambda rows, draws: resampled_ratio(
-            (rows.confidence - rows.right) ** 2, rows.ones, rows.question, draws
-        ),
+        "brier": lambda rows, draws: resampled_ratio((rows.confidence - rows.right) ** 2, rows.ones, rows.question, draws),
         "auroc": lambda rows, draws: resampled_auroc(rows.confidence, rows.right, rows.ones, rows.question, draws),
         "aurc": lambda rows, draws: resampled_aurc(rows.confidence, rows.right, rows.question, draws),
     }

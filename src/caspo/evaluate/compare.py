@@ -10,7 +10,7 @@ differs is named. A method that was measured on a part of the other's questions 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from caspo.errors import ConfigError, DataError
+from caspo.core.config import flatten
+from caspo.core.errors import ConfigError, DataError
+from caspo.core.storage import read_json
 from caspo.evaluate.answer_figures import RESAMPLED, answer_rows
+from caspo.evaluate.estimates import bootstrap_ci, paired_difference
 from caspo.evaluate.resampling import draw_questions, percentile_interval
 from caspo.evaluate.run import Outcome, read_outcomes
-from caspo.evaluate.statistics import bootstrap_ci, paired_difference
 from caspo.search import METHODS
-from caspo.storage import read_json
 
 __all__ = ["compare"]
 
@@ -48,7 +49,7 @@ class _Side:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _MeasuredMethod:
     """One method of a side."""
 
     name: str
@@ -101,8 +102,9 @@ def _side(named: str) -> _Side:
     if method and method not in methods:
         raise ConfigError(f"{path} was not evaluated with {method!r}, only with {', '.join(methods) or 'no method'}.")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    flat = dict(_flat(recipe))
-    return _Side(named, run / f"round-{number}", int(number), method or None, methods, str(metrics["model"]), flat)
+    return _Side(
+        named, run / f"round-{number}", int(number), method or None, methods, str(metrics["model"]), flatten(recipe)
+    )
 
 
 def _pairs(a: _Side, b: _Side) -> list[tuple[str, str]]:
@@ -155,10 +157,7 @@ def _compared(a: _Side, b: _Side, name_a: str, name_b: str) -> dict[str, Any]:
         },
         "seconds_per_question": {"a": _mean([o.seconds for o in one]), "b": _mean([o.seconds for o in two])},
         **_confidence(one, two),
-        "flipped": {
-            "only_a": _flipped(one, two, first, lost=True),
-            "only_b": _flipped(one, two, first, lost=False),
-        },
+        "flipped": {"only_a": _flipped(one, two, first, lost=True), "only_b": _flipped(one, two, first, lost=False)},
     }
 
 
@@ -180,7 +179,7 @@ def _confidence(one: Sequence[Outcome], two: Sequence[Outcome]) -> dict[str, Any
     return figures
 
 
-def _flipped(one: Sequence[Outcome], two: Sequence[Outcome], asked: _Measured, *, lost: bool) -> list[dict[str, Any]]:
+def _flipped(one: Sequence[Outcome], two: Sequence[Outcome], asked: _MeasuredMethod, *, lost: bool) -> list[dict[str, Any]]:
     """The questions that only ``a`` got right (``lost``), or only ``b``."""
     flipped = []
     for x, y in zip(one, two, strict=True):
@@ -190,11 +189,11 @@ def _flipped(one: Sequence[Outcome], two: Sequence[Outcome], asked: _Measured, *
     return flipped
 
 
-def _read(side: _Side, method: str) -> _Measured:
+def _read(side: _Side, method: str) -> _MeasuredMethod:
     outcomes, trees = read_outcomes(side.folder / "evaluate", method)
     if not outcomes:
         raise DataError(f"{side.folder / 'evaluate' / method} holds no outcomes. Evaluate {side.named} again.")
-    return _Measured(
+    return _MeasuredMethod(
         method,
         int(side.methods[method]["settings"]["max_tokens"]),
         {outcome.question_id: outcome for outcome in outcomes},
@@ -202,7 +201,7 @@ def _read(side: _Side, method: str) -> _Measured:
     )
 
 
-def _common(a: _Side, b: _Side, first: _Measured, second: _Measured) -> list[str]:
+def _common(a: _Side, b: _Side, first: _MeasuredMethod, second: _MeasuredMethod) -> list[str]:
     """The questions to compare on, in the order of ``a``.
 
     Raises:
@@ -249,12 +248,3 @@ def _mean(values: Sequence[float]) -> float:
 
 def _defined(value: float) -> float | None:
     return None if np.isnan(value) else value
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings, with dotted names."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

@@ -7,15 +7,15 @@ which the judge failed somewhere (an endpoint was down) is judged again next tim
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caspo.config import Config
+from caspo.core.config import Config
+from caspo.core.storage import read_json, write_json
 from caspo.evaluate.judge_scores import Judged, judge_scores
-from caspo.formats.labelled import LabelledSolution
-from caspo.judges.base import FAILED, Chain, Judge, chain_key
-from caspo.storage import read_json, write_json
+from caspo.formats import LabelledSolution
+from caspo.judges.base import Chain, Judge, chain_key
 
 __all__ = ["JudgeRun", "digest", "judge_solutions", "score_judge"]
 
@@ -52,10 +52,10 @@ def judge_solutions(
         file = folder / f"part-{part:04d}.json"
         chunk = solutions[start : start + _CHUNK]
         records = read_json(file) if file.exists() else None
-        if records is None or any(v["reason"].startswith(FAILED) for r in records for v in r["verdicts"]):
+        if records is None or any(_failed(v) for r in records for v in r["verdicts"]):
             verdicts = judge.judge([Chain(s.question, s.steps, s.ended) for s in chunk])
             records = [
-                {"id": s.id, "verdicts": [{"label": v.label, "reason": v.reason} for v in found]}
+                {"id": s.id, "verdicts": [{"label": v.label, "reason": v.reason, "failed": v.failed} for v in found]}
                 for s, found in zip(chunk, verdicts, strict=True)
             ]
             write_json(file, records)
@@ -64,6 +64,11 @@ def judge_solutions(
         ]
         on_chunk(start + len(chunk), len(solutions))
     return judged
+
+
+def _failed(verdict: Mapping[str, Any]) -> bool:
+    """Whether a verdict in a file comes from a failure; files of earlier versions tell it by the reason alone."""
+    return bool(verdict.get("failed", verdict["reason"].startswith("failed: ")))
 
 
 def score_judge(name: str, judged: Sequence[Judged], folder: Path) -> dict[str, Any]:

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caspo.evaluate.resampling import draw_questions, percentile_interval
-from caspo.evaluate.statistics import wilson
-from caspo.formats.labelled import LabelledSolution
+from caspo.evaluate.estimates import wilson
+from caspo.evaluate.resampling import draw_questions, percentile_interval, ratio
+from caspo.formats import LabelledSolution
 from caspo.types import Label
 
 __all__ = ["FIGURES", "Judged", "judge_scores", "score_counts"]
@@ -143,18 +143,18 @@ def _scores(judged: Sequence[Judged]) -> dict[str, Any]:
 def _figures(counts_RC: Floats64) -> dict[str, Floats64]:
     """Every figure of R rows of counts, (R,) each; NaN where it is undefined."""
     c = dict(zip(_COUNTS, counts_RC.T, strict=True))
-    shares = {name: _divide(*(_sum(c, part) for part in parts)) for name, parts in _SHARES.items()}
+    shares = {name: ratio(*(_sum(c, part) for part in parts)) for name, parts in _SHARES.items()}
     erroneous, correct = shares["accuracy_erroneous"], shares["accuracy_correct"]
     total = erroneous + correct
     both = _sum(c, ("right_right", "right_wrong", "wrong_right", "wrong_wrong"))
-    agreed = _divide(c["right_right"] + c["wrong_wrong"], both)
-    labelled_wrong = _divide(c["wrong_right"] + c["wrong_wrong"], both)
-    called_wrong = _divide(c["right_wrong"] + c["wrong_wrong"], both)
+    agreed = ratio(c["right_right"] + c["wrong_wrong"], both)
+    labelled_wrong = ratio(c["wrong_right"] + c["wrong_wrong"], both)
+    called_wrong = ratio(c["right_wrong"] + c["wrong_wrong"], both)
     by_chance = labelled_wrong * called_wrong + (1 - labelled_wrong) * (1 - called_wrong)
     return {
         **shares,
-        "f1": np.where(total == 0, 0.0, _divide(2 * erroneous * correct, total)),
-        "kappa": _divide(agreed - by_chance, 1 - by_chance),
+        "f1": np.where(total == 0, 0.0, ratio(2 * erroneous * correct, total)),
+        "kappa": ratio(agreed - by_chance, 1 - by_chance),
     }
 
 
@@ -162,8 +162,3 @@ def _sum(counts: Mapping[str, Floats64], names: Sequence[str]) -> Floats64:
     """The sum of some counts, (R,)."""
     total: Floats64 = np.sum([counts[name] for name in names], axis=0)
     return total
-
-
-def _divide(above: Floats64, below: Floats64) -> Floats64:
-    share: Floats64 = np.divide(above, below, out=np.full(above.shape, np.nan), where=(below != 0) & ~np.isnan(below))
-    return share

@@ -12,10 +12,10 @@ from caspo.confidence import DEFAULT_SIGNAL, step_score
 from caspo.confidence.calibration import Calibrator, fit, reliability
 from caspo.data.annotate import judge_trees
 from caspo.evaluate.answer_figures import answer_figures, risk_coverage
+from caspo.evaluate.estimates import wilson
 from caspo.evaluate.paths import faithfulness
 from caspo.evaluate.run import EvaluateSettings, Outcome, read_outcomes
 from caspo.evaluate.samples import sample_figures
-from caspo.evaluate.statistics import wilson
 from caspo.evaluate.step_figures import StepRows, sampled_method, step_figures, step_rows
 from caspo.judges.base import Chain, Judge
 from caspo.search import Method, answer_path
@@ -40,9 +40,7 @@ def round_metrics(
     rows = step_rows([], [])
     for method in settings.methods():
         outcomes, trees = read_outcomes(folder, method.name)
-        entry = _method_entry(method, outcomes) | {
-            "faithfulness": faithfulness(judge.judge(_right_paths(outcomes, trees)))
-        }
+        entry = _method_entry(method, outcomes) | {"faithfulness": faithfulness(judge.judge(_right_paths(outcomes, trees)))}
         if method.name == "cat":
             trees = judge_trees(trees, judge)
             entry["over_pruned"] = sum(map(_over_pruned, trees)) / len(trees) if trees else None
@@ -61,9 +59,7 @@ def round_metrics(
     }
     probability = _cross_fitted(rows)
     if probability is not None:
-        drawn["reliability_calibrated"] = [
-            b._asdict() for b in reliability(probability, rows.right, weights=rows.weights)
-        ]
+        drawn["reliability_calibrated"] = [b._asdict() for b in reliability(probability, rows.right, weights=rows.weights)]
     measured = {"methods": methods, "steps": step_figures(rows, probability)}
     return measured, drawn, _fit(rows, np.ones(len(rows.right), dtype=np.bool_))
 
@@ -121,8 +117,7 @@ def _over_pruned(tree: Tree) -> bool:
 
     def left_at(depth: int) -> bool:
         return any(
-            (n.decision == "expanded" and n.depth == depth) or (n.decision == "finished" and n.depth <= depth)
-            for n in right
+            (n.decision == "expanded" and n.depth == depth) or (n.decision == "finished" and n.depth <= depth) for n in right
         )
 
     return any(n.decision in ("pruned", "dropped", "cut") and not left_at(n.depth) for n in right)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from caspo.evaluate.statistics import wilson
+from caspo.evaluate.estimates import wilson
 from caspo.types import Verdict
 
 __all__ = ["faithfulness"]

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caspo.confidence.calibration import equal_width_bin
-from caspo.evaluate.statistics import Interval
+from caspo.evaluate.estimates import Interval
 
 __all__ = [
-    "Draws", "draw_questions", "percentile_interval", "resampled_aurc", "resampled_auroc", "resampled_ece",
+    "Draws", "draw_questions", "percentile_interval", "ratio", "resampled_aurc", "resampled_auroc", "resampled_ece",
     "resampled_ratio",
 ]  # fmt: skip
 
@@ -78,12 +78,10 @@ def resampled_ratio(above: Floats64, below: Floats64, question: Rows, draws: Dra
         draws: (R, Q).
     """
     top, bottom = _sums(np.column_stack([above, below]), question, draws).T
-    return _divide(top, bottom)
+    return ratio(top, bottom)
 
 
-def resampled_ece(
-    prob: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws, bins: int = 10
-) -> Floats64:
+def resampled_ece(prob: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws, bins: int = 10) -> Floats64:
     """`ece` over bins of equal width of each resample, (R,): ``sum_b |sum_(i in b) w_i (p_i - y_i)| / sum_i w_i``.
 
     `ece` is biased upwards, and more so on a resample: its interval lies somewhat high, that of a change hardly.
@@ -99,7 +97,7 @@ def resampled_ece(
     gaps = np.zeros((len(prob), bins))
     gaps[np.arange(len(prob)), equal_width_bin(prob, bins)] = weights * (prob - right)
     sums = _sums(np.column_stack([gaps, weights]), question, draws)
-    return _divide(np.abs(sums[:, :-1]).sum(axis=1), sums[:, -1])
+    return ratio(np.abs(sums[:, :-1]).sum(axis=1), sums[:, -1])
 
 
 def resampled_auroc(scores: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws) -> Floats64:
@@ -128,7 +126,7 @@ def resampled_auroc(scores: Floats64, right: Bools, weights: Floats64, question:
         mean_below = np.take(below, first, axis=1)
         mean_below += np.take(below, last, axis=1)
         won = 0.5 * np.einsum("ri,ri->r", mass_up, mean_below)
-        figures.append(_divide(won, mass_up.sum(axis=1) * below[:, -1]))
+        figures.append(ratio(won, mass_up.sum(axis=1) * below[:, -1]))
     return np.concatenate([np.empty(0), *figures])
 
 
@@ -156,7 +154,7 @@ def resampled_aurc(confidence: Floats64, right: Bools, question: Rows, draws: Dr
         size_before, wrong_before = size.cumsum(axis=1) - size, wrong.cumsum(axis=1) - wrong
         rate = np.divide(wrong, size, out=np.zeros(size.shape), where=size > 0)
         terms = wrong + (wrong_before - size_before * rate) * (harmonic[size_before + size] - harmonic[size_before])
-        figures.append(_divide(terms.sum(axis=1), size.sum(axis=1)))
+        figures.append(ratio(terms.sum(axis=1), size.sum(axis=1)))
     return np.concatenate(figures) if figures else np.full(len(draws), np.nan)
 
 
@@ -175,7 +173,7 @@ def _parts(draws: Draws, width: int) -> Iterator[Draws]:
     return (draws[start : start + size] for start in range(0, len(draws), size))
 
 
-def _divide(above: Floats64, below: Floats64) -> Floats64:
-    shares = np.full(len(above), np.nan)
-    np.divide(above, below, out=shares, where=below > 0.0)
-    return shares
+def ratio(above: Floats64, below: Floats64) -> Floats64:
+    """``above / below``, elementwise; NaN where there is nothing below, or NaN."""
+    found: Floats64 = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=(below != 0) & ~np.isnan(below))
+    return found

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pydantic import Field, create_model
 
 from caspo.answers import stated_answer
-from caspo.config import Config
+from caspo.core.config import Config
+from caspo.core.storage import read_json, write_json
 from caspo.engines.base import Engine
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.search import METHODS, Method, PathSettings
-from caspo.storage import read_json, write_json
 from caspo.tasks.base import Task
 from caspo.types import Question, Tree
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from caspo.evaluate.estimates import bootstrap_ci, wilson
 from caspo.evaluate.run import Outcome, Sample
-from caspo.evaluate.statistics import bootstrap_ci, wilson
 from caspo.search.vote import vote
 from caspo.trees import seed_of
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from caspo.confidence import signals, step_score
 from caspo.confidence.calibration import brier, ece
 from caspo.data.annotate import judge_trees
+from caspo.evaluate.estimates import auroc, pairs_won, sibling_pairs
 from caspo.evaluate.resampling import (
     Draws,
     draw_questions,
@@ -27,7 +28,6 @@ from caspo.evaluate.resampling import (
     resampled_ratio,
 )
 from caspo.evaluate.run import EvaluateSettings, read_outcomes
-from caspo.evaluate.statistics import auroc, pairs_won, sibling_pairs
 from caspo.judges.base import Judge
 from caspo.types import Node, Tree
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caspo.confidence import step_score
-from caspo.errors import DataError
-from caspo.storage import write_file
+from caspo.core.errors import DataError
+from caspo.core.storage import write_file
 from caspo.types import TRACE_COLUMNS, Node, Question, Step, TokenTrace, Tree, Verdict
 
 __all__ = [
@@ -145,16 +145,18 @@ def _row(tree: Tree, node: Node) -> dict[str, Any]:
 
 def _tree(file: Path, rows: Sequence[dict[str, Any]]) -> Tree:
     first = rows[0]
-    whole = all(
-        r["node"] == i and r["parent"] < i and r["question_id"] == first["question_id"] for i, r in enumerate(rows)
-    )
+    whole = all(r["node"] == i and r["parent"] < i and r["question_id"] == first["question_id"] for i, r in enumerate(rows))
     if not whole:
         raise DataError(
             f"{file} does not hold whole trees (at question {first['question_id']}): rows are missing or were reordered. "
             "Delete it and run the same command again."
         )
     question = Question(
-        first["question_id"], first["question"], first["answer"], first["solution"], json.loads(first["meta"])
+        first["question"],
+        first["answer"],
+        id=first["question_id"],
+        solution=first["solution"],
+        meta=json.loads(first["meta"]),
     )
     return Tree(question, tuple(first["prompt_ids"]), tuple(_node(row) for row in rows))
 
@@ -162,19 +164,11 @@ def _tree(file: Path, rows: Sequence[dict[str, Any]]) -> Tree:
 def _node(row: dict[str, Any]) -> Node:
     upper = row["entropy_upper"]
     missing = [math.nan] * len(row["token_ids"])
-    entropy, logprob, max_logprob, margin, varentropy = (
-        np.array(missing if row[name] is None else row[name], dtype=np.float32) for name in TRACE_COLUMNS
-    )
-    trace = TokenTrace(
-        entropy,
-        logprob,
-        max_logprob,
-        margin,
-        varentropy,
-        kind=row["trace_kind"],
-        k=row["trace_k"],
-        entropy_upper=None if upper is None else np.array(upper, dtype=np.float32),
-    )
+    columns: dict[str, Any] = {
+        name: np.array(missing if row[name] is None else row[name], dtype=np.float32) for name in TRACE_COLUMNS
+    }
+    upper = None if upper is None else np.array(upper, dtype=np.float32)
+    trace = TokenTrace(**columns, kind=row["trace_kind"], k=row["trace_k"], entropy_upper=upper)
     verdict = None if row["verdict"] is None else Verdict(row["verdict"], row["reason"], row["judge"])
     return Node(
         id=row["node"],

@@ -26,9 +26,7 @@ CLOSE = Fraction(1, 100)
 MAX_SPELLED = 10**15
 """Number words are joined up to here: "million million million ..." must not fill the memory."""
 
-_DIGITS = re.compile(
-    r"[0-9]{1,3}(?:,[0-9]{3}){1,9}(?![0-9])(?:\.[0-9]{1,30})?|[0-9]{1,30}(?:\.[0-9]{1,30})?|\.[0-9]{1,30}"
-)
+_DIGITS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3}){1,9}(?![0-9])(?:\.[0-9]{1,30})?|[0-9]{1,30}(?:\.[0-9]{1,30})?|\.[0-9]{1,30}")
 _RATIO = re.compile(r"(?:(?<![0-9.])([0-9]{1,6})[ -])?(?<![0-9.])([0-9]{1,9})/([0-9]{1,9})(?![0-9.])")
 _ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _ONES += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
@@ -104,9 +102,7 @@ class ArithmeticJudge(StepJudge):
         label: Label = "wrong" if kinds in ({"number"}, {"word"}) else "unknown"
         return self._verdict(label, f"the answer {answer} is not {reference}")
 
-    def _judge_operands(
-        self, question: Question, prefix: Sequence[str], step: str, found: Sequence[Equation]
-    ) -> Verdict:
+    def _judge_operands(self, question: Question, prefix: Sequence[str], step: str, found: Sequence[Equation]) -> Verdict:
         known = set(self._given(question))
         for text in prefix:
             known |= _stated(text)
@@ -228,8 +224,6 @@ def _value(equation: Equation) -> str:
 
 
 def _plain(value: Fraction) -> str:
-    if (
-        max(value.numerator.bit_length(), value.denominator.bit_length()) > 500
-    ):  # Python refuses to print or convert some
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > 500:  # Python refuses to print or convert some
         return "a number of more than 150 digits"
     return str(value) if value.denominator == 1 else f"{float(value):.6g}"

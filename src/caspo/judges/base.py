@@ -12,11 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from caspo.engines.base import Engine
 from caspo.types import Question, Verdict
 
-__all__ = ["FAILED", "Chain", "Judge", "StepJudge", "TextEngine", "chain_key"]
-
-FAILED = "failed: "
-"""Begins the reason of an `unknown` that comes from a failure (an endpoint that was down), not from the step: such a
-verdict is not kept, and asked for again next time."""
+__all__ = ["Chain", "Judge", "StepJudge", "TextEngine", "chain_key"]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from caspo.judges.base import FAILED, Chain, Judge, chain_key
-from caspo.storage import explain_os_error
+from caspo.core.storage import explain_os_error
+from caspo.judges.base import Chain, Judge, chain_key
 from caspo.types import Verdict
 
 __all__ = ["CachedJudge"]
@@ -33,8 +33,6 @@ class CachedJudge:
         self.judge_asked, self.path, self.chunk = judge, path, chunk
         self.name, self.instant = judge.name, judge.instant
         self.fingerprint = str(getattr(judge, "fingerprint", judge.name))
-        self.hits = 0
-        """Chains answered from the file, or from an equal chain in the same call."""
         self._known: dict[str, list[Verdict]] | None = None
 
     def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
@@ -42,14 +40,13 @@ class CachedJudge:
         known = self._read()
         keys = [chain_key(chain) for chain in chains]
         missing = {key: chain for key, chain in zip(keys, chains, strict=True) if key not in known}
-        self.hits += len(chains) - len(missing)
         found: dict[str, list[Verdict]] = {}
         asked = list(missing)
         for start in range(0, len(asked), self.chunk):
             part = asked[start : start + self.chunk]
             judged = self.judge_asked.judge([missing[key] for key in part])
             found |= dict(zip(part, judged, strict=True))
-            kept = {k: v for k, v in zip(part, judged, strict=True) if not any(x.reason.startswith(FAILED) for x in v)}
+            kept = {k: v for k, v in zip(part, judged, strict=True) if not any(x.failed for x in v)}
             self._write(kept)
             known |= kept
         return [list(known[key] if key in known else found[key]) for key in keys]
@@ -62,9 +59,7 @@ class CachedJudge:
                 try:
                     row = json.loads(line)
                     if row["judge"] == self.fingerprint:
-                        self._known[row["chain"]] = [
-                            Verdict(label, reason, self.name) for label, reason in row["verdicts"]
-                        ]
+                        self._known[row["chain"]] = [Verdict(label, reason, self.name) for label, reason in row["verdicts"]]
                 except (ValueError, KeyError, TypeError):  # cut off by a kill: asked again
                     continue
         return self._known

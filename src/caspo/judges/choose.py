@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from caspo.config import Config
-from caspo.formats.labelled import read_labelled
+from caspo.core.config import Config
+from caspo.formats import read_labelled
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Judge, TextEngine
 from caspo.judges.cache import CachedJudge
@@ -19,14 +19,7 @@ from caspo.judges.reference import ReferenceJudge
 from caspo.judges.reward_model import RewardModelJudge, RewardModelSettings, load_reward_model
 from caspo.judges.rollouts import RolloutJudge, RolloutSettings
 
-__all__ = [
-    "AnyJudgeSettings",
-    "ArithmeticSettings",
-    "JudgeSettings",
-    "LabelsSettings",
-    "ReferenceSettings",
-    "make_judge",
-]
+__all__ = ["AnyJudgeSettings", "ArithmeticSettings", "JudgeSettings", "LabelsSettings", "ReferenceSettings", "make_judge"]
 
 
 class ReferenceSettings(Config):
@@ -46,7 +39,7 @@ class LabelsSettings(Config):
 
     kind: Literal["labels"] = "labels"
     files: tuple[Path, ...] = Field(min_length=1)
-    """Labelled solutions, in any format of `caspo.formats.labelled`."""
+    """Labelled solutions, in any format of `caspo.formats`."""
 
 
 def _named(value: Any) -> Any:
@@ -54,27 +47,15 @@ def _named(value: Any) -> Any:
 
 
 AnyJudgeSettings = (
-    ReferenceSettings
-    | ArithmeticSettings
-    | LabelsSettings
-    | RolloutSettings
-    | LanguageModelSettings
-    | RewardModelSettings
+    ReferenceSettings | ArithmeticSettings | LabelsSettings | RolloutSettings | LanguageModelSettings | RewardModelSettings
 )
 
-JudgeSettings = Annotated[
-    AnyJudgeSettings,
-    Field(discriminator="kind"),
-    BeforeValidator(_named),
-]
+JudgeSettings = Annotated[AnyJudgeSettings, Field(discriminator="kind"), BeforeValidator(_named)]
 """The section ``judge`` of a recipe. A name alone stands for that kind with its defaults."""
 
 
 def make_judge(
-    settings: AnyJudgeSettings,
-    engine: Callable[[str | None, str | None], TextEngine],
-    model: str,
-    cache: Path | None = None,
+    settings: AnyJudgeSettings, engine: Callable[[str | None, str | None], TextEngine], model: str, cache: Path | None = None
 ) -> Judge:
     """The judge of these settings. Models are loaded when it is first asked.
 
@@ -95,10 +76,10 @@ def make_judge(
             opened = _once(lambda: engine(settings.model, INSTRUCTION))
             judge = LanguageModelJudge(ask_engine(opened, settings), settings)
         case LanguageModelSettings(endpoint=endpoint) if endpoint is not None:
-            from caspo.judges.endpoint import Endpoint  # the HTTP client is for those alone who ask over HTTP
+            from caspo.judges.endpoint import ChatEndpoint  # the HTTP client is for those alone who ask over HTTP
 
             sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
-            judge = LanguageModelJudge(Endpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
+            judge = LanguageModelJudge(ChatEndpoint(endpoint, settings.model, INSTRUCTION, sampling), settings)
         case RewardModelSettings():
             judge = RewardModelJudge(lambda: load_reward_model(settings), settings)
     return judge if cache is None else CachedJudge(judge, cache)

@@ -2,7 +2,7 @@
 
 Retried, with waits that double and are jittered: 408, 409, 429 and 5xx (``Retry-After`` is honoured), time-outs, broken
 connections, half a body, an empty body, a body that is not what the API promises. Whatever else it answers, or still
-answers after the last try, becomes the `Answer.problem`. Only what no other question could mend raises: a key that is
+answers after the last try, becomes the `ModelAnswer.problem`. Only what no other question could mend raises: a key that is
 refused, a path or a model that does not exist.
 
 Not covered: streaming, tools, other APIs. The key is read from the environment and stands in no message.
@@ -11,7 +11,6 @@ Not covered: streaming, tools, other APIs. The key is read from the environment 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from typing import Any
 import httpx2
 from pydantic import Field
 
-from caspo.config import Config
-from caspo.engines.retries import Key, backoff, passing, retry_after
-from caspo.errors import ConfigError
+from caspo.core.config import Config
+from caspo.core.errors import ConfigError
+from caspo.engines.retries import ApiKey, Passing, backoff, passing, retry_after
 
-__all__ = ["Answer", "Endpoint", "EndpointSettings"]
+__all__ = ["ChatEndpoint", "EndpointSettings", "ModelAnswer"]
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +48,14 @@ class EndpointSettings(Config):
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelAnswer:
     """What a model said, or why it said nothing."""
 
     text: str | None
     problem: str = ""
 
 
-class Endpoint:
+class ChatEndpoint:
     """One model at one endpoint.
 
     Args:
@@ -68,9 +67,9 @@ class Endpoint:
 
     def __init__(self, settings: EndpointSettings, model: str, instruction: str, sampling: Mapping[str, float]) -> None:
         self.settings, self.model, self.instruction, self.sampling = settings, model, instruction, sampling
-        self._key = Key(settings.key_variable)
+        self._key = ApiKey(settings.key_variable)
 
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[ModelAnswer]:
         """An answer to each prompt, in order; at most `concurrency` are asked at once.
 
         Raises:
@@ -92,40 +91,50 @@ class Endpoint:
                 executor.shutdown(cancel_futures=True)
                 raise
 
-    def _answer(self, client: httpx2.Client, prompt: str, seed: int) -> Answer:
+    def _answer(self, client: httpx2.Client, prompt: str, seed: int) -> ModelAnswer:
+        from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_attempt
+
+        settings = self.settings
         messages = [{"role": "system", "content": self.instruction}, {"role": "user", "content": prompt}]
+        ask = Retrying(
+            retry=retry_if_exception_type(Passing),
+            stop=stop_after_attempt(settings.retries + 1),
+            wait=lambda state: max(
+                backoff(state.attempt_number - 1, settings.first_wait, settings.longest_wait),
+                state.outcome.exception().wait,  # type: ignore[union-attr]
+            ),
+            before_sleep=before_sleep_log(log, logging.INFO),
+            reraise=True,
+        )
         body = {"model": self.model, "messages": messages, "seed": seed % 2**31, **self.sampling}
+        try:
+            return ask(self._try, client, body)
+        except Passing as error:
+            return ModelAnswer(None, f"{error} ({settings.retries + 1} tries)")
+
+    def _try(self, client: httpx2.Client, body: Mapping[str, Any]) -> ModelAnswer:
         url = f"{self.settings.url.rstrip('/')}/chat/completions"
-        problem, wait = "", 0.0
-        for attempt in range(self.settings.retries + 1):
-            if attempt:
-                log.info("%s: %s; waiting %.1f s", self.settings.url, problem, wait)
-                time.sleep(wait)
-            wait = backoff(attempt, self.settings.first_wait, self.settings.longest_wait)
-            try:
-                response = client.post(url, json=body)
-            except httpx2.RequestError as error:
-                problem = f"{type(error).__name__} from the endpoint"
-                continue
-            if response.is_success:
-                text = _content(response)
-                if text is not None:
-                    return Answer(text) if text.strip() else Answer(None, "the model's reply holds no text")
-                problem = "the endpoint's reply is cut off or empty"
-                continue
-            problem = f"the endpoint answered {response.status_code}: {self._key.shown(response.text)}"
-            if response.status_code in (401, 404):
-                raise ConfigError(
-                    f"{problem}. Check the judge's endpoint ({url}), its model ({self.model}), and the API key in the "
-                    f"environment variable {self.settings.key_variable}."
-                )
-            if not passing(response.status_code):
-                return Answer(None, problem)
-            asked = retry_after(response.headers)
-            if asked is not None and asked > self.settings.longest_wait:
-                return Answer(None, f"{problem}; it asks to wait {asked:.0f} s")
-            wait = max(wait, asked or 0.0)
-        return Answer(None, f"{problem} ({self.settings.retries + 1} tries)")
+        try:
+            response = client.post(url, json=body)
+        except httpx2.RequestError as error:
+            raise Passing(f"{type(error).__name__} from the endpoint") from error
+        if response.is_success:
+            text = _content(response)
+            if text is None:
+                raise Passing("the endpoint's reply is cut off or empty")
+            return ModelAnswer(text) if text.strip() else ModelAnswer(None, "the model's reply holds no text")
+        problem = f"the endpoint answered {response.status_code}: {self._key.shown(response.text)}"
+        if response.status_code in (401, 404):
+            raise ConfigError(
+                f"{problem}. Check the judge's endpoint ({url}), its model ({self.model}), and the API key in the "
+                f"environment variable {self.settings.key_variable}."
+            )
+        if not passing(response.status_code):
+            return ModelAnswer(None, problem)
+        asked = retry_after(response.headers) or 0.0
+        if asked > self.settings.longest_wait:
+            return ModelAnswer(None, f"{problem}; it asks to wait {asked:.0f} s")
+        raise Passing(problem, wait=asked)
 
 
 def _content(response: httpx2.Response) -> str | None:

@@ -1,6 +1,6 @@
 """Judge `labels`: people's verdicts (or another judge's) from files of labelled solutions.
 
-`caspo.formats.labelled` reads them. The judge answers a chain by the labels of the same question and
+`caspo.formats.read_labelled` reads them. The judge answers a chain by the labels of the same question and
 the same steps, and "unknown" to all that no file labels; it never generalises. What is not here: how good another judge
 is against these labels (`caspo.evaluate.judge_scores`).
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from caspo.formats.labelled import LabelledSolution
+from caspo.formats import LabelledSolution
 from caspo.judges.base import Chain
 from caspo.steps import step_key
 from caspo.types import Label, Question, Verdict

@@ -17,14 +17,14 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
 
-from caspo.config import Config
+from caspo.core.config import Config
 from caspo.engines.base import Request
-from caspo.judges.base import FAILED, Chain, TextEngine, chain_key
-from caspo.judges.endpoint import Answer, EndpointSettings
+from caspo.judges.base import Chain, TextEngine, chain_key
+from caspo.judges.endpoint import EndpointSettings, ModelAnswer
 from caspo.trees import seed_of
 from caspo.types import Label, Verdict
 
-__all__ = ["INSTRUCTION", "Asked", "LanguageModelJudge", "LanguageModelSettings", "ask_engine", "prompt_of"]
+__all__ = ["INSTRUCTION", "AskModel", "LanguageModelJudge", "LanguageModelSettings", "ask_engine", "prompt_of"]
 
 INSTRUCTION = """\
 You check solutions of problems, step by step. A step is wrong if it makes a false statement, calculates wrongly, uses a
@@ -60,10 +60,10 @@ class LanguageModelSettings(Config):
         return self
 
 
-class Asked(Protocol):
+class AskModel(Protocol):
     """Sends prompts to a model; an answer a prompt, in order."""
 
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[ModelAnswer]:
         """What the model says to each, or why it said nothing."""
         ...
 
@@ -81,14 +81,14 @@ class LanguageModelJudge:
     """Judges chains by asking a model.
 
     Args:
-        ask: `endpoint.Endpoint`, or what `ask_engine` makes of a local model.
+        ask: `endpoint.ChatEndpoint`, or what `ask_engine` makes of a local model.
         settings: which model, and how it is asked.
     """
 
     name = "language_model"
     instant = False
 
-    def __init__(self, ask: Asked, settings: LanguageModelSettings) -> None:
+    def __init__(self, ask: AskModel, settings: LanguageModelSettings) -> None:
         self.settings = settings
         self.fingerprint = f"{self.name} {settings.model_dump_json(exclude={'endpoint'})}"
         self._ask = ask
@@ -101,18 +101,18 @@ class LanguageModelJudge:
         prompts = {key: prompt_of(chain, show_answer=self.settings.show_answer) for key, chain in distinct.items()}
         seeds = [seed_of("language_model", self.settings.seed, key, vote) for key, vote in votes]
         answers = self._ask([prompts[key] for key, _ in votes], seeds)
-        of: dict[str, list[Answer]] = {key: [] for key in distinct}
+        of: dict[str, list[ModelAnswer]] = {key: [] for key in distinct}
         for (key, _), answer in zip(votes, answers, strict=True):
             of[key].append(answer)
         found = {key: self._verdicts(chain, of[key]) for key, chain in distinct.items()}
         return [list(found.get(key, [])) for key in keys]
 
-    def _verdicts(self, chain: Chain, answers: Sequence[Answer]) -> list[Verdict]:
+    def _verdicts(self, chain: Chain, answers: Sequence[ModelAnswer]) -> list[Verdict]:
         replies = [_read(answer, chain) for answer in answers]
         valid = [reply for reply in replies if isinstance(reply, _Reply)]
         given, length = chain.given, len(chain.steps)
         if not valid:
-            return self._all("unknown", str(replies[0]), length - given)
+            return self._all("unknown", str(replies[0]), length - given, failed=answers[0].text is None)
         counted = Counter(reply.first_wrong_step for reply in valid).most_common(2)
         (first, votes), *others = counted
         if others and others[0][1] == votes:
@@ -123,13 +123,10 @@ class LanguageModelJudge:
             reason = f"{votes} of {len(answers)} votes: {reason}"
         if first < 0:
             return self._all("right", reason, length - given)
-        return [
-            *self._all("right", f"before the first wrong step, {first}", first - given),
-            *self._all("wrong", reason, 1),
-        ]
+        return [*self._all("right", f"before the first wrong step, {first}", first - given), *self._all("wrong", reason, 1)]
 
-    def _all(self, label: Label, reason: str, count: int) -> list[Verdict]:
-        return [Verdict(label, reason, self.name)] * count
+    def _all(self, label: Label, reason: str, count: int, *, failed: bool = False) -> list[Verdict]:
+        return [Verdict(label, reason, self.name, failed)] * count
 
 
 def prompt_of(chain: Chain, *, show_answer: bool) -> str:
@@ -145,10 +142,10 @@ def prompt_of(chain: Chain, *, show_answer: bool) -> str:
     return "\n".join(lines).encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be sent
 
 
-def _read(answer: Answer, chain: Chain) -> _Reply | str:
+def _read(answer: ModelAnswer, chain: Chain) -> _Reply | str:
     """The validated reply, or why there is none."""
     if answer.text is None:
-        return f"{FAILED}{answer.problem}"
+        return f"failed: {answer.problem}"
     found = _last_object(answer.text)
     if found is None:
         return f"the judge answered no JSON object: {answer.text.strip()[:80]!r}"
@@ -182,10 +179,10 @@ _MAX_OBJECTS = 64
 """Braces looked at from the end of a reply: it may hold thousands."""
 
 
-def ask_engine(engine: Callable[[], TextEngine], settings: LanguageModelSettings) -> Asked:
+def ask_engine(engine: Callable[[], TextEngine], settings: LanguageModelSettings) -> AskModel:
     """Ask a local model. The engine's own instruction should be `INSTRUCTION`; it is opened when first needed."""
 
-    def ask(prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+    def ask(prompts: Sequence[str], seeds: Sequence[int]) -> list[ModelAnswer]:
         if not prompts:
             return []
         model = engine()
@@ -195,7 +192,7 @@ def ask_engine(engine: Callable[[], TextEngine], settings: LanguageModelSettings
         ]
         fitting = [request for request in requests if len(request.prefix_ids) < model.context_length]
         texts = iter([completion.text for completion in model.generate(fitting)])
-        long = Answer(None, "the solution leaves no room in the judge's context")
-        return [Answer(next(texts)) if len(r.prefix_ids) < model.context_length else long for r in requests]
+        long = ModelAnswer(None, "the solution leaves no room in the judge's context")
+        return [ModelAnswer(next(texts)) if len(r.prefix_ids) < model.context_length else long for r in requests]
 
     return ask

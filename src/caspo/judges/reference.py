@@ -19,7 +19,7 @@ from itertools import combinations
 from typing import Any
 
 from caspo.answers import extract_answer, same_answer
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.judges.base import StepJudge
 from caspo.judges.solution import SolutionJudge
 from caspo.steps import Equation, Expression, equations

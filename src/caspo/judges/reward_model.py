@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from caspo.config import Config
+from caspo.core.config import Config
+from caspo.core.errors import ConfigError, ModelError
 from caspo.engines.models import resolve
-from caspo.errors import ConfigError, ModelError
+from caspo.formats.math_shepherd import TAG as SHEPHERD_TAG
 from caspo.judges.base import Chain
 from caspo.types import Label, Question, Verdict
 
@@ -33,7 +34,6 @@ Layout = Literal["qwen", "token_classification", "math_shepherd"]
 
 _QWEN_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 _QWEN_TAG = "<extra_0>"
-_SHEPHERD_TAG = "ки"
 
 
 class RewardModelSettings(Config):
@@ -65,7 +65,7 @@ class RewardModelSettings(Config):
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ModelInput:
     """A chain as the model reads it."""
 
     ids: tuple[int, ...]
@@ -102,7 +102,8 @@ class RewardModelJudge:
         limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
         rows = [_row(self.settings.layout, tokenizer, chain.question, chain.steps) for chain in chains]
         rows = [
-            _Row(row.ids[:limit], tuple(p if p is not None and p < limit else None for p in row.places)) for row in rows
+            _ModelInput(row.ids[:limit], tuple(p if p is not None and p < limit else None for p in row.places))
+            for row in rows
         ]
         found: list[list[float | None]] = [[None] * len(row.places) for row in rows]
         order = sorted((i for i, row in enumerate(rows) if row.ids), key=lambda i: len(rows[i].ids))
@@ -120,7 +121,7 @@ class RewardModelJudge:
             self._loaded = self._load()
         return self._loaded
 
-    def _pass(self, rows: Sequence[_Row], model: Any, tokenizer: Any) -> list[list[float | None]]:
+    def _pass(self, rows: Sequence[_ModelInput], model: Any, tokenizer: Any) -> list[list[float | None]]:
         """One forward pass; padding stands on the right, where a causal model does not see it."""
         import torch
 
@@ -146,9 +147,7 @@ class RewardModelJudge:
         right = 0 if more else 1
         score_BK = torch.softmax(logits_BKC.float(), dim=-1)[..., right].tolist()
         at = {place: k for k, place in enumerate(kept)}
-        return [
-            [None if place is None else score_BK[i][at[place]] for place in row.places] for i, row in enumerate(rows)
-        ]
+        return [[None if place is None else score_BK[i][at[place]] for place in row.places] for i, row in enumerate(rows)]
 
     def _verdicts(self, chain: Chain, scores: Sequence[float | None]) -> list[Verdict]:
         verdicts: list[Verdict] = []
@@ -157,9 +156,7 @@ class RewardModelJudge:
             if score is None:
                 reason = "beyond the context of the reward model" if step.strip() else "an empty step"
             else:
-                label = (
-                    "right" if score >= self.settings.right else "wrong" if score < self.settings.wrong else "unknown"
-                )
+                label = "right" if score >= self.settings.right else "wrong" if score < self.settings.wrong else "unknown"
                 reason = f"the reward model gives {score:.3f}"
             verdicts.append(Verdict(label, reason, self.name))
             if label == "wrong":
@@ -182,11 +179,9 @@ def load_reward_model(settings: RewardModelSettings) -> tuple[Any, Any]:
             f"{settings.model} in the layout 'qwen' runs code of its own repository. Read that code, then set "
             "trust_remote_code to true in the judge's settings."
         )
-    of = {
-        "qwen": AutoModel,
-        "token_classification": AutoModelForTokenClassification,
-        "math_shepherd": AutoModelForCausalLM,
-    }[settings.layout]
+    of = {"qwen": AutoModel, "token_classification": AutoModelForTokenClassification, "math_shepherd": AutoModelForCausalLM}[
+        settings.layout
+    ]
     folder = resolve(settings.model, trust_remote_code=settings.trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
@@ -210,14 +205,14 @@ def load_reward_model(settings: RewardModelSettings) -> tuple[Any, Any]:
     return model.to(settings.device).eval(), tokenizer
 
 
-def _row(layout: Layout, tokenizer: Any, question: Question, steps: Sequence[str]) -> _Row:
+def _row(layout: Layout, tokenizer: Any, question: Question, steps: Sequence[str]) -> _ModelInput:
     shown = [step.strip() for step in steps if step.strip()]
     if not shown:
-        return _Row((), (None,) * len(steps))
+        return _ModelInput((), (None,) * len(steps))
     written = {"qwen": _qwen, "token_classification": _token_classification, "math_shepherd": _math_shepherd}[layout]
     ids, ends = written(tokenizer, question.text.strip(), shown)
     places = iter(ends)
-    return _Row(tuple(ids), tuple(next(places) if step.strip() else None for step in steps))
+    return _ModelInput(tuple(ids), tuple(next(places) if step.strip() else None for step in steps))
 
 
 def _token_classification(tokenizer: Any, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -247,17 +242,15 @@ def _qwen(tokenizer: Any, question: str, steps: Sequence[str]) -> tuple[list[int
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
     start = text.rfind(solution)
     if start < 0:
-        raise ModelError(
-            "The chat template of the reward model changes the solution. Is it a model of the layout 'qwen'?"
-        )
+        raise ModelError("The chat template of the reward model changes the solution. Is it a model of the layout 'qwen'?")
     return _encoded(tokenizer, text, _ends(start, steps, _QWEN_TAG), special=False)
 
 
 def _math_shepherd(tokenizer: Any, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
     """Tokens, and the place of each step's score."""
-    _single(tokenizer, _SHEPHERD_TAG)
+    _single(tokenizer, SHEPHERD_TAG)
     lines = [step if step.startswith("Step ") else f"Step {i}: {step}" for i, step in enumerate(steps, start=1)]
-    tag = f" {_SHEPHERD_TAG}\n"
+    tag = f" {SHEPHERD_TAG}\n"
     text = f"{question} " + "".join(f"{line}{tag}" for line in lines)
     ends = [end - 1 for end in _ends(len(question) + 1, lines, tag)]
     return _encoded(tokenizer, text[:-1], ends, special=True)

@@ -20,12 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from caspo.answers import same_answer, stated_answer
-from caspo.config import Config
+from caspo.core.config import Config
 from caspo.engines.base import Request
 from caspo.engines.drive import Asking, drive
 from caspo.judges.arithmetic import ArithmeticJudge
@@ -120,9 +121,7 @@ class RolloutJudge:
     name = "rollouts"
     instant = False
 
-    def __init__(
-        self, engine: Callable[[], TextEngine], settings: RolloutSettings | None = None, model: str = ""
-    ) -> None:
+    def __init__(self, engine: Callable[[], TextEngine], settings: RolloutSettings | None = None, model: str = "") -> None:
         self.settings = settings or RolloutSettings()
         self.counts = RolloutCounts()
         self.fingerprint = f"{self.name} {model} {self.settings.model_dump_json()}"
@@ -310,17 +309,14 @@ def _bound(settings: RolloutSettings) -> float:
 
 def fixed_sample(settings: RolloutSettings) -> int:
     """The smallest fixed number of completions that tells `reached` from `lost` with the same chance of an error."""
-    size = 0
-    while True:
-        size += 1
-        for threshold in range(1, size + 1):
-            missed = _at_most(threshold - 1, size, settings.reached)
-            if missed <= settings.error and 1 - _at_most(threshold - 1, size, settings.lost) <= settings.error:
-                return size
+    from scipy.special import bdtr, bdtrc
 
-
-def _at_most(successes: int, size: int, rate: float) -> float:
-    return sum(math.comb(size, k) * rate**k * (1 - rate) ** (size - k) for k in range(successes + 1))
+    error = settings.error
+    return next(
+        size
+        for size in count(1)
+        if any(bdtr(k, size, settings.reached) <= error >= bdtrc(k, size, settings.lost) for k in range(size))
+    )
 
 
 def _text(steps: Sequence[str]) -> str:

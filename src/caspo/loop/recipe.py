@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from caspo.config import Config
+from caspo.core.config import Config
+from caspo.core.errors import ConfigError
 from caspo.data.annotate import AnnotateSettings
 from caspo.data.pairs import PairSettings
 from caspo.engines.opening import ModelSettings
-from caspo.errors import ConfigError
 from caspo.evaluate.run import EvaluateSettings
 from caspo.loop.task import TaskSettings, open_task
 from caspo.train.step_dpo import StepDPOSettings

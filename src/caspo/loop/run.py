@@ -22,13 +22,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from caspo.config import claim_folder
+from caspo.core.config import claim_folder
+from caspo.core.errors import ConfigError, EngineError
+from caspo.core.storage import read_json, write_json
 from caspo.engines.base import Engine
 from caspo.engines.opening import ModelSettings, check_local, open_engine, open_local
-from caspo.errors import ConfigError, EngineError
+from caspo.evaluate.estimates import paired_difference
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
-from caspo.evaluate.statistics import paired_difference
 from caspo.evaluate.step_figures import step_changes
 from caspo.formats.parquet import read_trees
 from caspo.judges.base import Judge
@@ -37,7 +38,6 @@ from caspo.loop.stages import annotate_stage, pairs_stage, train_stage
 from caspo.loop.task import open_judge, open_task
 from caspo.report.page import write_report
 from caspo.search import METHODS, ChainOfThought
-from caspo.storage import read_json, write_json
 
 __all__ = ["Reporter", "run_recipe"]
 
@@ -195,9 +195,7 @@ def _measure_round(
             clock.tick()
             show.stage(f"round {index}: {method}", done, total)
 
-        evaluate_methods(
-            open_task(recipe.task, "test"), engine, recipe.evaluate, recipe.seed, folder / "evaluate", solved
-        )
+        evaluate_methods(open_task(recipe.task, "test"), engine, recipe.evaluate, recipe.seed, folder / "evaluate", solved)
     entry, drawn, calibrator = round_metrics(folder / "evaluate", _judge(recipe, out), recipe.evaluate)
     if calibrator is not None:
         calibrator.save((folder / "model" if index > 0 else folder) / "calibrator.json")
@@ -219,9 +217,7 @@ def _finish(
     last = len(entries) - 1
     paired = []
     for method in entries[0]["methods"] if last else ():
-        before, after = (
-            [o.correct for o in read_outcomes(out / f"round-{k}" / "evaluate", method)[0]] for k in (0, last)
-        )
+        before, after = ([o.correct for o in read_outcomes(out / f"round-{k}" / "evaluate", method)[0]] for k in (0, last))
         paired.append({"method": method, "before": 0, "after": last, **asdict(paired_difference(before, after))})
     first_folder, last_folder = (out / f"round-{k}" / "evaluate" for k in (0, last))
     changes = step_changes(first_folder, last_folder, _judge(recipe, out), recipe.evaluate) if last else []
@@ -249,9 +245,7 @@ def _model_of(recipe: CaspoRecipe, out: Path, index: int) -> str:
 
 
 @contextmanager
-def _lazy_engine(
-    recipe: CaspoRecipe, name: str, opened: Callable[[ModelSettings, str], E]
-) -> Iterator[Callable[[], E]]:
+def _lazy_engine(recipe: CaspoRecipe, name: str, opened: Callable[[ModelSettings, str], E]) -> Iterator[Callable[[], E]]:
     """An engine that is loaded when first used (a resumed stage may need none) and freed at the end."""
     held: list[E] = []
 

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from caspo.confidence import SIGNALS, fit
+from caspo.core.errors import ConfigError, DataError
+from caspo.core.storage import read_json, write_directory, write_json, write_text
 from caspo.data.annotate import AnnotateSettings, annotate
 from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
 from caspo.engines.base import Engine
 from caspo.engines.models import cache_dir, load
 from caspo.engines.opening import ModelSettings, check_local
-from caspo.errors import ConfigError, DataError
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.judges.base import Judge
-from caspo.storage import read_json, write_directory, write_json, write_text
 from caspo.train.checks import check_tokens
 from caspo.train.reference import rescore, score_trees
 from caspo.train.scoring import Scorer, check_packing

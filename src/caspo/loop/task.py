@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
-from caspo.config import Config
+from caspo.core.config import Config
+from caspo.core.errors import ConfigError
 from caspo.engines.opening import ModelSettings, open_local
-from caspo.errors import ConfigError
 from caspo.judges.base import Judge
 from caspo.judges.choose import ArithmeticSettings, JudgeSettings, ReferenceSettings, make_judge
 from caspo.tasks.base import Task

@@ -24,11 +24,12 @@ from pydantic import Field
 from caspo.answers import stated_answer
 from caspo.confidence import DEFAULT_SIGNAL
 from caspo.confidence.calibration import Calibrator, fit
-from caspo.config import Config, claim_folder
+from caspo.core.config import Config, claim_folder
+from caspo.core.errors import ConfigError, DataError
+from caspo.core.storage import read_json, write_json
 from caspo.data.annotate import judge_trees
 from caspo.engines.base import Engine
 from caspo.engines.memo import MemoEngine
-from caspo.errors import ConfigError, DataError
 from caspo.evaluate.step_figures import step_rows
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questions
@@ -44,7 +45,6 @@ from caspo.search.threshold import (
     choose_pruning,
     questions_needed,
 )
-from caspo.storage import read_json, write_json
 from caspo.tasks.base import Task
 from caspo.types import Question, Solution, Tree
 
@@ -96,9 +96,7 @@ def calibration_questions(recipe: CaspoRecipe, number: int) -> list[Question]:
     return [question for question in drawn if question.text not in texts][:number]
 
 
-def calibrate_stage(
-    settings: CalibrateSettings, engine: Callable[[], Engine], out: Path, on_done: OnDone
-) -> Calibration:
+def calibrate_stage(settings: CalibrateSettings, engine: Callable[[], Engine], out: Path, on_done: OnDone) -> Calibration:
     """Choose the thresholds and fit the calibrator; ``out/thresholds.json`` and ``out/calibrator.json``.
 
     ``engine`` is called when there is something to decode. ``on_done`` is told a name, how much is done, and of how much.
@@ -111,9 +109,7 @@ def calibrate_stage(
     recipe, alpha, delta = settings.recipe, settings.alpha, settings.delta
     cat = recipe.evaluate.of(ConfidenceTree)
     if cat is None:
-        raise ConfigError(
-            "The recipe sets evaluate.cat to null, and thresholds are of that search. Give it its settings."
-        )
+        raise ConfigError("The recipe sets evaluate.cat to null, and thresholds are of that search. Give it its settings.")
     questions = calibration_questions(recipe, settings.questions)
     needed = 2 * max(questions_needed(alpha), answers_needed(alpha, delta))
     if len(questions) < needed:
@@ -245,8 +241,7 @@ def right_path(task: Task, question: Question, tree: Tree) -> bool:
     """Whether a path was finished that states the right answer."""
     ends = (node for node in tree.nodes if node.decision == "finished")
     return any(
-        task.grade(question, stated_answer(question, "".join(node.step.text for node in tree.path(end.id))))
-        for end in ends
+        task.grade(question, stated_answer(question, "".join(node.step.text for node in tree.path(end.id)))) for end in ends
     )
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from caspo.config import Config, claim_folder
+from caspo.core.config import Config, claim_folder
+from caspo.core.storage import write_directory
 from caspo.engines.prompts import PLAIN_TEMPLATE, prompt_ids, solution_ids
-from caspo.storage import write_directory
 from caspo.tasks.stories import StoriesTask, sums
 from caspo.train.lora import LoraSettings, add_adapters
 from caspo.train.supervised import Example, SupervisedSettings, plan_batches, supervised_loss
@@ -123,16 +123,9 @@ def run_supervised(
         # Noted in the adapter and in its card: the name, not a path of this machine.
         base.name_or_path = base.config.name_or_path = recipe.model
         model = add_adapters(base, recipe.lora, recipe.seed)
-    examples: list[Example] = [
-        (prompt_ids(tokenizer, q.text), solution_ids(tokenizer, q.solution or "")) for q in questions
-    ]
-    job = Job(
-        plan=plan_batches(examples, recipe.train.batch_size, recipe.seed),
-        loss=supervised_loss,
-    )
-    model = fit(
-        model, job, recipe.train, out / "train", recipe.seed, on_step or (lambda step, total, metrics: None)
-    ).model
+    examples: list[Example] = [(prompt_ids(tokenizer, q.text), solution_ids(tokenizer, q.solution or "")) for q in questions]
+    job = Job(plan=plan_batches(examples, recipe.train.batch_size, recipe.seed), loss=supervised_loss)
+    model = fit(model, job, recipe.train, out / "train", recipe.seed, on_step or (lambda step, total, metrics: None)).model
 
     def save(folder: Path) -> None:
         # bfloat16: half the size to ship, and what most users would load anyway.

@@ -11,19 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = [
-    "MISSING",
-    "Html",
-    "count",
-    "data",
-    "el",
-    "fixed",
-    "join",
-    "json_script",
-    "percent",
-    "points",
-    "table",
-]
+__all__ = ["MISSING", "Html", "count", "data", "el", "fixed", "join", "json_script", "percent", "points", "table"]
 
 VOID = frozenset({"br", "col", "hr", "img", "meta", "wbr"})
 MISSING = "–"

@@ -91,9 +91,7 @@ def accuracy_by_round(run: Run) -> Html | None:
     keys = run.method_keys()
     for position, key in enumerate(keys):
         seen = [
-            (i, r.methods[key])
-            for i, r in enumerate(run.rounds)
-            if key in r.methods and r.methods[key].accuracy is not None
+            (i, r.methods[key]) for i, r in enumerate(run.rounds) if key in r.methods and r.methods[key].accuracy is not None
         ]
         if not seen:
             continue
@@ -115,12 +113,7 @@ def accuracy_by_round(run: Run) -> Html | None:
             }
         )
         rows += [
-            [
-                f"{m.name}, {run.rounds[i].label}",
-                count(m.n),
-                percent(m.accuracy),
-                f"{percent(m.low)} to {percent(m.high)}",
-            ]
+            [f"{m.name}, {run.rounds[i].label}", count(m.n), percent(m.accuracy), f"{percent(m.low)} to {percent(m.high)}"]
             for i, m in seen
         ]
     if not traces:
@@ -208,8 +201,7 @@ def _interval_bars(methods: Sequence[Method], colour: str) -> dict[str, Any]:
 
 def _token_table(r: Round) -> Html:
     rows: list[list[str]] = [
-        [m.name, count(m.tokens), percent(m.accuracy), f"{percent(m.low)} to {percent(m.high)}"]
-        for m in r.methods.values()
+        [m.name, count(m.tokens), percent(m.accuracy), f"{percent(m.low)} to {percent(m.high)}"] for m in r.methods.values()
     ]
     for key in section(r.drawn, "budget_curve"):
         rows += [

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
+from caspo.core.storage import write_text
 from caspo.report import answer_charts, method_charts, sections, step_charts
 from caspo.report.markup import Child, Html, el
 from caspo.report.run_data import Run, read_run
 from caspo.report.trees import draw_trees, scale_legend
-from caspo.storage import write_text
 
 __all__ = ["render", "write_report"]
 
@@ -136,10 +136,7 @@ def _scripts() -> list[Child]:
     return [
         el("script", Html(get_plotlyjs())),
         el("script", Html(_asset("charts.js"))),
-        el(
-            "noscript",
-            el("p", "The charts need JavaScript; the tables under them hold the same figures.", class_="note"),
-        ),
+        el("noscript", el("p", "The charts need JavaScript; the tables under them hold the same figures.", class_="note")),
     ]
 
 

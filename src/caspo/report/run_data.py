@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
+from caspo.core.storage import read_json
 from caspo.search import DEFAULT_METHOD, METHODS
-from caspo.storage import read_json
 
 __all__ = [
     "Interval",
@@ -129,7 +129,7 @@ class Run:
     rounds: tuple[Round, ...]
     trees: tuple[Mapping[str, Any], ...]
     paired: tuple[Mapping[str, Any], ...]
-    """Optional paired comparisons of two rounds of a method, as `evaluate.statistics.paired_difference` gives them."""
+    """Optional paired comparisons of two rounds of a method, as `evaluate.estimates.paired_difference` gives them."""
     step_changes: tuple[Mapping[str, Any], ...]
     """How figures of the steps changed between two rounds, as `evaluate.step_figures.step_changes` gives them."""
     environment: Mapping[str, Any]

@@ -6,9 +6,10 @@ A difference is called one only where its interval excludes zero; small samples 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from caspo.core.config import flatten
 from caspo.report.markup import MISSING, Child, Html, count, data, el, fixed, join, percent, points, table
 from caspo.report.method_charts import colour_of
 from caspo.report.run_data import Interval, Method, Round, Run, difference_interval, method_name, number, section
@@ -59,11 +60,7 @@ def headline(run: Run) -> Html:
             f"{points(low)} to {points(high)} ({how}): {_reading(difference, low, high)}"
         )
     return el(
-        "div",
-        el("p", *result, ".", class_="lede"),
-        el("p", certainty, class_="certainty"),
-        _small(run),
-        *_against(run, key),
+        "div", el("p", *result, ".", class_="lede"), el("p", certainty, class_="certainty"), _small(run), *_against(run, key)
     )
 
 
@@ -84,16 +81,11 @@ def _small(run: Run) -> Html | None:
     if not sizes or min(sizes) >= SMALL:
         return None
     widest = max((m for r in run.rounds for m in r.methods.values() if m.n), key=lambda m: (m.high or 0) - (m.low or 0))
-    half = (
-        ""
-        if widest.low is None or widest.high is None
-        else f" (±{50 * (widest.high - widest.low):.0f} points at worst)"
-    )
+    half = "" if widest.low is None or widest.high is None else f" (±{50 * (widest.high - widest.low):.0f} points at worst)"
     return el(
         "p",
         el("strong", "Small sample. "),
-        f"Some figures rest on {min(sizes)} questions only{half}, and all of them on one seed: "
-        "read them as a direction.",
+        f"Some figures rest on {min(sizes)} questions only{half}, and all of them on one seed: read them as a direction.",
         class_="note",
     )
 
@@ -158,10 +150,7 @@ def _tile(name: str, figures: list[float | None], write: Any, note: str, trained
     arrow = el("span", el("span", "to", class_="sr"), el("span", "→", aria_hidden="true"), class_="arrow")
     value = [before, arrow, el("strong", after)] if trained else [el("strong", after)]
     return el(
-        "div",
-        el("p", name, class_="tile-name"),
-        el("p", *value, class_="tile-value"),
-        el("p", note, class_="tile-note"),
+        "div", el("p", name, class_="tile-name"), el("p", *value, class_="tile-value"), el("p", note, class_="tile-note")
     )
 
 
@@ -282,10 +271,7 @@ def training_table(run: Run) -> Html | None:
         return None
     kinds = list(dict.fromkeys([*PAIR_KINDS, *(str(kind) for r in rounds for kind in section(r.training, "pairs"))]))
     lines: list[tuple[str, list[str]]] = [
-        (
-            f"pairs: {PAIR_KINDS.get(kind, kind)}",
-            [count(number(section(r.training, "pairs").get(kind))) for r in rounds],
-        )
+        (f"pairs: {PAIR_KINDS.get(kind, kind)}", [count(number(section(r.training, "pairs").get(kind))) for r in rounds])
         for kind in kinds
     ]
     writers: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
@@ -299,10 +285,7 @@ def training_table(run: Run) -> Html | None:
     )
     lines += [(name, [write(number(r.training.get(key))) for r in rounds]) for name, key, write in writers]
     return table(
-        "Training",
-        ["", *(f"round {r.index}" for r in rounds)],
-        [[name, *cells] for name, cells in lines],
-        class_="training",
+        "Training", ["", *(f"round {r.index}" for r in rounds)], [[name, *cells] for name, cells in lines], class_="training"
     )
 
 
@@ -315,7 +298,11 @@ def provenance(run: Run) -> Html:
         ("time", _duration(number(run.metrics.get("seconds_total")))),
         ("run again", el("code", str(run.environment.get("command") or f"caspo run {run.folder.name}/recipe.yaml"))),
     ]
-    shown = [(name, value) for name, value in _flat(run.environment) if name != "command"]
+    shown = [
+        (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for name, value in flatten(run.environment).items()
+        if name != "command"
+    ]
     return el(
         "div",
         el("dl", *(part for name, value in facts for part in (el("dt", name), el("dd", value))), class_="facts"),
@@ -341,15 +328,3 @@ def _duration(seconds: float | None) -> str:
         return MISSING
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """The leaves of a JSON object, with dotted names."""
-    found: list[tuple[str, str]] = []
-    for key, item in value.items():
-        name = f"{prefix}{key}"
-        if isinstance(item, Mapping):
-            found += _flat(item, f"{name}.")
-        else:
-            found.append((name, item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)))
-    return found

@@ -24,9 +24,7 @@ def reliability_diagrams(run: Run) -> list[Html]:
     """Step confidence against the share of right steps, raw and calibrated, one chart per round."""
     charts = []
     for r in run.rounds:
-        series = {
-            name: _bins(r, key) for name, key in (("raw", "reliability"), ("calibrated", "reliability_calibrated"))
-        }
+        series = {name: _bins(r, key) for name, key in (("raw", "reliability"), ("calibrated", "reliability_calibrated"))}
         if not any(series.values()):
             continue
         largest = max(n for bins in series.values() for _, _, n in bins)
@@ -106,8 +104,7 @@ def _calibration_figures(r: Round) -> Html:
 def entropies(run: Run) -> list[Html]:
     """Histograms of the mean token entropy of right and wrong steps, one chart per round on the same axes."""
     samples = {
-        r.index: {label: _sample(section(r.drawn, "entropy"), label) for label in ("right", "wrong")}
-        for r in run.rounds
+        r.index: {label: _sample(section(r.drawn, "entropy"), label) for label in ("right", "wrong")} for r in run.rounds
     }
     values = np.concatenate([sample for by_label in samples.values() for sample in by_label.values()] or [np.zeros(0)])
     if values.size == 0:
@@ -130,7 +127,7 @@ def entropies(run: Run) -> list[Html]:
             f"entropy-{r.index}",
             r.label.capitalize(),
             f"Entropy of right and wrong steps, {r.label}; the figures are in the table below.",
-            figure(_histogram(r, shares[r.index], edges), x, y, barmode="overlay", bargap=0, shapes=_means(r)),
+            figure(_histogram(shares[r.index], edges), x, y, barmode="overlay", bargap=0, shapes=_means(r)),
             _entropy_table(r, shares[r.index], edges),
             aside=_gap_figures(r),
         )
@@ -145,7 +142,7 @@ def _sample(entropy: Mapping[str, Any], label: str) -> Floats64:
     return np.array([value for value in found if value is not None and value >= 0.0], dtype=np.float64)
 
 
-def _histogram(r: Round, shares: Mapping[str, Floats64], edges: Floats64) -> list[dict[str, Any]]:
+def _histogram(shares: Mapping[str, Floats64], edges: Floats64) -> list[dict[str, Any]]:
     width = float(edges[1] - edges[0])
     return [
         {

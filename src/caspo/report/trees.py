@@ -13,7 +13,7 @@ from typing import Any
 from caspo.report.markup import Html, count, data, el, fixed
 from caspo.report.run_data import Run, number, records
 
-__all__ = ["confidence_colour", "draw_trees", "scale_legend"]
+__all__ = ["confidence_colour", "draw_trees", "notebook_tree", "scale_legend"]
 
 CIVIDIS = ("#00204d", "#00336f", "#39486b", "#575c6d", "#707173", "#8a8779", "#a69d75", "#c4b56c", "#e4cf5b", "#ffea46")
 """Cividis (Nunez, Anderton and Renslow 2018): even steps of lightness, the same to colour-blind readers."""
@@ -23,6 +23,17 @@ DECISIONS = ("pruned", "dropped", "cut", "finished")
 """What is worth a label; `expanded` is what a step that others follow shows by itself."""
 
 OPEN_AT_FIRST = 2
+
+NOTEBOOK_STYLE = """
+.caspo ul { list-style: none; margin: 0; padding: 0; }
+.caspo ul.branches > li { margin: 4px 0 0 6px; padding-left: 12px; border-left: 2px solid rgba(128, 128, 128, .5); }
+.caspo .step { display: flex; gap: 8px; align-items: baseline; padding: 2px 0; }
+.caspo .confidence { padding: 0 6px; border-radius: 5px; font-variant-numeric: tabular-nums; }
+.caspo .badge { opacity: .7; border: 1px solid currentColor; border-radius: 99px; padding: 0 8px; font-size: .8em; }
+.caspo .pruned .text { text-decoration: line-through; }
+.caspo .pruned .text, .caspo .dropped .text, .caspo .cut .text { opacity: .7; }
+"""
+"""Without colours but those of confidences: text and lines take those of the notebook, be it light or dark."""
 
 
 @dataclass
@@ -84,6 +95,18 @@ def draw_trees(run: Run) -> Html:
             )
         )
     return el("div", *cards)
+
+
+def notebook_tree(question: str, nodes: Sequence[Mapping[str, Any]], outcome: str) -> Html:
+    """One solved question for a notebook. A node has id, parent, text, confidence, decision and count."""
+    return el(
+        "div",
+        el("style", Html(NOTEBOOK_STYLE)),
+        el("p", el("strong", question)),
+        _level(_branches(nodes)),
+        el("p", outcome),
+        class_="caspo",
+    )
 
 
 def _round_label(tree: Mapping[str, Any]) -> str:
@@ -158,7 +181,7 @@ def _step(node: Mapping[str, Any]) -> Html:
             style=f"background:{background};color:{ink}",
             title="confidence of the step",
         ),
-        _verdict(str(node.get("verdict"))),
+        _verdict(str(node["verdict"])) if "verdict" in node else None,
         el("span", str(node.get("text") or "").strip() or "(empty step)", class_="text"),
         el("span", f"×{times:.0f}", class_="badge", title=f"{times:.0f} equal samples") if times > 1 else None,
         el("span", decision, class_="badge") if decision in DECISIONS else None,

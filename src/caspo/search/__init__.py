@@ -1,7 +1,10 @@
 """Ways to solve questions with an engine; `METHODS` names them."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from caspo.core.config import settings_from
+from caspo.core.errors import ConfigError
 from caspo.search.base import Method, PathSettings
 from caspo.search.beam import Beam, BeamSettings
 from caspo.search.best_of_n import BestOfN, BestOfNSettings
@@ -33,22 +36,25 @@ __all__ = [
     "SelfConsistency",
     "SelfConsistencySettings",
     "answer_path",
+    "method_of",
 ]
 
 METHODS: dict[str, type[Method[Any]]] = {
     method.name: method
-    for method in (
-        ChainOfThought,
-        SelfConsistency,
-        ConfidenceTree,
-        BestOfN,
-        Beam,
-        DeepConfOffline,
-        DeepConfOnline,
-        DiPT,
-    )
+    for method in (ChainOfThought, SelfConsistency, ConfidenceTree, BestOfN, Beam, DeepConfOffline, DeepConfOnline, DiPT)
 }
 """Every method by its name in recipes and in `metrics.json`."""
 
 DEFAULT_METHOD = ConfidenceTree.name
 """What solves where nobody chose."""
+
+
+def method_of(name: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> Method[Any]:
+    """The method of this name with these settings: ``key=value`` each, or a mapping.
+
+    Raises:
+        ConfigError: no such method, no such setting, or a value that a setting cannot have.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"There is no method {name!r}. Choose one of {', '.join(METHODS)}.")
+    return METHODS[name](settings_from(METHODS[name].settings_type, settings))

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Generic, Literal, NamedTuple, TypeAlias,
 from pydantic import AfterValidator, Field
 
 from caspo.confidence import SIGNALS
-from caspo.config import Config
+from caspo.core.config import Config
 from caspo.engines.base import Engine
 from caspo.engines.drive import Asking, drive
 from caspo.trees import TreeBuilder
@@ -110,11 +110,7 @@ class Method(ABC, Generic[S]):
         return False
 
     def solve(
-        self,
-        questions: Sequence[Question],
-        engine: Engine,
-        seed: int = 0,
-        on_done: Callable[[int], None] | None = None,
+        self, questions: Sequence[Question], engine: Engine, seed: int = 0, on_done: Callable[[int], None] | None = None
     ) -> list[Solution]:
         """One solution per question, in order, all searches in one batch.
 

@@ -28,8 +28,8 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Engine, Watch
-from caspo.errors import EngineError
 from caspo.search.base import Method, Paths, Search, Tokens, Unit
 from caspo.search.sampled import SelfConsistencySettings, answers_of, grow, several, solution
 from caspo.search.vote import vote
@@ -176,9 +176,7 @@ class _Traces:
         return [
             number
             for number, trace in enumerate(self._found)
-            if self.answers[number] is not None
-            and trace.finish != "abandoned"
-            and self.confidences[number] >= threshold
+            if self.answers[number] is not None and trace.finish != "abandoned" and self.confidences[number] >= threshold
         ]
 
     def _vote(self, numbers: Sequence[int]) -> tuple[str | None, float]:

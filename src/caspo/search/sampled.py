@@ -103,8 +103,7 @@ def several(
 def grow(tree: TreeBuilder, engine: Engine, found: Sequence[Completion]) -> list[int]:
     """Cut the samples into steps and merge equal ones in the tree; the last node of each sample."""
     return [
-        tree.add_solution(one.token_ids, engine.pieces(one.token_ids), one.trace, final=one.finish == "eos")
-        for one in found
+        tree.add_solution(one.token_ids, engine.pieces(one.token_ids), one.trace, final=one.finish == "eos") for one in found
     ]
 
 

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from caspo.errors import ConfigError, DataError
-from caspo.storage import read_json, write_json
+from caspo.core.errors import ConfigError, DataError
+from caspo.core.storage import read_json, write_json
 
 __all__ = [
     "AbstentionTest", "PruningRisk", "Thresholds", "abstention_grid", "answers_needed", "choose_abstention",
@@ -247,11 +247,9 @@ def _test(t: float, score: Floats64, label: Floats64, alpha: float) -> Abstentio
 
 def _binomial_tail(k: int, n: int, p: float) -> float:
     """P(X <= k) for X binomial of n trials with probability ``p`` in (0, 1)."""
-    logs = (
-        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
-        for i in range(k + 1)
-    )
-    return min(1.0, math.fsum(math.exp(value) for value in logs))
+    from scipy.special import bdtr
+
+    return float(bdtr(k, n, p))
 
 
 def _probability(**named: float) -> None:

@@ -115,9 +115,7 @@ def create_app(scheduler: Scheduler, engine: ServingEngine, settings: ServeSetti
         told: schema.Health = {"status": "closing" if app.guard.closing else "ok" if healthy else "unhealthy"}
         return JSONResponse(told, 200 if healthy else 503)
 
-    @app.get(
-        "/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **openapi.failures()}
-    )
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **openapi.failures()})
     async def measured() -> Response:
         """Figures for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

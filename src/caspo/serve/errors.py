@@ -6,7 +6,7 @@ header ``x-should-retry: false``, which they heed, tells them not to.
 
 from __future__ import annotations
 
-from caspo.errors import CaspoError
+from caspo.core.errors import CaspoError
 from caspo.serve.response_schema import Error
 
 __all__ = ["MEANINGS", "ApiError", "invalid", "no_such_model"]

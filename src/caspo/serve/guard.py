@@ -117,9 +117,7 @@ class Guard:
         origin = headers.get(b"origin", b"").decode("latin-1")
         ours = (f"http://{host}", f"https://{host}", *self._settings.cors)
         if origin and origin not in ours and "*" not in self._settings.cors:
-            raise ApiError(
-                403, "Pages of other origins may not call this server. Allow theirs: caspo serve --cors ORIGIN."
-            )
+            raise ApiError(403, "Pages of other origins may not call this server. Allow theirs: caspo serve --cors ORIGIN.")
 
     def _known(self, authorization: bytes) -> str:
         """Whose key it is, by a name that does not tell the key."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from caspo.errors import CaspoError
+from caspo.core.errors import CaspoError
 from caspo.search import Method
 from caspo.types import Node, Question, Solution
 

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
+from caspo.core.errors import DataError, EngineError
 from caspo.engines.base import ServingEngine
-from caspo.errors import DataError, EngineError
 from caspo.search import METHODS, Method
 from caspo.search.base import numbers
 from caspo.serve.errors import ApiError, invalid, no_such_model
@@ -69,7 +69,7 @@ class Plan:
             method = self._within(len(ids), engine.context_length)
             for number in range(self.n):
                 # A draw depends on the question's id: the same request with the same seed must have the same ones.
-                question = Question(f"{place}-{number}", text, "")
+                question = Question(text, id=f"{place}-{number}")
                 grow = self.stream and self.events
                 jobs.append(Job(method, question, ids, self.seed, self.stop, self.seconds, grow, client))
         return jobs
@@ -133,9 +133,7 @@ def plan_chat(request: ChatRequest, server: ServeSettings) -> Plan:
     """
     last = request.messages[-1]
     if last.role != "user":
-        raise invalid(
-            f"The last message is of role {last.role}; it must be the user's: it is what is answered.", "messages"
-        )
+        raise invalid(f"The last message is of role {last.role}; it must be the user's: it is what is answered.", "messages")
     if not last.text.strip():
         raise invalid("The last message is empty: there is nothing to answer.", f"messages.{len(request.messages) - 1}")
     newer, older = request.max_completion_tokens, request.max_tokens
@@ -196,9 +194,7 @@ def _plan(
             "n",
         )
     if search.seconds is not None and search.seconds > server.max_seconds:
-        raise invalid(
-            f"A deadline of {search.seconds:g} s is over the limit of {server.max_seconds:g}.", "caspo.seconds"
-        )
+        raise invalid(f"A deadline of {search.seconds:g} s is over the limit of {server.max_seconds:g}.", "caspo.seconds")
     return Plan(
         method=_limited(method, server, choices),
         prompts=prompts,

@@ -20,9 +20,7 @@ __all__ = ["CaspoFields", "ChatMessage", "ChatRequest", "CompletionRequest", "pa
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _caspo_schema(schema: dict[str, Any]) -> None:
@@ -36,10 +34,7 @@ def _caspo_schema(schema: dict[str, Any]) -> None:
     for key, variants in found.items():
         distinct = [v for i, (_, v) in enumerate(variants) if v not in [w for _, w in variants[:i]]]
         of = f"A setting of {', '.join(name for name, _ in variants)}."
-        schema["properties"][key] = {
-            **(distinct[0] if len(distinct) == 1 else {"anyOf": distinct}),
-            "description": of,
-        }
+        schema["properties"][key] = {**(distinct[0] if len(distinct) == 1 else {"anyOf": distinct}), "description": of}
     schema["additionalProperties"] = False
 
 
@@ -283,12 +278,8 @@ def _explained(error: ValidationError, data: Any, known: Any) -> ApiError:
     if len(place) == 1 and head in _REFUSED:
         return invalid(_REFUSED[head], param, "unsupported_parameter")
     if param.endswith((".type", ".role")):
-        return invalid(
-            f"{param}: {problem['msg']}. This server takes and writes text only.", param, "unsupported_value"
-        )
-    return invalid(
-        f"{param}: {problem['msg']}.", param, "invalid_type" if "type" in problem["type"] else "invalid_value"
-    )
+        return invalid(f"{param}: {problem['msg']}. This server takes and writes text only.", param, "unsupported_value")
+    return invalid(f"{param}: {problem['msg']}.", param, "invalid_type" if "type" in problem["type"] else "invalid_value")
 
 
 def _place(location: Sequence[str | int], kind: str, data: Any) -> list[str | int]:

@@ -13,16 +13,7 @@ from typing_extensions import TypedDict  # pydantic reads that of `typing` from 
 
 from caspo.types import Decision
 
-__all__ = [
-    "ChatCompletion",
-    "ChatCompletionChunk",
-    "Completion",
-    "CompletionChunk",
-    "Error",
-    "Health",
-    "Model",
-    "Models",
-]
+__all__ = ["ChatCompletion", "ChatCompletionChunk", "Completion", "CompletionChunk", "Error", "Health", "Model", "Models"]
 
 
 _Time = Annotated[int, Field(description="Unix time, seconds.")]

@@ -24,8 +24,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import NamedTuple
 
+from caspo.core.errors import CaspoError, EngineError
 from caspo.engines.base import Batch, Completion, ServingEngine
-from caspo.errors import CaspoError, EngineError
 from caspo.serve.job import Closing, Failed, Job, Overloaded, Ticket
 from caspo.serve.search import Running
 from caspo.serve.thread import EngineThread
@@ -120,10 +120,7 @@ class Scheduler:
             waiting = self._jobs - self._most_active
             if waiting >= self._most_waiting:
                 seconds = min(60.0, max(1.0, self._mean_seconds * self._jobs / self._most_active))
-                raise Overloaded(
-                    f"{waiting} questions wait already. Ask again in {seconds:.0f} s.",
-                    retry_after=seconds,
-                )
+                raise Overloaded(f"{waiting} questions wait already. Ask again in {seconds:.0f} s.", retry_after=seconds)
             self._jobs += 1
         ticket = Ticket(job, lambda ticket: self._inbox.put(partial(self._end, ticket)))
         self._inbox.put(partial(self._waiting.append, ticket))

@@ -8,7 +8,7 @@ from types import FrameType
 
 import uvicorn
 
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 from caspo.serve.app import Application
 from caspo.serve.scheduler import Scheduler
 from caspo.serve.settings import ServeSettings

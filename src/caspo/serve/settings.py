@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from caspo.config import Config
+from caspo.core.config import Config
 from caspo.engines.prompts import INSTRUCTION
 from caspo.search import DEFAULT_METHOD, METHODS
 from caspo.search.base import Method

@@ -136,9 +136,7 @@ def _link(left: Run | None, right: Run | None) -> Equation | None:
             expression, other = _parse(items, percent_is_unit), _parse(right.items, percent_is_unit)
             decimals = stated.decimals + 2 * (stated.percent and not percent_is_unit)
             value = _evaluate(other)
-            readings = (
-                [] if value is None else [Equation(expression, value, span, 0 if right.has_operator else decimals)]
-            )
+            readings = [] if value is None else [Equation(expression, value, span, 0 if right.has_operator else decimals)]
             if right.has_operator and isinstance(right.items[0], Number):  # a running total
                 readings.append(Equation(expression, stated.as_fraction(percent_is_unit), span, decimals))
             for equation in readings:

@@ -346,9 +346,7 @@ class Reader:
             part = isinstance(last, Number) and (last.percent or last.value.denominator > 1 or "/" in run.items)
             if word == "and":
                 run.sure = run.sure and not self._proper_fraction_follows()  # 4 / 3 = 1 and 1/3
-                self.unsure_next = (
-                    self._operand_follows() and not run.has_operator and not run.at_head
-                )  # sum of 3 and 4 * 5
+                self.unsure_next = self._operand_follows() and not run.has_operator and not run.at_head  # sum of 3 and 4 * 5
             elif word == "the":
                 self.unsure_next = run.has_operator  # "add 20 + 10 cakes to the 29 + 24 cakes"
             self.finish()

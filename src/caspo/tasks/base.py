@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from caspo.answers import same_answer
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 from caspo.types import Question
 
 __all__ = ["QuestionSet", "Task", "grade"]

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from caspo.answers import options
-from caspo.errors import ConfigError, DataError
+from caspo.core.errors import ConfigError, DataError
 from caspo.tasks import hub
 from caspo.tasks.base import QuestionSet
-from caspo.tasks.code import grade_code
 from caspo.tasks.grading import GRADERS
 from caspo.tasks.hub import Hub, hub_rows
 from caspo.tasks.jsonl import JsonlTask, question_of
+from caspo.tasks.programs import grade_code
 from caspo.types import Question
 
 __all__ = ["BENCHMARKS", "TABLE", "Benchmark", "BenchmarkTask", "open_benchmark"]
@@ -161,13 +161,7 @@ TABLE: dict[str, Benchmark] = {
     "race": Benchmark(
         "RACE: reading comprehension of English exams",
         "choice",
-        Hub(
-            "ehovy/race",
-            hub.race,
-            "all",
-            {"test": "test", "train": "train"},
-            "2fec9fd81f1dc971569a9b729c43f2f0e6436637",
-        ),
+        Hub("ehovy/race", hub.race, "all", {"test": "test", "train": "train"}, "2fec9fd81f1dc971569a9b729c43f2f0e6436637"),
         ask=_LETTER,
     ),
     "multiarith": Benchmark(
@@ -185,12 +179,7 @@ class BenchmarkTask(QuestionSet):
     """An opened benchmark."""
 
     def __init__(
-        self,
-        name: str,
-        split: str,
-        rows: Sequence[Question],
-        source: str,
-        grader: Callable[[Question, str | None], bool],
+        self, name: str, split: str, rows: Sequence[Question], source: str, grader: Callable[[Question, str | None], bool]
     ) -> None:
         super().__init__(name, split, rows, source)
         self._grader = grader
@@ -200,9 +189,7 @@ class BenchmarkTask(QuestionSet):
         return self._grader(question, answer)
 
 
-def open_benchmark(
-    name: str, *, data: Path | None = None, split: str = "test", run_code: bool = False
-) -> BenchmarkTask:
+def open_benchmark(name: str, *, data: Path | None = None, split: str = "test", run_code: bool = False) -> BenchmarkTask:
     """A benchmark by its name, from the folder ``data`` or, without one, from the hub.
 
     ``run_code`` allows to run what models write, in the sandbox; without it, benchmarks of code can be read and not graded.
@@ -264,7 +251,7 @@ def _prepared(benchmark: Benchmark, question: Question, source: str) -> Question
         answer = question.solution or answer  # the indentation of a body matters
         if "prompt" in meta:
             text = f"```python\n{text}\n```"
-    return Question(question.id, f"{text}\n\n{benchmark.ask}".rstrip(), answer, question.solution, meta)
+    return replace(question, text=f"{text}\n\n{benchmark.ask}".rstrip(), answer=answer, meta=meta)
 
 
 def _listed(question: Question, where: str) -> str:

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 
-__all__ = ["Hub", "Row", "hub_rows"]
+__all__ = ["Hub", "TaskRow", "hub_rows"]
 
-Row = dict[str, Any]
+TaskRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Hub:
     """A data set on the hub."""
 
     path: str
-    row: Callable[[Mapping[str, Any]], Row | None]
+    row: Callable[[Mapping[str, Any]], TaskRow | None]
     config: str | None = None
     splits: Mapping[str, str] = field(default_factory=lambda: {"test": "test"})
     """Our split -> theirs."""
@@ -38,7 +38,7 @@ class Hub:
     """Files of the repository, for those that `datasets` would not load as they are."""
 
 
-def hub_rows(hub: Hub, split: str) -> Iterator[Row]:
+def hub_rows(hub: Hub, split: str) -> Iterator[TaskRow]:
     """The rows of a split in our schema.
 
     Raises:
@@ -69,7 +69,7 @@ def hub_rows(hub: Hub, split: str) -> Iterator[Row]:
             yield ours
 
 
-def problem(row: Mapping[str, Any]) -> Row:
+def problem(row: Mapping[str, Any]) -> TaskRow:
     """MATH-500, AIME: problem, answer, perhaps solution, subject, level, url."""
     meta = {key: row[key] for key in ("subject", "level", "url", "year") if key in row}
     identity = row.get("unique_id", row.get("id"))
@@ -79,19 +79,19 @@ def problem(row: Mapping[str, Any]) -> Row:
     }  # fmt: skip
 
 
-def question(row: Mapping[str, Any]) -> Row:
+def question(row: Mapping[str, Any]) -> TaskRow:
     """GSM8K, Minerva, AMC: question, answer."""
     answer = row["answer"]
     whole = isinstance(answer, float) and answer.is_integer()
     return {"id": row.get("id"), "question": row["question"], "answer": str(int(answer) if whole else answer)}
 
 
-def multiarith(row: Mapping[str, Any]) -> Row:
+def multiarith(row: Mapping[str, Any]) -> TaskRow:
     """MultiArith: question, final_ans."""
     return {"question": row["question"].strip(), "answer": str(row["final_ans"])}
 
 
-def olympiadbench(row: Mapping[str, Any]) -> Row:
+def olympiadbench(row: Mapping[str, Any]) -> TaskRow:
     """OlympiadBench: final_answer and solution are lists; formulas stand in dollars."""
     meta = {key: row[key] for key in ("subfield", "is_multiple_answer", "unit", "error")}
     answer = ", ".join(part.replace("$", "").strip() for part in row["final_answer"])
@@ -101,7 +101,7 @@ def olympiadbench(row: Mapping[str, Any]) -> Row:
     }  # fmt: skip
 
 
-def boardgame(row: Mapping[str, Any]) -> Row | None:
+def boardgame(row: Mapping[str, Any]) -> TaskRow | None:
     """BoardgameQA: the Main variant of all depths; the hub's set holds others too."""
     if "main" not in row["config"].casefold():
         return None
@@ -111,7 +111,7 @@ def boardgame(row: Mapping[str, Any]) -> Row | None:
     }  # fmt: skip
 
 
-def cruxeval(row: Mapping[str, Any]) -> Row:
+def cruxeval(row: Mapping[str, Any]) -> TaskRow:
     """CRUXEval, output prediction."""
     code, given = row["code"], row["input"]
     text = f"```python\n{code}\n```\nWhat does f({given}) return? Give the value as a Python literal."
@@ -119,7 +119,7 @@ def cruxeval(row: Mapping[str, Any]) -> Row:
     return {"id": f"cruxeval-{row['id']}", "question": text, "answer": row["output"], "meta": meta}
 
 
-def strategyqa(row: Mapping[str, Any]) -> Row:
+def strategyqa(row: Mapping[str, Any]) -> TaskRow:
     """StrategyQA: a yes or no as a Boolean."""
     meta = {key: row[key] for key in ("term",) if key in row}
     return {
@@ -131,7 +131,7 @@ def strategyqa(row: Mapping[str, Any]) -> Row:
 _TABLE_KINDS = ("CorrelationAnalysis", "TrendForecasting", "StatisticalAnalysis", "ImpactAnalysis")
 
 
-def tablebench(row: Mapping[str, Any]) -> Row | None:
+def tablebench(row: Mapping[str, Any]) -> TaskRow | None:
     """TableBench without what its authors grade by overlap of words (ROUGE-L) or by running plots."""
     if row["qtype"] not in ("FactChecking", "NumericalReasoning") and row["qsubtype"] not in _TABLE_KINDS:
         return None
@@ -145,7 +145,7 @@ def tablebench(row: Mapping[str, Any]) -> Row | None:
 _STEM = ("math", "physics", "chemistry", "engineering", "economics", "biology", "computer science")
 
 
-def mmlu_pro(row: Mapping[str, Any]) -> Row | None:
+def mmlu_pro(row: Mapping[str, Any]) -> TaskRow | None:
     """MMLU-Pro: the categories of science, technology, engineering and maths, with economics as the paper counts them."""
     if row["category"] not in _STEM:
         return None
@@ -155,7 +155,7 @@ def mmlu_pro(row: Mapping[str, Any]) -> Row | None:
     }  # fmt: skip
 
 
-def humaneval(row: Mapping[str, Any]) -> Row:
+def humaneval(row: Mapping[str, Any]) -> TaskRow:
     """HumanEval: the answer is the canonical solution, a body."""
     return {
         "id": row["task_id"], "question": row["prompt"], "answer": row["canonical_solution"],
@@ -163,7 +163,7 @@ def humaneval(row: Mapping[str, Any]) -> Row:
     }  # fmt: skip
 
 
-def race(row: Mapping[str, Any]) -> Row:
+def race(row: Mapping[str, Any]) -> TaskRow:
     """RACE: an article with questions."""
     return {
         "question": f"{row['article'].strip()}\n\nQuestion: {row['question'].strip()}", "answer": row["answer"],
@@ -171,7 +171,7 @@ def race(row: Mapping[str, Any]) -> Row:
     }  # fmt: skip
 
 
-def livecodebench(row: Mapping[str, Any]) -> Row:
+def livecodebench(row: Mapping[str, Any]) -> TaskRow:
     """LiveCodeBench: there are tests and no reference solution, which the answer says."""
     tests = json.loads(row["public_test_cases"]) + _private_tests(row["private_test_cases"])
     name = json.loads(row["metadata"] or "{}").get("func_name")
@@ -180,16 +180,11 @@ def livecodebench(row: Mapping[str, Any]) -> Row:
         text += f"\n\nComplete this Python code:\n\n```python\n{row['starter_code']}\n```"
     else:
         text += "\n\nWrite a Python program that reads from standard input and prints the answer."
-    meta = {
-        "tests": tests,
-        "func_name": name,
-        "difficulty": row["difficulty"],
-        "contest_date": str(row["contest_date"]),
-    }
+    meta = {"tests": tests, "func_name": name, "difficulty": row["difficulty"], "contest_date": str(row["contest_date"])}
     return {"id": row["question_id"], "question": text, "answer": "(its tests)", "meta": meta}
 
 
-def _private_tests(packed: str) -> list[Row]:
+def _private_tests(packed: str) -> list[TaskRow]:
     """JSON, or JSON in a pickle in zlib in base64, as their authors keep test cases from being read by accident."""
     try:
         found = json.loads(packed)

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
+from caspo.core.storage import read_records
 from caspo.tasks.base import QuestionSet
 from caspo.types import Question
 
@@ -34,51 +35,18 @@ class JsonlTask(QuestionSet):
 
 
 def _read(path: Path) -> list[Question]:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file. Give the path of a JSONL file with a question and answer a line."
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}. Give a JSONL file that you may read.") from error
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     rows: list[Question] = []
-    line_of: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        question = question_of(_object(line, where, last=number == len(lines)), where, f"{path.stem}-{number}")
-        first = line_of.setdefault(question.id, number)
-        if first != number:
-            raise DataError(
-                f"{where}: the id {question.id!r} is that of line {first} too. Ids must be unique: change one."
-            )
+    places: dict[str, str] = {}
+    for where, default_id, row in read_records(path, "'question' and 'answer'"):
+        question = question_of(row, where, default_id)
+        first = places.setdefault(question.id, where)
+        if first != where:
+            place = first.rpartition(", ")[2]
+            raise DataError(f"{where}: the id {question.id!r} is that of {place} too. Ids must be unique: change one.")
         rows.append(question)
     if not rows:
         raise DataError(f"{path}: the file is empty. It needs at least one line with a question and an answer.")
     return rows
-
-
-def _object(line: bytes, where: str, *, last: bool) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: byte {error.start + 1} of the line is not UTF-8. Convert the file, for example with iconv."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        if last:  # complete files end with a line break; this line is after the last one
-            raise DataError(
-                f"{where}: the last line is cut off ({error}). Copy the file again, or remove the line."
-            ) from None
-        raise DataError(f"{where}: not JSON: {error}. Every line must be one JSON object.") from None
-    if not isinstance(row, dict):
-        raise DataError(
-            f"{where}: a value of type {type(row).__name__} where an object with 'question' and 'answer' is needed."
-        )
-    return row
 
 
 def question_of(row: Mapping[str, Any], where: str, default_id: str) -> Question:
@@ -100,17 +68,15 @@ def question_of(row: Mapping[str, Any], where: str, default_id: str) -> Question
     if not answer:
         raise DataError(f"{where}: the answer is empty. Nothing could be graded by it: give one or remove the line.")
     if solution is not None and not isinstance(solution, str):
-        raise DataError(
-            f"{where}: the solution is of type {type(solution).__name__}, not text. Make it a text or null."
-        )
+        raise DataError(f"{where}: the solution is of type {type(solution).__name__}, not text. Make it a text or null.")
     meta = row.get("meta") or {}
     if not isinstance(meta, dict):
-        raise DataError(
-            f"{where}: 'meta' is of type {type(meta).__name__}, not an object. Make it an object or remove it."
-        )
+        raise DataError(f"{where}: 'meta' is of type {type(meta).__name__}, not an object. Make it an object or remove it.")
     extra = {key: value for key, value in row.items() if key not in _OWN_KEYS and value is not None}
     identity = row.get("id")
-    return Question(default_id if identity is None else str(identity), text, answer, solution, {**meta, **extra})
+    return Question(
+        text, answer, id=default_id if identity is None else str(identity), solution=solution, meta={**meta, **extra}
+    )
 
 
 def _answer(answer: object, where: str) -> str:
@@ -118,6 +84,4 @@ def _answer(answer: object, where: str) -> str:
         return answer.strip()
     if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
         return str(answer)
-    raise DataError(
-        f"{where}: the answer is {json.dumps(answer)[:60]}, neither text nor a number. Make it one of these."
-    )
+    raise DataError(f"{where}: the answer is {json.dumps(answer)[:60]}, neither text nor a number. Make it one of these.")

@@ -34,7 +34,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 
 __all__ = ["Limits", "Ran", "run_python"]
 
@@ -76,25 +76,14 @@ def run_python(source: str, stdin: str = "", limits: Limits | None = None) -> Ra
         )
     limits = limits or Limits()
     mark = f"finished {secrets.token_hex(16)}"
-    request = {
-        "source": source,
-        "mark": mark,
-        "limits": {"seconds": int(-(-limits.seconds // 1)), "bytes": limits.memory},
-    }
+    request = {"source": source, "mark": mark, "limits": {"seconds": int(-(-limits.seconds // 1)), "bytes": limits.memory}}
     with tempfile.TemporaryDirectory(prefix="caspo-run-") as folder:
         file = Path(folder) / "request.json"
         file.write_text(json.dumps(request), encoding="utf-8")
         result, result_end = os.pipe()
         try:
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-B",
-                    str(Path(__file__).with_name("sandbox_child.py")),
-                    str(file),
-                    str(result_end),
-                ],
+                [sys.executable, "-I", "-B", str(Path(__file__).with_name("sandbox_child.py")), str(file), str(result_end)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -149,11 +138,7 @@ def _communicate(process: subprocess.Popen[bytes], result: int, stdin: bytes, li
                 reached = "output limit"
     _end(process, 0.0 if reached else 1.0)
     feeder.join()
-    return (
-        bytes(output[: limits.output]).decode(errors="replace"),
-        found[result][:2000].decode(errors="replace"),
-        reached,
-    )
+    return (bytes(output[: limits.output]).decode(errors="replace"), found[result][:2000].decode(errors="replace"), reached)
 
 
 def _feed(process: subprocess.Popen[bytes], stdin: bytes) -> None:

@@ -20,11 +20,11 @@ import hashlib
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caspo.answers import same_answer
-from caspo.errors import ConfigError
+from caspo.core.errors import ConfigError
 from caspo.tasks.stories_scenes import NAMES, SCENES, Move, Relations, Scene
 from caspo.types import Question
 
@@ -192,7 +192,6 @@ def _write(rng: random.Random, scene: Scene, level: int) -> Question:
         draft.sentences.insert(rng.randrange(1, len(draft.sentences)), sentence)
     answer = str(next(q["value"] for q in reversed(draft.quantities) if q["kind"] == "derived"))
     return Question(
-        id="",
         text=" ".join(draft.sentences),
         answer=answer,
         solution="\n".join([*draft.lines, f"The answer is {answer}."]),
@@ -232,7 +231,7 @@ class StoriesTask:
                 continue
             if split == "test_out" or _bucket(question.text) in _SHARE[split]:
                 break
-        return Question(f"{split}-{seed}-{index}", question.text, question.answer, question.solution, question.meta)
+        return replace(question, id=f"{split}-{seed}-{index}")
 
 
 def sums(n: int, seed: int = 0) -> list[Question]:
@@ -251,7 +250,7 @@ def sums(n: int, seed: int = 0) -> list[Question]:
             )
             if 2 <= value <= largest(1) and not (operator == "/" and a % b):
                 lines.append(f"{a} {operator} {b} = {value}")
-        sheets.append(Question(f"sums-{seed}-{index}", "Work out the sums.", "", "\n".join(lines)))
+        sheets.append(Question("Work out the sums.", id=f"sums-{seed}-{index}", solution="\n".join(lines)))
     return sheets
 
 

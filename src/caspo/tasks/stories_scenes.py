@@ -88,10 +88,7 @@ _POCKET = Scene(
     name="pocket",
     out_of_distribution=False,
     things=("apples", "pencils", "balloons", "cookies", "pears", "candies", "nuts"),
-    openings=(
-        Move("{A} starts the day with {s} {things}."),
-        Move("{A} has {s} {things}."),
-    ),
+    openings=(Move("{A} starts the day with {s} {things}."), Move("{A} has {s} {things}.")),
     moves=(
         Move("{B} gives {A} {x} more {things}.", (("s + x", "After the gift {A} has {eq} {things}."),)),
         Move("Then {A} finds {x} {things}.", (("s + x", "With the ones found, {A} has {eq} {things}."),)),
@@ -148,10 +145,7 @@ _MARKET = Scene(
     ),
     closings=(
         Move("How many dollars does {A} pay?"),
-        Move(
-            "{A} pays with {x} dollars. How much change does {A} get?",
-            (("x - s", "The change is {eq} dollars."),),
-        ),
+        Move("{A} pays with {x} dollars. How much change does {A} get?", (("x - s", "The change is {eq} dollars."),)),
         Move(
             "{A} and some friends, {k} people in all, share the cost equally. How much does each pay?",
             (("s / k", "Each person pays {eq} dollars."),),
@@ -188,14 +182,8 @@ _WORKSHOP = Scene(
     ),
     closings=(
         Move("How many {things} are there now?"),
-        Move(
-            "They are packed in boxes of {k}. How many boxes are needed?",
-            (("s / k", "They need {eq} boxes."),),
-        ),
-        Move(
-            "The goal is {x} {things}. How many are still missing?",
-            (("x - s", "There are {eq} {things} missing."),),
-        ),
+        Move("They are packed in boxes of {k}. How many boxes are needed?", (("s / k", "They need {eq} boxes."),)),
+        Move("The goal is {x} {things}. How many are still missing?", (("x - s", "There are {eq} {things} missing."),)),
     ),
     distractors=(
         "{C} has worked there for {x} years.",
@@ -246,9 +234,7 @@ _LIBRARY = Scene(
     things=("novels", "magazines", "atlases", "comics"),
     openings=(
         Move("A library owns {s} {things}."),
-        Move(
-            "On {m} shelves of a library there are {p} {things} each.", (("m * p", "The shelves hold {eq} {things}."),)
-        ),
+        Move("On {m} shelves of a library there are {p} {things} each.", (("m * p", "The shelves hold {eq} {things}."),)),
     ),
     moves=(
         Move("In the morning {x} {things} are borrowed.", (("s - x", "Then {eq} {things} are in the library."),)),
@@ -290,10 +276,7 @@ _TRIP = Scene(
     ),
     closings=(
         Move("How many kilometers from the start is {A} now?"),
-        Move(
-            "The goal is {x} kilometers from the start. How far is it still?",
-            (("x - s", "It is {eq} kilometers more."),),
-        ),
+        Move("The goal is {x} kilometers from the start. How far is it still?", (("x - s", "It is {eq} kilometers more."),)),
     ),
     distractors=("The bus has {x} seats.", "{A}'s bag weighs {x} kilograms.", "{C} lives {x} kilometers from the sea."),
 )

@@ -35,9 +35,7 @@ class GraderReport:
     """Near misses that it called right."""
 
 
-def check_grader(
-    task: Task, questions: Sequence[Question], *, spellings: bool = True, misses: bool = True
-) -> GraderReport:
+def check_grader(task: Task, questions: Sequence[Question], *, spellings: bool = True, misses: bool = True) -> GraderReport:
     """Grade the known answers of questions, and near misses of them."""
     report = GraderReport()
     for i, question in enumerate(questions):
@@ -65,11 +63,7 @@ def renderings(question: Question) -> list[str]:
     texts = [f"So it is.\nThe answer is {gold}.", f"Thus $\\boxed{{{gold}}}$.", f"Well.\n\n**Final answer:** {gold}"]
     option = options(question).get(gold)
     if option is not None and option != gold:
-        texts += [
-            f"The answer is ({gold}).",
-            f"The answer is {gold}. {option}",
-            f"The correct option is clear.\n{gold}",
-        ]
+        texts += [f"The answer is ({gold}).", f"The answer is {gold}. {option}", f"The correct option is clear.\n{gold}"]
     return texts
 
 

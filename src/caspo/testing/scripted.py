@@ -21,9 +21,9 @@ from typing import Literal
 
 import numpy as np
 
+from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.engines.base import Completion, Finish, Message, OnDone, Request
 from caspo.engines.run import run
-from caspo.errors import ConfigError, DataError, EngineError
 from caspo.types import Measured, TokenTrace
 
 __all__ = ["EOS", "Script", "Scripted", "ScriptedEngine"]
@@ -133,9 +133,7 @@ class ScriptedEngine:
     def _continuations(self, text: str) -> Sequence[Scripted]:
         found = self._script(text) if callable(self._script) else self._script.get(text)
         if not found:
-            raise EngineError(
-                f"The script has no continuation for the text {text!r}. Add an entry for exactly this text."
-            )
+            raise EngineError(f"The script has no continuation for the text {text!r}. Add an entry for exactly this text.")
         for option in found:
             if not (option.text or option.eos) or option.probability <= 0:
                 raise ConfigError(f"{option!r} cannot be played: it needs a text (or eos) and a probability above 0.")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from caspo.errors import EngineError
+from caspo.core.errors import EngineError
 
 __all__ = ["TreeAttention"]
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from caspo.errors import CaspoError, ConfigError, ModelError
+from caspo.core.errors import CaspoError, ConfigError, ModelError
 from caspo.train.checks import check_pairs
 from caspo.train.lora import add_adapters
 from caspo.train.simulate import Forward, simulate
@@ -189,11 +189,7 @@ def count_tokens(
     units = make_units(trees, pairs, judged=settings.confidence > 0, packed=settings.layout == "packed")
     training, _ = held_out(units, settings.validation, seed)
     plan = plan_steps(
-        training,
-        epochs=settings.epochs,
-        batch_pairs=settings.batch_pairs,
-        micro_tokens=settings.micro_tokens,
-        seed=seed,
+        training, epochs=settings.epochs, batch_pairs=settings.batch_pairs, micro_tokens=settings.micro_tokens, seed=seed
     )
     micros = [micro for step in plan for micro in step]
     return Tokens(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from caspo.errors import DataError
+from caspo.core.errors import DataError
 from caspo.types import StepPair, Tree
 
 __all__ = ["check_pairs", "check_tokens"]
@@ -59,7 +59,7 @@ def check_tokens(trees: Sequence[Tree], model: Any, tokenizer: Any = None) -> No
     context = getattr(config, "max_position_embeddings", None)
     for tree in trees:
         name = f"The tree of question {tree.question.id}"
-        if tree.tokens == "pieces":
+        if tree.token_source == "pieces":
             raise DataError(
                 f"{name} was sampled from a server that gives no token ids: its tokens are pieces of text, and text that is "
                 "tokenised again is not what was sampled. Sample from a server with ids (vLLM, llama.cpp), or with hf."
@@ -93,9 +93,7 @@ def _check_rope(config: Any, longest: int, name: str) -> None:
     """Rotary tables that change with the longest position in a batch would change with what is packed beside it."""
     parameters = getattr(config, "rope_parameters", None) or {}
     for rope in (parameters, *(inner for inner in parameters.values() if isinstance(inner, dict))):  # by kind of layer
-        usual = rope.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
+        usual = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
         if rope.get("rope_type") in ("dynamic", "longrope") and usual is not None and longest > usual:
             raise DataError(
                 f"{name} has a path of {longest} tokens, and beyond {usual} the model's rotary embedding "

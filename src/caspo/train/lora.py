@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from caspo.config import Config
+from caspo.core.config import Config
 
 __all__ = ["LoraSettings", "add_adapters"]
 
@@ -26,7 +26,5 @@ def add_adapters(model: Any, settings: LoraSettings, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    adapters = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    adapters = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, adapters)

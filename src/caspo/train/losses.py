@@ -1,5 +1,6 @@
 """The objectives: pure functions of step log-probabilities, entropies and confidences.
 
+The recipes use `preference_loss` of kind ``sigmoid`` and `anchor_loss`; the rest is experimental (docs/training.md).
 All log-probabilities are sums of log p over the tokens of one step given the same prefix, in nats.
 """
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from caspo.errors import DataError
-from caspo.storage import write_file
+from caspo.core.errors import DataError
+from caspo.core.storage import write_file
 from caspo.train.scoring import Scorer
 from caspo.train.tree_packing import NodeKey, cut, fill, packed_size
 from caspo.types import TokenTrace, Tree
@@ -67,9 +67,7 @@ def score_trees(
         EngineError: NaN or infinite logits.
     """
     if len({tree.question.id for tree, _ in wanted}) < len(wanted):
-        raise DataError(
-            "Two of the trees are of one question: their scores would mix. Give each a question id of its own."
-        )
+        raise DataError("Two of the trees are of one question: their scores would mix. Give each a question id of its own.")
     pieces = [
         (tree, [nodes[i] for i in part])
         for tree, needed in wanted

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from caspo.confidence.logits import Distribution
-from caspo.errors import EngineError
+from caspo.core.errors import EngineError
 from caspo.train.attention import TreeAttention
-from caspo.train.tree_packing import NodeKey, Row, join, pack, separate
+from caspo.train.tree_packing import NodeKey, PackedRow, join, pack, separate
 from caspo.types import Tree
 
 __all__ = ["CPU_ROWS", "GPU_ROWS", "NodeScores", "Scorer", "check_packing"]
@@ -58,11 +58,11 @@ class Scorer:
         self.attention = TreeAttention.of(model) if packed else None
         self.dtype: torch.dtype = model.dtype
 
-    def rows(self, tree: Tree, needed: Collection[int]) -> list[Row]:
+    def rows(self, tree: Tree, needed: Collection[int]) -> list[PackedRow]:
         """The rows of this layout with the paths to ``needed``."""
         return [pack(tree, needed)] if self.attention else separate(tree, needed)
 
-    def score(self, model: Any, rows: Sequence[Row]) -> dict[NodeKey, NodeScores]:
+    def score(self, model: Any, rows: Sequence[PackedRow]) -> dict[NodeKey, NodeScores]:
         """Scores of every node of the rows, differentiable; ``model`` may be wrapped."""
         logits_UV, order, keys, sizes = self._logits(model, rows)
         places, tokens = order
@@ -71,7 +71,7 @@ class Scorer:
         return {key: NodeScores(lp, h) for key, lp, h in split}
 
     @torch.no_grad()
-    def traces(self, model: Any, rows: Sequence[Row]) -> dict[NodeKey, torch.Tensor]:
+    def traces(self, model: Any, rows: Sequence[PackedRow]) -> dict[NodeKey, torch.Tensor]:
         """All that a `TokenTrace` holds: (n, 5) per node, float32 on the CPU, in the order of its fields.
 
         Raises:
@@ -86,7 +86,7 @@ class Scorer:
         return dict(zip(keys, torch.split(torch.cat(found).cpu(), sizes), strict=True))
 
     def _logits(
-        self, model: Any, rows: Sequence[Row]
+        self, model: Any, rows: Sequence[PackedRow]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], list[NodeKey], list[int]]:
         """(U, V) logits at the places where tokens are predicted; per token its place among the U and its id."""
         device = next(model.parameters()).device

@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from caspo.config import Config
-from caspo.errors import ConfigError, EngineError, StorageError
-from caspo.storage import write_text
+from caspo.core.config import Config
+from caspo.core.errors import ConfigError, EngineError, StorageError
+from caspo.core.storage import write_text
 
 __all__ = ["Fitted", "Job", "LoopSettings", "Metrics", "fit"]
 
@@ -348,9 +348,7 @@ def _reporters(names: Sequence[str], folder: Path) -> list[Any]:
         if "wandb" in names:
             reporters.append(WandbCallback())
     except RuntimeError as error:
-        raise ConfigError(
-            f"train.report_to: {error} Install it, or leave it out; log.jsonl has all figures."
-        ) from error
+        raise ConfigError(f"train.report_to: {error} Install it, or leave it out; log.jsonl has all figures.") from error
     return reporters
 
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 
 from caspo.types import ROOT, Node, Tree
 
-__all__ = ["NodeKey", "Row", "cut", "fill", "join", "pack", "packed_size", "separate"]
+__all__ = ["NodeKey", "PackedRow", "cut", "fill", "join", "pack", "packed_size", "separate"]
 
 NodeKey = tuple[str, int]
 """Question id and node id."""
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedRow:
     """T tokens in depth-first order, and where each node's tokens lie."""
 
     ids: list[int]
@@ -37,7 +37,7 @@ class Row:
         return len(self.ids)
 
 
-def pack(tree: Tree, needed: Iterable[int]) -> Row:
+def pack(tree: Tree, needed: Iterable[int]) -> PackedRow:
     """One row with the paths to all ``needed`` nodes, each node once.
 
     A prompt of the tokens 1 2, the steps 3 4 and 5 after it, the steps 6 and 7 8 after 3 4:
@@ -72,7 +72,7 @@ def pack(tree: Tree, needed: Iterable[int]) -> Row:
         stack += [(child, start + length - 1) for child in reversed(tree.children(node.id)) if child.id in wanted]
     prompt = len(tree.prompt_ids)
     ends[:prompt] = [len(ids)] * prompt
-    return Row(ids, positions, ends, nodes, prompt)
+    return PackedRow(ids, positions, ends, nodes, prompt)
 
 
 def packed_size(tree: Tree, needed: Iterable[int]) -> int:
@@ -80,11 +80,11 @@ def packed_size(tree: Tree, needed: Iterable[int]) -> int:
     return len(tree.prompt_ids) + sum(len(tree.nodes[n].step.token_ids) for n in _closed(tree, needed))
 
 
-def separate(tree: Tree, needed: Iterable[int]) -> list[Row]:
+def separate(tree: Tree, needed: Iterable[int]) -> list[PackedRow]:
     """One row per leaf of the paths to ``needed``; a node that several rows hold is scored in the first."""
     wanted = _closed(tree, needed)
     leaves = [n for n in sorted(wanted) if not any(child.id in wanted for child in tree.children(n))]
-    rows: list[Row] = []
+    rows: list[PackedRow] = []
     scored: set[NodeKey] = set()
     for leaf in leaves:
         row = pack(tree, [leaf])
@@ -94,7 +94,7 @@ def separate(tree: Tree, needed: Iterable[int]) -> list[Row]:
     return rows
 
 
-def join(rows: Sequence[Row]) -> Row:
+def join(rows: Sequence[PackedRow]) -> PackedRow:
     """Several rows as one: no token is visible past its own subtree, so they stay strangers.
 
     What all their prompts begin with (the chat template, an instruction) is computed once for all of them.
@@ -115,7 +115,7 @@ def join(rows: Sequence[Row]) -> Row:
         positions += row.positions[shared:]
         ends += [end + offset for end in row.ends[shared:]]
         nodes |= {key: ([p + offset for p in predictors], tokens) for key, (predictors, tokens) in row.nodes.items()}
-    return Row(ids, positions, ends, nodes, shared)
+    return PackedRow(ids, positions, ends, nodes, shared)
 
 
 def cut(tree: Tree, targets: Sequence[frozenset[int]], budget: int) -> list[list[int]]:

@@ -71,9 +71,7 @@ def make_units(trees: Sequence[Tree], pairs: Sequence[StepPair], *, judged: bool
     ]
 
 
-def plan_steps(
-    units: Sequence[Unit], *, epochs: int, batch_pairs: int, micro_tokens: int, seed: int
-) -> list[list[Micro]]:
+def plan_steps(units: Sequence[Unit], *, epochs: int, batch_pairs: int, micro_tokens: int, seed: int) -> list[list[Micro]]:
     """Optimiser steps of all epochs, each about ``batch_pairs`` pairs in micro-batches of at most ``micro_tokens``."""
     plan: list[list[Micro]] = []
     for epoch in range(epochs):
@@ -98,8 +96,7 @@ def micro_batches(step: Sequence[Unit], tokens: int) -> list[Micro]:
     pairs, judged = sum(len(u.pairs) for u in step), sum(len(u.judged) for u in step)
     pieces = [piece for unit in step for piece in ([unit] if unit.size <= tokens else _pieces(unit, tokens))]
     return [
-        Micro(tuple(pieces[i] for i in found), pairs, judged)
-        for found in fill([piece.size for piece in pieces], tokens)
+        Micro(tuple(pieces[i] for i in found), pairs, judged) for found in fill([piece.size for piece in pieces], tokens)
     ]
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Request
 from caspo.engines.llama.cells import Strand
 from caspo.engines.llama.context import LlamaContext
 from caspo.engines.rows import SHARED, Row, shared_length
 from caspo.engines.sampling import draw_rows
-from caspo.errors import EngineError
 
 __all__ = ["LlamaBatch"]
 

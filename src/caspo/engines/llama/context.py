@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from caspo.core.errors import EngineError, ModelError
 from caspo.engines.base import Request
 from caspo.engines.llama.cells import Cells
 from caspo.engines.llama.library import last_error, library, load_model
 from caspo.engines.llama.tokens import GgufTokenizer
 from caspo.engines.rows import check
-from caspo.errors import EngineError, ModelError
 
 __all__ = ["LlamaContext"]
 
@@ -105,9 +105,7 @@ class LlamaContext:
         check(request, self.context_length, self.name)
         size = self.tokenizer.size
         if not all(0 <= token < size for token in request.prefix_ids):
-            raise EngineError(
-                f"A prefix holds tokens that {self.name} does not have: it knows those from 0 to {size - 1}."
-            )
+            raise EngineError(f"A prefix holds tokens that {self.name} does not have: it knows those from 0 to {size - 1}.")
         if len(request.prefix_ids) > self.cells.size:
             raise EngineError(
                 f"A prompt of {len(request.prefix_ids)} tokens does not fit into the {self.cells.size} cells of the "

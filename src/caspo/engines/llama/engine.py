@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from caspo.core.errors import ModelError
 from caspo.engines.base import Completion, Message, OnDone, Request
 from caspo.engines.llama.batch import LlamaBatch
 from caspo.engines.llama.context import LlamaContext
@@ -22,7 +23,6 @@ from caspo.engines.llama.tokens import GgufTokenizer
 from caspo.engines.models import BUNDLED, gguf_file
 from caspo.engines.prompts import INSTRUCTION, chat_ids, prompt_ids
 from caspo.engines.run import run
-from caspo.errors import ModelError
 
 __all__ = ["LlamaCppEngine", "open_llama_cpp"]
 
@@ -123,6 +123,4 @@ def open_llama_cpp(name: str, *, instruction: str, dtype: str, device: str, max_
             "bundled model that is one (smollm2-135m, gemma3-270m)."
         )
     layers = 0 if device == "cpu" else -1
-    return LlamaCppEngine(
-        file, name=name, instruction=instruction, dtype=dtype, max_rows=max_rows, device_layers=layers
-    )
+    return LlamaCppEngine(file, name=name, instruction=instruction, dtype=dtype, max_rows=max_rows, device_layers=layers)

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from caspo.errors import ConfigError, ModelError
+from caspo.core.errors import ConfigError, ModelError
 
 __all__ = ["last_error", "library", "load_model"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Request
 from caspo.engines.local.decoder import Decoder
 from caspo.engines.local.kv import RowPool
 from caspo.engines.rows import Row
 from caspo.engines.sampling import Draw, draw_rows
-from caspo.errors import EngineError
 
 __all__ = ["HFBatch"]
 

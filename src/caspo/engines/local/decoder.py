@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from caspo.core.errors import ModelError
 from caspo.engines.base import Request
 from caspo.engines.local.kv import Prefix, PrefixStore, RowPool, owned
 from caspo.engines.rows import SHARED, check, shared_length
-from caspo.errors import ModelError
 
 __all__ = ["Decoder"]
 
@@ -38,9 +38,7 @@ class Decoder:
         ModelError: the model has layers without keys and values, or no token that ends a text.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: Any, *, name: str, max_rows: int, pool_bytes: int, store_bytes: int
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, max_rows: int, pool_bytes: int, store_bytes: int) -> None:
         _refuse_unsupported(model)
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.max_rows, self.pool_bytes = max_rows, pool_bytes

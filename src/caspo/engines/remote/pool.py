@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from caspo.engines.retries import Key, backoff, passing, retry_after
-from caspo.errors import ConfigError, EngineError
+from caspo.core.errors import ConfigError, EngineError
+from caspo.engines.retries import ApiKey, Passing, backoff, passing, retry_after
 
-__all__ = ["Endpoint", "Passing", "Pool"]
+__all__ = ["Endpoint", "Pool"]
 
 log = logging.getLogger(__name__)
 
@@ -31,21 +31,6 @@ _CONNECT = 10.0
 """Seconds to reach a server."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 15.0
 """Seconds before a failed server is asked whether it is back, and a failed request is tried again."""
-
-
-class Passing(EngineError):
-    """A failure that may be over when the request is tried again.
-
-    Args:
-        message: what happened.
-        down: whether the server itself has failed, not only this request.
-        wait: seconds that it asks to wait.
-        answered: whether this was the server's answer.
-    """
-
-    def __init__(self, message: str, *, down: bool = False, wait: float = 0.0, answered: bool = False) -> None:
-        super().__init__(message)
-        self.down, self.wait, self.answered = down, wait, answered
 
 
 class Endpoint:
@@ -73,8 +58,8 @@ class Pool:
     """
 
     def __init__(
-        self, urls: Sequence[str], key: Key, *, concurrency: int, timeout: float, token_timeout: float, patience: float
-    ) -> None:
+        self, urls: Sequence[str], key: ApiKey, *, concurrency: int, timeout: float, token_timeout: float, patience: float
+    ) -> None:  # fmt: skip
         self.endpoints = [Endpoint(url) for url in urls]
         self.key, self.concurrency = key, concurrency
         self.timeout, self.token_timeout, self.patience = timeout, token_timeout, patience
@@ -190,9 +175,7 @@ class Pool:
         """
         try:
             async with asyncio.timeout(self.timeout):
-                response = await self._client.request(
-                    method, endpoint.root + path, json=body, headers=self.key.headers()
-                )
+                response = await self._client.request(method, endpoint.root + path, json=body, headers=self.key.headers())
             self._check(response, endpoint)
             return response.json()
         except (httpx2.RequestError, TimeoutError) as error:
@@ -239,9 +222,7 @@ class Pool:
             async with AsyncExitStack() as stack:
                 async with asyncio.timeout_at(until):
                     response = await stack.enter_async_context(
-                        self._client.stream(
-                            "POST", f"{endpoint.root}/v1/completions", json=body, headers=self.key.headers()
-                        )
+                        self._client.stream("POST", f"{endpoint.root}/v1/completions", json=body, headers=self.key.headers())
                     )
                     if not response.is_success:
                         await response.aread()

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from caspo.engines.remote.pool import Endpoint, Passing, Pool
+from caspo.core.errors import ConfigError, EngineError
+from caspo.engines.remote.pool import Endpoint, Pool
 from caspo.engines.remote.reply import Position, positions
-from caspo.errors import ConfigError, EngineError
+from caspo.engines.retries import Passing
 
 __all__ = ["Features", "neutral", "probe"]
 
@@ -91,7 +92,7 @@ async def probe(pool: Pool, endpoint: Endpoint, model: str, most: int) -> Featur
     listed = await _listed(pool, endpoint, model)
     meta = listed.get("meta") or {}
     owner = str(listed.get("owned_by") or "")
-    asking = _Asking(pool, endpoint, model)
+    asking = _Probing(pool, endpoint, model)
     reply = await asking.first(most)
     greedy = _positions(reply, asking.most)
     shown = max(len(position.top) for position in greedy)
@@ -122,7 +123,7 @@ async def probe(pool: Pool, endpoint: Endpoint, model: str, most: int) -> Featur
     )
 
 
-class _Asking:
+class _Probing:
     """Completions of one token of one text."""
 
     def __init__(self, pool: Pool, endpoint: Endpoint, model: str) -> None:
@@ -182,9 +183,7 @@ async def _works(pool: Pool, endpoint: Endpoint, path: str, body: Mapping[str, A
 
 def _positions(reply: Mapping[str, Any], most: int) -> list[Position]:
     choices = reply.get("choices")
-    found = (
-        positions(choices[0], most) if isinstance(choices, list) and choices and isinstance(choices[0], dict) else []
-    )
+    found = positions(choices[0], most) if isinstance(choices, list) and choices and isinstance(choices[0], dict) else []
     if not found:
         raise ConfigError(
             "The server answers without log-probabilities, and without them there is no confidence. Start it so that "

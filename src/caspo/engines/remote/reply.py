@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from caspo.confidence.signals import TOLERANCE, entropy_bounds
-from caspo.errors import EngineError
+from caspo.core.errors import EngineError
 from caspo.types import Measured
 
 __all__ = ["RANKS", "BadReply", "Entry", "Position", "measure", "positions"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from caspo.config import Config
+from caspo.core.config import Config
 
 __all__ = ["RemoteSettings"]
 

@@ -12,11 +12,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, Protocol
 
+from caspo.core.errors import EngineError
 from caspo.engines.base import Finish, Request
-from caspo.engines.remote.pool import Endpoint, Passing, Pool
+from caspo.engines.remote.pool import Endpoint, Pool
 from caspo.engines.remote.probe import Features, neutral
 from caspo.engines.remote.reply import RANKS, BadReply, Entry, Position, measure, positions
-from caspo.errors import EngineError
+from caspo.engines.retries import Passing
 from caspo.types import Measured
 
 __all__ = ["Ended", "Known", "Side", "Token", "TopLists", "tokens"]

@@ -13,15 +13,7 @@ Each message says what happened, why, and what to do next.
 A user's mistake raises one of these; a broken invariant of ours is an ``assert``.
 """
 
-__all__ = [
-    "CaspoError",
-    "ConfigError",
-    "DataError",
-    "EngineError",
-    "ModelError",
-    "ResumeError",
-    "StorageError",
-]
+__all__ = ["CaspoError", "ConfigError", "DataError", "EngineError", "ModelError", "ResumeError", "StorageError"]
 
 
 class CaspoError(Exception):

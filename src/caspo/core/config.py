@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from caspo.errors import ConfigError, ResumeError
-from caspo.storage import write_text
+from caspo.core.errors import ConfigError, ResumeError
+from caspo.core.storage import write_text
 
-__all__ = ["Config", "claim_folder", "load_recipe", "settings_from"]
+__all__ = ["Config", "claim_folder", "flatten", "load_recipe", "settings_from"]
 
 T = TypeVar("T", bound="Config")
 
@@ -42,12 +42,14 @@ def load_recipe(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     return _validated(model, data, f"The recipe {path}")
 
 
-def settings_from(model: type[T], overrides: Sequence[str]) -> T:
-    """The defaults of ``model`` with ``key=value`` applied; errors as in `load_recipe`."""
+def settings_from(model: type[T], given: Sequence[str] | Mapping[str, Any] = (), what: str = "These settings") -> T:
+    """The defaults of ``model`` with ``key=value`` applied, or with the values of a mapping; errors as in `load_recipe`."""
+    if isinstance(given, Mapping):
+        return _validated(model, dict(given), what)
     data: dict[str, Any] = {}
-    for override in overrides:
+    for override in given:
         _apply(data, override)
-    return _validated(model, data, "These settings")
+    return _validated(model, data, what)
 
 
 def claim_folder(out: Path, recipe: Config) -> None:
@@ -64,7 +66,7 @@ def claim_folder(out: Path, recipe: Config) -> None:
             found = None
         if not isinstance(found, dict):
             raise ResumeError(f"{file} is damaged. Choose another --out, or delete {out} to start over.")
-        before, now = _flatten(found), _flatten(asked)
+        before, now = flatten(found), flatten(asked)
         keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         if keys:
             listed = "\n".join(f"  {k}: {before.get(k, '(absent)')} there, {now.get(k, '(absent)')} now" for k in keys)
@@ -110,7 +112,10 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             lines.append(f"  {path}: unknown key; {hint}")
         else:
-            lines.append(f"  {path}: {problem['msg']} (got {problem['input']!r})")
+            told = problem["msg"].removeprefix("Value error, ")
+            # What our own validators say is enough, and what they were given may hold a password.
+            got = "" if problem["type"] == "value_error" else f" (got {problem['input']!r})"
+            lines.append(f"  {path}{': ' if path else ''}{told}{got}")
     return "\n".join(lines)
 
 
@@ -131,10 +136,11 @@ def _sections(annotation: Any) -> list[Any]:
     return [found for part in get_args(annotation) for found in _sections(part)]
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings, by their dotted names."""
     if not isinstance(value, dict):
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, inner in value.items():
-        flat.update(_flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+        flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
     return flat

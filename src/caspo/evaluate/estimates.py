@@ -15,13 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from caspo.errors import ConfigError, DataError
+from caspo.core.errors import ConfigError, DataError
 
 __all__ = [
     "Interval",
     "PairedDifference",
     "auroc",
-    "best_sibling_right",
     "bootstrap_ci",
     "paired_difference",
     "pairs_won",
@@ -31,8 +30,6 @@ __all__ = [
 
 Floats64 = NDArray[np.float64]
 Statistic = Callable[[Floats64], float | None]
-SiblingGroups = Iterable[tuple[ArrayLike, ArrayLike]]
-"""For every parent the scores of its children (n,) and whether each is right (n,). Leave unknown verdicts out."""
 
 
 class Interval(NamedTuple):
@@ -54,11 +51,6 @@ class PairedDifference:
     only_a: int
     only_b: int
     n: int
-
-    @property
-    def significant(self) -> bool:
-        """Whether the test rejects "no difference" at 5%."""
-        return self.p_value < 0.05
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> Interval:
@@ -120,8 +112,7 @@ def bootstrap_ci(
     else:
         of = statistic or (lambda array: float(array.mean()))
         drawn_rows = (
-            rows[np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])]
-            for _ in range(n_boot)
+            rows[np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])] for _ in range(n_boot)
         )
         figures = np.array([of(resample) for resample in drawn_rows], dtype=np.float64)
         figures = figures[~np.isnan(figures)]
@@ -205,16 +196,6 @@ def pairs_won(scores: ArrayLike, pairs: NDArray[np.intp]) -> Floats64:
     return np.where(first == second, 0.5, first > second)
 
 
-def best_sibling_right(groups: SiblingGroups) -> float | None:
-    """How often the child with the highest score is right, over the mixed groups; ties share. None without any."""
-    shares: list[float] = []
-    for scores, labels in groups:
-        values, right, _ = _ranked(scores, labels, None)
-        if right.size and right.any() and not right.all():
-            shares.append(float(right[values == values.max()].mean()))
-    return float(np.mean(shares)) if shares else None
-
-
 def _z(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + _checked_level(level) / 2.0)
 
@@ -226,7 +207,8 @@ def _checked_level(level: float) -> float:
 
 
 def _mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided exact binomial test of ``only_a`` against ``only_b`` at one half; in integers, so any n is exact."""
+    """Two-sided exact binomial test of ``only_a`` against ``only_b`` at one half; in integers, so that the last digit of a
+    published p-value hangs on no library's version."""
     n = only_a + only_b
     tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
     return min(1.0, float(2 * tail / 2**n))
@@ -260,9 +242,7 @@ def _labels(name: str, array: ArrayLike) -> NDArray[np.bool_]:
     return values.astype(np.bool_)
 
 
-def _ranked(
-    scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
-) -> tuple[Floats64, NDArray[np.bool_], Floats64]:
+def _ranked(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None) -> tuple[Floats64, NDArray[np.bool_], Floats64]:
     """Scores, labels and weights of n rows, checked; n may be 0."""
     values = np.asarray(scores, dtype=np.float64)
     if values.size == 0 and np.size(labels) == 0:

@@ -34,9 +34,7 @@ _caspo_call()
 """
 _MARK = "caspo-result:"
 
-_NAMES = (
-    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
-)
+_NAMES = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
 _PRELUDE = "\n".join(
     [f"from {name} import *\nimport {name}" for name in _NAMES.split()]
     + ["from typing import *", "from builtins import *", "sys.setrecursionlimit(50000)", ""]
@@ -51,9 +49,7 @@ def grade_code(question: Question, answer: str | None) -> bool:
     if "tests" in question.meta:
         return all(_passes(answer, test, question.meta.get("func_name")) for test in question.meta["tests"])
     meta = question.meta
-    program = (
-        f"{_whole(answer, meta['prompt'], meta['entry_point'])}\n\n{meta['test']}\n\ncheck({meta['entry_point']})\n"
-    )
+    program = f"{_whole(answer, meta['prompt'], meta['entry_point'])}\n\n{meta['test']}\n\ncheck({meta['entry_point']})\n"
     return run_python(program, limits=HUMANEVAL).finished
 
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from caspo.errors import DataError, StorageError
+from caspo.core.errors import DataError, StorageError
 
-__all__ = ["explain_os_error", "read_json", "write_directory", "write_file", "write_json", "write_text"]
+__all__ = ["explain_os_error", "read_json", "read_records", "write_directory", "write_file", "write_json", "write_text"]
 
 
 def explain_os_error(error: OSError, path: Path) -> StorageError:
@@ -72,6 +72,39 @@ def read_json(path: Path) -> Any:
         raise DataError(
             f"{path} is not valid JSON ({error}): it was truncated or edited. Delete it and run the command again."
         ) from error
+
+
+def read_records(path: Path, needed: str, *, array: bool = False) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(where it stands, an id for it, the object) of every record of a JSONL file; with ``array`` of a JSON array too.
+
+    Raises:
+        DataError: no file, no UTF-8, no JSON, a record that is no object; ``needed`` says what it should be.
+    """
+    try:
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Each of its records must be an object with {needed}.") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Give a file that you may read.") from error
+    whole = array and data.lstrip().startswith(b"[")
+    parts = [data] if whole else data.split(b"\n")
+    for number, part in enumerate(parts, start=1):
+        where = str(path) if whole else f"{path}, line {number}"
+        try:
+            found: Any = json.loads(part.decode("utf-8")) if part.strip() else []
+        except UnicodeDecodeError as error:
+            place = f"byte {error.start + 1}" if array else f"byte {error.start + 1} of the line"
+            raise DataError(f"{where}: {place} is not UTF-8. Convert the file, for example with iconv.") from None
+        except (ValueError, RecursionError) as error:
+            if number == len(parts):  # complete files end with a line break
+                what = "the JSON array" if whole else "the last line"
+                raise DataError(f"{where}: {what} is cut off ({error}). Copy the file again.") from None
+            raise DataError(f"{where}: not JSON: {error}. Every line must be one JSON object.") from None
+        for count, row in enumerate(found if whole or not part.strip() else [found], start=1 if whole else number):
+            at = f"{path}, record {count}" if whole else where
+            if not isinstance(row, dict):
+                raise DataError(f"{at}: a value of type {type(row).__name__} where an object with {needed} is needed.")
+            yield at, f"{path.stem}-{count}", row
 
 
 def write_directory(path: Path, write: Callable[[Path], object]) -> None:

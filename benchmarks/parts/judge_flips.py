@@ -15,20 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measure import Figure, difference
-
 from caspo.data.annotate import judge_trees
 from caspo.data.pairs import PairSettings, build_pairs
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
-from caspo.evaluate.statistics import paired_difference, wilson
+from caspo.evaluate.estimates import paired_difference, wilson
 from caspo.evaluate.step_figures import step_figures, step_rows
 from caspo.judges.reference import ReferenceJudge
-from caspo.search import ChainOfThoughtSettings, SelfConsistencySettings
-from caspo.search.sampled import ChainOfThought, SelfConsistency
+from caspo.search import METHODS, ChainOfThoughtSettings, SelfConsistencySettings
 from caspo.tasks.stories import StoriesTask
 from caspo.train.step_dpo import StepDPOSettings, train_step_dpo
 from caspo.types import Question, StepPair, Tree, Verdict
+from parts.measure import Figure, difference
 
 __all__ = ["SHARES", "flip", "flips", "truly_right"]
 
@@ -73,16 +71,16 @@ class Measure:
         """Whether each greedy answer is right, and the figures of the sampled steps."""
         engine = HFEngine(model.eval(), tokenizer, name=name)
         task = StoriesTask()
-        greedy = ChainOfThought(ChainOfThoughtSettings(max_tokens=96)).solve(self.questions, engine, 0)
+        method = METHODS["chain_of_thought"](ChainOfThoughtSettings(max_tokens=96))
+        greedy = method.solve(self.questions, engine, 0)
         right = [task.grade(q, s.answer) for q, s in zip(self.questions, greedy, strict=True)]
-        sampled = SelfConsistency(SelfConsistencySettings(samples=4, max_tokens=96)).solve(self.questions, engine, 0)
+        method = METHODS["self_consistency"](SelfConsistencySettings(samples=4, max_tokens=96))
+        sampled = method.solve(self.questions, engine, 0)
         judged = judge_trees([s.tree for s in sampled], ReferenceJudge())
         return right, step_figures(step_rows(judged, [q.id for q in self.questions]), None)
 
 
-def flips(
-    trees: Sequence[Tree], name: str, questions: int, work: Path
-) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
+def flips(trees: Sequence[Tree], name: str, questions: int, work: Path) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
     """Figures of the largest and the smallest share of errors, and a row for every share."""
     measure = Measure(StoriesTask((1, 2)).questions("train", questions, 777))
     settings = StepDPOSettings(learning_rate=3e-5, beta=2.0, anchor=5.0, batch_pairs=16, epochs=1)
@@ -99,9 +97,7 @@ def flips(
         kinds = truly_right(pairs, trees)
         trained_on = random.Random(0).sample(pairs, min(allowed, len(pairs)))
         model, tokenizer = load(name)
-        trained, _ = train_step_dpo(
-            model, wrong_trees, trained_on, settings, 0, work / f"flip-{share}", tokenizer=tokenizer
-        )
+        trained, _ = train_step_dpo(model, wrong_trees, trained_on, settings, 0, work / f"flip-{share}", tokenizer=tokenizer)
         answers[share], steps = measure.of(trained, tokenizer, name)
         rows.append(_row(f"{share:.0%} flipped", before, answers[share], steps))
         rows[-1] |= {"pairs": len(pairs), "trained_on": len(trained_on)}
@@ -111,7 +107,7 @@ def flips(
     for share in (0.0, SHARES[-1]):
         found = paired_difference(before, answers[share])
         figures[f"greedy_gain_at_{share:.0%}_flipped".replace("%", "pc")] = difference(
-            found.difference, found.low, found.high, f"{len(before)} questions, one seed", "share"
+            found.difference, found.low, found.high, "questions, one seed", "share", len(before)
         )
     return figures, rows
 
@@ -130,9 +126,7 @@ def _row(what: str, before: Sequence[bool], after: Sequence[bool], steps: dict[s
 def _line(row: dict[str, Any]) -> str:
     pairs = ""
     if "pairs" in row:
-        kinds = [
-            f"{row.get(f'truly_right_{kind}', float('nan')):.3f}" for kind in ("confident_wrong", "uncertain_right")
-        ]
+        kinds = [f"{row.get(f'truly_right_{kind}', float('nan')):.3f}" for kind in ("confident_wrong", "uncertain_right")]
         pairs = f"; {row['pairs']} pairs, {row['trained_on']} trained on, truly right: {' and '.join(kinds)} by kind"
     return (
         f"{row['what']:<16} greedy {row['greedy']:.3f} ({row['gain']:+.3f} [{row['gain_ci95'][0]:+.3f}, "

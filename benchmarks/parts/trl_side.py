@@ -22,40 +22,31 @@ Every measurement belongs in a process of its own (`in_fresh_process`): peak mem
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import os
-import resource
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from unittest.mock import patch
 
-from trees import deep, demo_like
-
 from caspo.types import StepPair, Tree
+from parts.processes import peak_mb
 
 # Before any import of Hugging Face libraries, which read them once. Processes started from here inherit them.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
 
 __all__ = [
-    "Row", "Timing", "best_batch_size", "check_loss", "epoch_worker", "in_fresh_process", "pair_rows", "peak_mb",
-    "reference_worker", "trl_epoch", "trl_reference",
+    "Row", "Timing", "best_batch_size", "check_loss", "check_worker", "epoch_worker", "pair_rows", "reference_worker",
+    "trl_epoch", "trl_reference",
 ]  # fmt: skip
 
 Row = dict[str, list[int]]
 """A pair as TRL wants it after tokenisation: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
 Reference = list[tuple[float, float]]
 """Per pair: log p of the chosen and of the rejected step under the reference, nats."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -174,10 +165,7 @@ def check_loss(model: Any, rows: Sequence[Row], *, beta: float, compact_head: bo
 
     with torch.no_grad():
         reference = [
-            (
-                float(log_p(r["prompt_ids"], r["chosen_ids"])) + 0.3,
-                float(log_p(r["prompt_ids"], r["rejected_ids"])) - 0.4,
-            )
+            (float(log_p(r["prompt_ids"], r["chosen_ids"])) + 0.3, float(log_p(r["prompt_ids"], r["rejected_ids"])) - 0.4)
             for r in rows
         ]
     losses = []
@@ -202,30 +190,10 @@ def check_loss(model: Any, rows: Sequence[Row], *, beta: float, compact_head: bo
     torch.testing.assert_close(loss.detach(), expected, atol=1e-4, rtol=1e-4)
     for ours, theirs in zip(wanted, gradients(), strict=True):
         assert float((ours - theirs).norm()) <= 1e-3 * float(ours.norm()) + 1e-6, "gradients differ"
-    assert positions == 2 * len(rows) * max(_length(row) for row in rows), (
-        "another number of positions than two padded rows"
-    )
+    assert positions == 2 * len(rows) * max(_length(row) for row in rows), "another number of positions than two padded rows"
 
 
-# Processes
-
-
-def in_fresh_process(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call a module-level function in a new interpreter, so that `peak_mb` there is its own. Exceptions come back."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args, **kwargs).result()
-
-
-def peak_mb() -> float:
-    """Highest resident memory of this process, MiB.
-
-    Not `ru_maxrss` on Linux: there a child starts with the memory its parent had when it was started.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+# Workers
 
 
 def epoch_worker(model: str, rows: Sequence[Row], **settings: Any) -> Timing:
@@ -324,60 +292,3 @@ def _trainer(model: Any, rows: Sequence[dict[str, Any]], compact_head: bool, **s
             vars(model).pop("forward", None)
             if forward is not None:
                 model.forward = forward
-
-
-def main() -> None:
-    """Check the loss, find the best batch sizes, run the reference and one epoch, and print what each pair costs."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--model", default="smollm2-135m", help="a name or folder `caspo.engines.models.load` takes")
-    parser.add_argument("--kind", choices=("demo", "deep"), default="demo", help="the trees")
-    parser.add_argument("--trees", type=int, default=58)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="pairs of a batch to try")
-    parser.add_argument("--step-pairs", type=int, default=16, help="pairs of an optimiser step")
-    parser.add_argument("--repeats", type=int, default=2, help="measurements of each batch size")
-    parser.add_argument("--subset", type=int, default=32, help="pairs on which batch sizes are compared")
-    parser.add_argument(
-        "--compact-head", action="store_true", help="project completion tokens only, as TRL does on CUDA"
-    )
-    parser.add_argument("--quick", action="store_true", help="a small model, two trees, one batch size, once")
-    args = parser.parse_args()
-    if args.quick:
-        args.model, args.trees, args.sizes, args.repeats = "stories-tiny", 2, [args.step_pairs], 1
-    trees, pairs = demo_like(args.trees) if args.kind == "demo" else deep(args.trees)
-    rows = pair_rows(trees, pairs)
-    some = rows[:: max(1, len(rows) // args.subset)][: args.subset]
-    head = {"compact_head": args.compact_head}
-    training = {"beta": 0.1, "learning_rate": 1e-6, **head}
-    assert all(args.step_pairs % size == 0 for size in args.sizes), "a batch size must divide the pairs of a step"
-
-    def show(what: str, timing: Timing, pairs: int) -> None:
-        figures = ", ".join(f"{k} {v:.5g}" for k, v in dataclasses.asdict(timing).items() if v is not None)
-        print(f"{what}: {timing.seconds / pairs:.4f} s a pair; {figures}", flush=True)
-
-    in_fresh_process(check_worker, args.model, some[:6], beta=0.1, compact_head=args.compact_head)
-    print(f"{args.model}, {len(trees)} trees, {len(pairs)} pairs; TRL's loss and gradients are DPO's", flush=True)
-
-    def score(size: int) -> Timing:
-        return in_fresh_process(reference_worker, args.model, some, size, **head)[0]
-
-    def train(size: int) -> Timing:
-        return in_fresh_process(
-            epoch_worker, args.model, some, batch_size=size, accumulation=args.step_pairs // size,
-            reference=[(0.0, 0.0)] * len(some), **training,
-        )  # fmt: skip
-
-    scoring, epochs = (best_batch_size(measure, args.sizes, args.repeats) for measure in (score, train))
-    for what, found in (("reference", scoring), ("epoch", epochs)):
-        for size, timing in found.items():
-            show(f"  {what}, {len(some)} pairs, batches of {size}", timing, len(some))
-    size = next(iter(scoring))
-    timing, reference = in_fresh_process(reference_worker, args.model, rows, size, **head)
-    show(f"reference, batches of {size}", timing, len(rows))
-    size = next(iter(epochs))
-    steps = {"batch_size": size, "accumulation": args.step_pairs // size}
-    timing = in_fresh_process(epoch_worker, args.model, rows, reference=reference, **steps, **training)
-    show(f"epoch, batches of {size}", timing, len(rows))
-
-
-if __name__ == "__main__":
-    main()

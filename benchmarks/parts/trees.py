@@ -82,7 +82,7 @@ def _trees(
     trees: list[Tree] = []
     pairs: list[StepPair] = []
     for number, shape in enumerate(shapes):
-        question = Question(f"tree-{number}", "", "")
+        question = Question("", id=f"tree-{number}")
         prompt = tokens(prompt_length())
         nodes: list[Node] = []
 

@@ -1,0 +1,102 @@
+"""PRM800K (Lightman et al. 2023, arXiv:2305.20050): one record is a tree of rated completions.
+
+The chosen steps make one solution; every other rated completion makes one more, of the steps before it and itself, with
+``/alternatives`` behind its subset. 1 is right, -1 wrong, 0 (neither wrong nor progress) and null unknown; a step written by
+the labeller is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from caspo.core.errors import DataError
+from caspo.formats.labelled import RATINGS, Format, LabelledSolution, Record, get, question_of, steps_of
+from caspo.types import Label, Node, Tree
+
+__all__ = ["PRM800K"]
+
+_RATING: Mapping[str, object] = {label: rating for rating, label in RATINGS.items()}
+
+
+def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledSolution]:
+    asked, label = get(row, "question", where), get(row, "label", where)
+    identity = str(row.get("id") or default_id)
+    question = question_of(asked, "problem", identity, where, answer="ground_truth_answer", solution="ground_truth_solution")
+    if not isinstance(label, dict) or not isinstance(label.get("steps"), list):
+        raise DataError(f"{where}: 'label' has no list of 'steps', which PRM800K needs.")
+    phase = "phase 1" if row.get("generation") is None else "phase 2"
+    path: list[tuple[str, Label]] = []
+    others: list[LabelledSolution] = []
+    for number, step in enumerate(label["steps"], start=1):
+        options = [_completion(c, where, number) for c in step.get("completions") or []]
+        written, chosen = step.get("human_completion"), step.get("chosen_completion")
+        if chosen is not None and not (isinstance(chosen, int) and 0 <= chosen < len(options)):
+            raise DataError(
+                f"{where}: step {number} chooses completion {chosen!r} of {len(options)}; it must be one of them or null."
+            )
+        before, known = tuple(text for text, _ in path), tuple(said for _, said in path)
+        for place, (text, said) in enumerate(options):
+            if place != (0 if chosen is None and not written else chosen):
+                name, subset = f"{identity}/step-{number}/completion-{place}", f"{phase}/alternatives"
+                others.append(LabelledSolution(name, question, (*before, text), (*known, said), subset, ended=False))
+        if chosen is None and written:
+            path.append((_written(written, where, number), "right"))
+        elif options:
+            path.append(options[chosen or 0])
+        else:
+            break
+    if not path:
+        raise DataError(f"{where}: the record has no step. Remove the line.")
+    ended = label.get("finish_reason") == "solution"
+    steps, labels = zip(*path, strict=True)
+    return [LabelledSolution(identity, question, steps, labels, phase, ended), *others]
+
+
+def _completion(value: object, where: str, number: int) -> tuple[str, Label]:
+    if not isinstance(value, dict) or value.get("rating") not in (1, 0, -1, None):
+        raise DataError(f"{where}: step {number} has a completion without a rating of 1, 0, -1 or null: {value!r:.80}.")
+    return steps_of({"text": [value.get("text")]}, "text", where)[0], RATINGS.get(value.get("rating"), "unknown")
+
+
+def _written(value: object, where: str, number: int) -> str:
+    text = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: the human completion of step {number} has no text.")
+    return text
+
+
+def _write(tree: Tree) -> Iterator[Record]:
+    """One record for every way through the tree to a prefix none of whose continuations was continued."""
+    for parent, children in tree.groups():
+        if any(tree.children(child.id) for child in children):
+            continue
+        path = tree.path(parent)
+        steps = [_choice(tree.children(node.parent), node) for node in path]
+        best = next((c for c in children if c.right and c.final), None)
+        steps.append(_choice(children, best))
+        judged = [c.verdict.label if c.verdict else "unknown" for c in children]
+        reason = "solution" if best else "found_error" if set(judged) == {"wrong"} else "give_up"
+        question = tree.question
+        yield {
+            "id": f"{question.id}/{parent}",
+            "generation": None,
+            "question": {
+                "problem": question.text,
+                "ground_truth_solution": question.solution,
+                "ground_truth_answer": question.answer,
+            },
+            "label": {"steps": steps, "finish_reason": reason},
+        }
+
+
+def _choice(children: Sequence[Node], chosen: Node | None) -> Record:
+    completions = [
+        {"text": c.step.text.strip(), "rating": _RATING.get(c.verdict.label if c.verdict else ""), "flagged": None}
+        for c in children
+    ]
+    place = None if chosen is None else [c.id for c in children].index(chosen.id)
+    return {"completions": completions, "human_completion": None, "chosen_completion": place}
+
+
+PRM800K = Format("prm800k", "PRM800K", ("question", "label"), _read, write_tree=_write, nested=True)
