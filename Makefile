@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gemma llama demo test test-slow lint bench clean
+.PHONY: help setup gemma llama demo test test-slow lint docs bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ lint: $(STAMP) ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: $(STAMP) ## write the pages that are made of the code: docs/cli.md, docs/recipes.md
+	$(PY) docs/generate.py
 
 bench: $(STAMP) ## every benchmark, roughly; figures in runs/bench
 	@for script in benchmarks/*.py; do \

@@ -84,7 +84,7 @@ STEPS: dict[str, Any] = {
     "brier_calibrated": of(float, maybe=True), "auroc": of(dict), "auroc_siblings": of(dict),
     "auroc_ci95": of(dict), "auroc_siblings_ci95": of(dict),
     "entropy_right": of(float), "entropy_wrong": of(float),
-    "sibling_groups": of(int),  # beyond design.md: how much `auroc_siblings` rests on
+    "sibling_groups": of(int),  # how much `auroc_siblings` rests on
 }  # fmt: skip
 TRAINING: dict[str, Any] = {
     "pairs": of(dict), "trees": of(int), "loss_first": of(float), "loss_last": of(float),
@@ -100,7 +100,7 @@ def check(value: dict[str, Any], schema: dict[str, Any]) -> None:
 
 
 def test_metrics_follow_the_schema(finished: Path) -> None:
-    """Every key of design.md with its type and no other, rounds 0 and 1, counts and intervals that fit."""
+    """Every key with its type and no other, rounds 0 and 1, counts and intervals that fit."""
     metrics = read_json(finished / "metrics.json")
     check(metrics, SCHEMA)
     assert (metrics["recipe"], metrics["model"], metrics["seed"]) == ("small", "stories-tiny", 1)
@@ -145,7 +145,7 @@ def test_change_of_the_steps(finished: Path) -> None:
 
 
 def test_files_of_a_run(finished: Path) -> None:
-    """The folder of design.md, and each file is what it says."""
+    """The folder of a run, and each file is what it says."""
     round_1 = finished / "round-1"
     assert (finished / "report.html").read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html")
     assert {"seed", "git_revision", "versions", "processor"} <= read_json(finished / "environment.json").keys()

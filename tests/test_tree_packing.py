@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -45,6 +46,13 @@ def with_targets(draw: st.DrawFn) -> tuple[Tree, list[frozenset[int]]]:
     siblings = [frozenset((a.id, b.id)) for _, found in tree.groups() for a, b in combinations(found, 2)]
     every = [*siblings, *(frozenset((n.id,)) for n in tree.nodes)]
     return tree, draw(st.lists(st.sampled_from(every), min_size=1, max_size=20))
+
+
+def test_what_the_docstring_shows_is_true() -> None:
+    tree = grown("q", (1, 2), [(ROOT, 2), (ROOT, 1), (0, 1), (0, 2)], 3)
+    [shown] = doctest.DocTestFinder().find(pack, "pack", globs={"pack": pack, "tree": tree})
+    assert len(shown.examples) == 5
+    assert doctest.DocTestRunner().run(shown).failed == 0
 
 
 def closure(tree: Tree, needed: Sequence[int] | set[int] | frozenset[int]) -> set[int]:

@@ -97,7 +97,7 @@ class TokenTrace:
     varentropy: Floats
     """Variance of -ln p under p, nats squared."""
     kind: Literal["full", "top_k", "none"] = "full"
-    """`full`: from the whole vocabulary. `top_k`: `entropy` is the lower bound from the k best (see confidence.py).
+    """`full`: from the whole vocabulary. `top_k`: `entropy` is the lower bound from the k best (`entropy_bounds`).
     `none`: the engine told nothing, and every array is NaN until the tree is scored (`caspo annotate --rescore`)."""
     k: int | None = None
     entropy_upper: Floats | None = None

@@ -29,7 +29,7 @@ def solve(
     tokenizer: TokenizerOption = None,
     method: Annotated[str, typer.Option(help=f"One of {METHODS_HERE}.")] = "cat",
     limit: Annotated[int, typer.Option(min=1, help="Questions of a file, at most.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of sampling and of the choice of questions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling and of the choice of questions.")] = 0,
     instruction: Annotated[str | None, typer.Option(help="System message of the prompt.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     data: Annotated[Path | None, typer.Option(help="Folder of a benchmark's JSONL; the hub by default.")] = None,

@@ -158,7 +158,7 @@ def step_score(trace: TokenTrace, signal: str = DEFAULT_SIGNAL) -> float:
     """The confidence of one step, in (0, 1].
 
     ``exp(signal)`` for every signal but `margin`, which is in [0, 1] already. So: `entropy` gives exp(-mean_t H_t), the
-    default of design.md; `perplexity` 1 / perplexity; `logprob_sum` the probability of the step's text;
+    default; `perplexity` 1 / perplexity; `logprob_sum` the probability of the step's text;
     `max_probability` the geometric mean of the top probabilities. What would underflow to 0 is the smallest normal
     float64 instead.
 
@@ -188,7 +188,7 @@ def best_possible(trace: TokenTrace, signal: str, more: int) -> float:
 def entropy_bounds(top_logprobs: ArrayLike, vocab_size: int) -> tuple[Floats64, Floats64]:
     """Bounds of the entropy of T distributions over ``vocab_size`` = V tokens, from the k most probable of each.
 
-    With S the mass of the k, r = 1 - S, H_k = -sum p ln p over them and p_k the smallest of them (docs/peers.md):
+    With S the mass of the k, r = 1 - S, H_k = -sum p ln p over them and p_k the smallest of them:
 
     - lower: the rest is as concentrated as it may be, no token above p_k. With m = floor(r / p_k) and rho = r - m p_k:
       H >= H_k - m p_k ln p_k - rho ln rho

@@ -30,11 +30,13 @@ class AnnotateSettings(Config):
     width: int = Field(1, ge=1)
     """Right prefixes continued at each depth, drawn by how often they were sampled."""
     max_depth: int = Field(12, ge=1)
-    """Steps, at most."""
+    """Steps of a path, at most."""
     max_step_tokens: int = Field(64, ge=1)
     """Tokens of one step, at most; a longer one is cut and its verdict is unknown."""
     temperature: float = Field(1.0, gt=0)
+    """Logits are divided by it before a token is drawn."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Tokens are drawn from the most probable ones that hold this share of the probability."""
 
 
 def annotate(

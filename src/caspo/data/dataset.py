@@ -1,6 +1,6 @@
 """The published step dataset: annotated trees as Parquet that `read_trees` reads, with every signal of a step beside it.
 
-The columns of the tree schema (store.py) come first, so a file of the dataset can be trained on; then ``model`` and one
+The columns of `caspo.formats.parquet` come first, so a file of the dataset can be trained on; then ``model`` and one
 ``signal_<name>`` for each of `SIGNALS`. Traces keep 12 bits of their mantissa (a relative error of at most 1.3e-4): what
 follows is zero and costs nothing on the disk. Signals and confidence are computed before that, from the exact traces.
 """

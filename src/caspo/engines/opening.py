@@ -33,11 +33,13 @@ class ModelSettings(RemoteSettings):
     """Bundled name, folder or hub name; for `llama_cpp` a GGUF file or a bundled name, for `openai_compatible` the name that
     the server gives it."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of sampling; training keeps float32 masters."""
+    """What sampling computes in; training keeps float32 masters."""
     device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:1`, ..."""
     instruction: str = INSTRUCTION
     """System message of the prompt; models trained on plain prompts ignore it."""
     trust_remote_code: bool = False
+    """Run the Python code of the model's repository."""
     max_rows: int = Field(256, ge=1)
     """Rows decoded at once."""
 

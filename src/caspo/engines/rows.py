@@ -26,7 +26,7 @@ class Row:
     request: Request
     tokens: list[int] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
-    """Of each token."""
+    """One for each token."""
     text: str = ""
     finish: Finish | None = None
 

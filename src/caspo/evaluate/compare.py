@@ -38,7 +38,7 @@ class _Side:
 
     named: str
     folder: Path
-    """Of the round."""
+    """The round's folder."""
     round: int
     method: str | None
     methods: Mapping[str, Any]

@@ -37,10 +37,11 @@ class _Asked(Config):
     """What is measured in every round; a method set to null is left out."""
 
     split: str = "test"
+    """Part of the task that is measured on."""
     questions: int = Field(200, ge=1)
     """Questions for the methods that decode little more than one solution of each: chain of thought and CaT."""
     self_consistency_questions: int = Field(100, ge=1)
-    """Of these, the first that all other methods solve too: they cost several solutions each."""
+    """Questions, the first of these, that all other methods solve too: they cost several solutions each."""
 
     def of(self, method: type[Method[S]]) -> S | None:
         """The settings of a method; None if it is left out."""

@@ -38,13 +38,13 @@ class EndpointSettings(Config):
     concurrency: int = Field(8, ge=1)
     """Requests on their way at once."""
     timeout: float = Field(120.0, gt=0)
-    """Of one try, seconds."""
+    """A try that takes longer has failed, seconds."""
     retries: int = Field(6, ge=0)
     """Tries after the first one."""
     first_wait: float = Field(1.0, gt=0)
     """Before the first retry, seconds; every further wait is twice as long, and jittered by a half either way."""
     longest_wait: float = Field(120.0, gt=0)
-    """Of one wait, seconds; a server that asks for more (Retry-After) is not asked again."""
+    """A wait is no longer than this, seconds; a server that asks for more (Retry-After) is not asked again."""
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,11 @@ class LanguageModelSettings(Config):
     votes: int = Field(1, ge=1)
     """How often it is asked about each solution."""
     temperature: float = Field(0.0, ge=0)
+    """0: greedy. Several votes need one above 0."""
     max_tokens: int = Field(1024, ge=1)
     """Tokens of one reply, at most."""
     seed: int = 0
+    """All that is drawn follows from it."""
 
     @model_validator(mode="after")
     def _votes_differ(self) -> LanguageModelSettings:

@@ -51,7 +51,9 @@ class RewardModelSettings(Config):
     batch_tokens: int = Field(8192, ge=1)
     """Tokens of one forward pass, padding included; a single longer solution is passed alone."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What it computes in."""
     device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:1`, ..."""
     trust_remote_code: bool = False
     """Run the Python code of the model's repository; `qwen` cannot do without."""
 

@@ -53,14 +53,17 @@ class RolloutSettings(Config):
     """It is lost if at most this share does (a probability). 0: a single success makes it right (the hard estimation of
     Math-Shepherd)."""
     error: float = Field(0.05, gt=0, lt=0.5)
-    """Of each kind, for prefixes on either side (a probability)."""
+    """Probability of calling a right prefix lost, and of calling a lost one right."""
     temperature: float = Field(1.0, gt=0)
+    """Logits are divided by it before a token is drawn."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Tokens are drawn from the most probable ones that hold this share of the probability."""
     max_tokens: int = Field(512, ge=1)
     """Tokens of one completion, at most; one that is cut before it states an answer has not reached it."""
     equations: bool = True
     """A step with a false equation is wrong, whatever its completions come to."""
     seed: int = 0
+    """All that is drawn follows from it."""
 
     @model_validator(mode="after")
     def _decidable(self) -> RolloutSettings:

@@ -31,7 +31,7 @@ class ValidationStage(Config):
     """Questions that decide whether a round is built upon; taken from the training split, never sampled for trees."""
 
     questions: int = Field(0, ge=0)
-    """0: every round is built upon. Solved greedily by chain of thought; the share of right answers must not fall."""
+    """Questions solved greedily after every round; the share of right answers must not fall. 0: no such check."""
 
 
 class CaspoRecipe(Config):
@@ -39,12 +39,15 @@ class CaspoRecipe(Config):
 
     kind: Literal["caspo"] = "caspo"
     name: str = "caspo"
+    """What the report calls the run."""
     model: ModelSettings
     task: TaskSettings = TaskSettings()
     seed: int = 0
+    """All that is drawn follows from it, the order of training included."""
     threads: int | None = None
     """CPU threads; all by default."""
     rounds: int = Field(1, ge=0)
+    """Rounds of sampling, judging, pairing and training; 0 measures the model as it is."""
     reference: Literal["previous", "first"] = "previous"
     """What a round is held to by DPO: the model it starts from, or the model before all training."""
     accumulate: bool = False
@@ -54,7 +57,7 @@ class CaspoRecipe(Config):
     annotate: AnnotateStage = AnnotateStage()
     pairs: PairSettings = PairSettings()
     train: StepDPOSettings | None = None
-    """Needed by what trains."""
+    """How a round is trained; a recipe without rounds needs none."""
     validation: ValidationStage = ValidationStage()
     evaluate: EvaluateSettings = EvaluateSettings()
 

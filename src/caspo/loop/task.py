@@ -35,7 +35,7 @@ class TaskSettings(Config):
     levels: tuple[int, ...] = (1, 2, 3)
     """`stories`: difficulty levels, 1 to 7; level L has L + 1 steps."""
     train: Path | None = None
-    """`jsonl`, and benchmarks that have no training split: file of the questions to annotate."""
+    """`jsonl`, and benchmarks that have no training split: file of the questions to annotate, one JSON object a line."""
     test: Path | None = None
     """`jsonl`: file of the questions to evaluate on."""
     judge: JudgeSettings | None = None

@@ -31,11 +31,15 @@ class Architecture(Config):
     """A Llama decoder of our own, trained from scratch."""
 
     vocabulary: int = Field(1024, ge=300)
-    """Upper bound of the tokenizer's size, byte-level BPE with single digits."""
+    """Tokens of the tokenizer, at most: byte-level BPE with single digits."""
     hidden: int = Field(256, ge=2)
+    """Numbers in a hidden state."""
     layers: int = Field(5, ge=1)
+    """Decoder layers."""
     heads: int = Field(4, ge=1)
+    """Attention heads of a layer."""
     feed_forward: int = Field(688, ge=1)
+    """Numbers between the two halves of a feed-forward block."""
 
     @model_validator(mode="after")
     def _whole_heads(self) -> Architecture:
@@ -59,6 +63,7 @@ class SupervisedRecipe(Config):
     sums: int = Field(0, ge=0)
     """Sheets of ten sums between the problems: so that what the model then gets wrong is its reasoning."""
     seed: int = 0
+    """All that is drawn follows from it, the first weights included."""
     threads: int | None = None
     """CPU threads; all by default."""
     train: SupervisedSettings

@@ -2,7 +2,7 @@
 
 A report must come out of any run, also of one that stopped after round 0 or measured less: what is null, missing or not
 a finite number is None here and a dash on the page. Only a metrics.json that is missing, damaged or of another schema
-is an error. Schemas: docs/design.md.
+is an error.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Method:
     answers: Mapping[str, float | None]
     """Figures of the confidence in the answers: n, ece, auroc, aurc, ...; empty in runs of older versions."""
     faithfulness: Mapping[str, float | None]
-    """Of the right answers: n, wrong_step, low, high."""
+    """How many right answers there are, and how many of them by a wrong step: n, wrong_step, low, high."""
 
     @property
     def name(self) -> str:

@@ -37,7 +37,7 @@ class BeamSettings(PathSettings):
     children: Paths = 5
     """Continuations sampled of each path at each depth."""
     temperature: float = Field(0.7, gt=0)
-    """Of sampling: logits are divided by it."""
+    """Logits are divided by it before a token is drawn."""
     signal: SignalName = "perplexity"
     """Measured over each step, higher is better; `perplexity` is the mean log p of its tokens, nats."""
     score: Literal["cumulative", "last"] = "cumulative"

@@ -16,7 +16,7 @@ class Open(NamedTuple):
     begins: bool
     """Whether new paths begin here, otherwise one that has begun goes on."""
     tokens: float = 1.0
-    """Of a place where paths begin: so many different tokens may begin them, the last one a fraction of ``weight``."""
+    """Where paths begin: how many different tokens may begin them, the last one a fraction of ``weight``."""
 
 
 def most_to_come(places: Sequence[Open], left: int, *, shared: bool) -> float:

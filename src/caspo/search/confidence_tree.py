@@ -55,15 +55,17 @@ class ConfidenceTreeSettings(PathSettings):
     budget: int | None = Field(None, ge=1)
     """Tokens generated for a question, at most."""
     branch_signal: SignalName = "entropy_max"
+    """Signal of the score that ``branch_below`` is about."""
     branch_below: float = Field(0.6, ge=0, le=1)
     """A step whose score is below this may be branched; 0 never branches."""
     prune_signal: SignalName = "entropy"
+    """Signal of the scores that ``prune_below`` is about."""
     prune_below: float = Field(0.05, ge=0, le=1)
     """A path whose cumulative confidence (product of its steps' scores) falls below this is pruned."""
     min_survivors: Paths = 1
     """Paths that must have finished before any is pruned."""
     rank_signal: SignalName = "logprob_sum"
-    """Of the order of branches, and of the weight of a path's vote."""
+    """Signal that orders branches and weighs a path's vote."""
     abstain_below: float = Field(0.0, ge=0, le=1)
     """An answer with less confidence than this is withheld."""
 
@@ -114,13 +116,13 @@ class _Branch:
     parent: int
     head: tuple[int, ...] = ()
     trace: TokenTrace | None = None
-    """Of ``head`` and of the token to come, its log p being the most it can be."""
+    """What was measured of ``head``, and of the token to come: its log p is the most it can be."""
     rank: int = 1
-    """Of the token to come: 1 is the greedy path itself."""
+    """Rank of the token to come: 1 is the greedy path itself."""
     taken: float = 0.0
     """Probability of the better ones."""
     probability: float = 1.0
-    """Of the token to come, at most."""
+    """Probability of the token to come, at most."""
     priority: float = 0.0
     """Log of the rank score of a path through here; no lower than that of any such path if the rank signal is a sum."""
 
@@ -337,7 +339,7 @@ class _PruneWatch:
     ) -> None:
         self._confidence, self._room, self._engine, self._settings = confidence, room, engine, settings
         self._rows: list[Measured] = []
-        """Of the step that is being written."""
+        """What was measured of the step that is being written."""
         self._reader = StepReader()
         if branch.head:
             for token, row in zip(branch.head, _known(branch).measured(), strict=False):

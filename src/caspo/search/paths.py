@@ -9,7 +9,7 @@ __all__ = ["answer_path"]
 
 
 def answer_path(tree: Tree, answer: str | None) -> tuple[Node, ...]:
-    """Of the finished paths that reached ``answer`` the most probable one; of all where none did. Empty without nodes."""
+    """The most probable of the finished paths that reached ``answer``; of all where none did. Empty without nodes."""
     inner = {node.parent for node in tree.nodes}
     ends = [node for node in tree.nodes if node.id not in inner and node.decision in ("", "finished")]
     paths = [tree.path(node.id) for node in ends or [n for n in tree.nodes if n.id not in inner]]

@@ -55,7 +55,7 @@ class SelfConsistencySettings(PathSettings):
     samples: Paths = 10
     """Solutions of one question."""
     temperature: float = Field(0.7, gt=0)
-    """Of sampling: logits are divided by it."""
+    """Logits are divided by it before a token is drawn."""
 
     @property
     def rows(self) -> int:

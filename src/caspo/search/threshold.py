@@ -180,7 +180,7 @@ class Thresholds:
 
     model: str
     settings: Mapping[str, Any]
-    """Of the search, all but the two thresholds. With others, or with another model, nothing is guaranteed."""
+    """Settings of the search, all but the two thresholds. With others, or with another model, nothing is guaranteed."""
     prune_below: float
     abstain_below: float | None
     """None: no threshold was shown to keep the risk of a wrong answer."""

@@ -66,7 +66,7 @@ class Outcome(NamedTuple):
     shown: int
     """Tokens of ``text``."""
     logprobs: list[tuple[str, float]] | None
-    """Of these tokens, with their texts."""
+    """Text and log-probability of each of these tokens."""
 
 
 class Chunk(NamedTuple):
@@ -85,7 +85,7 @@ class Choice:
         self._steps = 0
         """Steps that were shown."""
         self._path_confidence = {ROOT: 1.0}
-        """Of the nodes that were told of."""
+        """Cumulative confidence at the nodes that were told of."""
 
     def chunks(self, event: Settled | Grown | Done) -> Iterator[Chunk]:
         """What a stream shows of an event: of the last one the steps that were not shown yet.

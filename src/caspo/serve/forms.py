@@ -20,7 +20,7 @@ class _Head:
 
 
 class ChatForm(_Head):
-    """Of one answer of `/v1/chat/completions`."""
+    """The form of one answer of `/v1/chat/completions`."""
 
     def whole(self, outcomes: Sequence[Outcome], spent: schema.Usage) -> schema.ChatCompletion:
         """The answer in one piece."""
@@ -82,7 +82,7 @@ class ChatForm(_Head):
 
 
 class CompletionForm(_Head):
-    """Of one answer of `/v1/completions`; its events are those of `ChatForm`."""
+    """The form of one answer of `/v1/completions`; its events are those of `ChatForm`."""
 
     def whole(self, outcomes: Sequence[Outcome], spent: schema.Usage) -> schema.Completion:
         """The answer in one piece."""

@@ -33,7 +33,7 @@ _HEADERS = {
     b"cross-origin-resource-policy": b"same-origin",
     b"cache-control": b"no-store",
 }
-"""Of every answer that does not set them itself."""
+"""Headers of every answer that does not set them itself."""
 
 _BODY_SECONDS = 30.0
 """A body that takes longer to arrive is refused."""

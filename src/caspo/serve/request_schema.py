@@ -44,7 +44,7 @@ class CaspoFields(_Body):
     model_config = ConfigDict(extra="allow", json_schema_extra=_caspo_schema)
 
     method: str | None = Field(None, json_schema_extra={"enum": [*METHODS, None]})
-    """Of `docs/search.md`; the server's own by default."""
+    """A method of `docs/search.md`; the server's own by default."""
     tree: bool = False
     """The answer carries the tree that was searched."""
     events: bool = False
@@ -241,7 +241,7 @@ _REFUSED = {
     "verbosity": "verbosity is not supported. Leave it out.",
     "web_search_options": "This server searches no web. Leave web_search_options out.",
 }
-"""Of OpenAI's fields, those that ask for what is not here."""
+"""OpenAI's fields that ask for what is not here."""
 
 B = TypeVar("B", bound=_Request)
 

@@ -103,14 +103,14 @@ class TokenOut(_Part):
 
 
 class LogprobsOut(_Part):
-    """Of the answer's tokens."""
+    """Log-probabilities of the answer's tokens."""
 
     content: list[TokenOut]
     refusal: None
 
 
 class LegacyLogprobs(_Part):
-    """Of the answer's tokens, as `/v1/completions` has it."""
+    """Log-probabilities of the answer's tokens, as `/v1/completions` has them."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -119,7 +119,7 @@ class LegacyLogprobs(_Part):
 
 
 class CompletionDetails(_Part):
-    """Of the tokens generated."""
+    """Where the generated tokens went."""
 
     reasoning_tokens: int
     """Those that are not in the answer's text: of other paths."""
@@ -188,7 +188,7 @@ class Completion(_Head):
 
 
 class StepNote(_Part):
-    """Of the step whose text the chunk carries."""
+    """The step whose text the chunk carries."""
 
     index: int
     confidence: float

@@ -80,7 +80,7 @@ class Scheduler:
         """Submitted and not done; guarded by the lock."""
         self._closing = False
         self._mean_seconds = 1.0
-        """Of a job, from admission to its end; a running mean."""
+        """How long a job takes from admission to its end; a running mean."""
         # What follows is the scheduler's own thread's.
         self._waiting: list[Ticket] = []
         self._active: dict[Ticket, Running] = {}

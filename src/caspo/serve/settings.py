@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
 
 
 class ServeSettings(Config):
-    """Of `caspo serve`."""
+    """What `caspo serve` was told."""
 
     host: str = "127.0.0.1"
     """Address to listen at. Other than loopback only with keys."""
@@ -35,7 +35,7 @@ class ServeSettings(Config):
     method: str = DEFAULT_METHOD
     """For requests that name none."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Of that method, where they differ from its defaults."""
+    """Settings of that method, where they differ from its defaults."""
     instruction: str = INSTRUCTION
     """System message of a conversation that has none; empty: none."""
     fixed: bool = False

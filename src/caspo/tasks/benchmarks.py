@@ -39,7 +39,7 @@ class Benchmark:
     ask: str = ""
     """Stands after every question."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """Of every question: tolerance, aliases of options."""
+    """What every question has in its ``meta``: tolerance, aliases of options."""
     needs: Sequence[str] = ()
     """Keys of ``meta`` that a row must bring."""
 

@@ -42,7 +42,7 @@ class Scripted:
     probability: float = 1.0
     """Weight among the continuations of the same prefix; they need not sum to 1."""
     entropy: float | Sequence[float] | None = None
-    """Of each token (EOS included), nats: one number for all, or one each. By default the entropy of the choice among the
+    """Entropy of each token (EOS included), nats: one number for all, or one each. By default that of the choice among the
     continuations for the first token, 0 for the others."""
     eos: bool = False
     """The solution ends here."""

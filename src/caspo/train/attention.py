@@ -47,7 +47,7 @@ class TreeAttention:
 
     implementation: str
     window: int | None
-    """Of the sliding layers, in positions."""
+    """How far a sliding layer looks back, in positions."""
     full: bool
     """Whether there are layers that see the whole path."""
     by_block: bool = False

@@ -48,13 +48,13 @@ class ModelSize:
     trained: int
     """All, or those of the adapters."""
     layer: int
-    """Of the largest decoder layer."""
+    """Parameters of the largest decoder layer."""
     layer_trained: int
     outside: int
-    """Of everything that is in no layer: embedding, head, last norm."""
+    """Parameters that are in no layer: embedding, head, last norm."""
     outside_trained: int
     largest_trained: int
-    """Of the largest trained matrix."""
+    """Parameters of the largest trained matrix."""
 
 
 @dataclass(frozen=True)

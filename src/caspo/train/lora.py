@@ -15,7 +15,9 @@ class LoraSettings(Config):
     """Low-rank adapters on every linear layer of the decoder."""
 
     rank: int = Field(16, ge=1)
+    """Rank of every adapter; its parameters grow with it."""
     alpha: float = Field(32.0, gt=0)
+    """What an adapter adds is scaled by alpha / rank."""
 
 
 def add_adapters(model: Any, settings: LoraSettings, seed: int) -> Any:

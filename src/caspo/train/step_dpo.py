@@ -48,7 +48,8 @@ class StepDPOSettings(LoopSettings):
     """Step-wise DPO."""
 
     loss: PreferenceLoss = "sigmoid"
-    """`ipo` and `hinge` are experimental: tested, but no recipe uses them and nothing was measured with them."""
+    """Formula of the preference. `ipo` and `hinge` are experimental: tested, but no recipe uses them, and nothing was
+    measured with them."""
     beta: float = Field(2.0, gt=0)
     """Strength of the pull towards the reference. A step is short: below 1, pairs push until the model is far away."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
@@ -63,8 +64,9 @@ class StepDPOSettings(LoopSettings):
     """Experimental: weight of the confidence term, over every judged step of the trees. It more than doubled the time of
     training, and lowered the ECE by 0.01 at best."""
     confidence_loss: ConfidenceLoss = "brier"
-    """Experimental, as the term itself."""
+    """Experimental, as the term itself: distance of a step's confidence from its verdict."""
     epochs: int = Field(1, ge=1)
+    """Times that every pair is trained on."""
     batch_pairs: int = Field(16, ge=1)
     """Pairs of one optimiser step over all devices, about: whole trees are taken until there are this many."""
     micro_tokens: int = Field(2048, ge=1)

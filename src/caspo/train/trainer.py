@@ -51,13 +51,15 @@ class LoopSettings(Config):
     final_rate: float = Field(0.1, ge=0, le=1)
     """Where the cosine ends, as a share of the peak."""
     weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of AdamW; norms and biases have none."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """A gradient with a larger norm is scaled down to it."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the forward pass; trainable weights are always float32."""
+    """What the forward pass computes in; trainable weights are always float32."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     checkpoint_seconds: float = Field(60.0, gt=0)
-    """Time between checkpoints."""
+    """Seconds between checkpoints."""
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics go besides ``log.jsonl``; tensorboard writes into the run's folder, wandb as its own settings say."""
 

@@ -38,7 +38,20 @@ class PackedRow:
 
 
 def pack(tree: Tree, needed: Iterable[int]) -> PackedRow:
-    """One row with the paths to all ``needed`` nodes, each node once."""
+    """One row with the paths to all ``needed`` nodes, each node once.
+
+    A prompt of the tokens 1 2, the steps 3 4 and 5 after it, the steps 6 and 7 8 after 3 4:
+
+    >>> row = pack(tree, needed=[1, 2, 3])
+    >>> row.ids
+    [1, 2, 3, 4, 6, 7, 8, 5]
+    >>> row.positions
+    [0, 1, 2, 3, 4, 4, 5, 2]
+    >>> row.ends  # 6 is seen by itself alone, 3 and 4 are seen until 5 begins
+    [8, 8, 7, 7, 5, 7, 7, 8]
+    >>> row.nodes["q", 3]  # 7 is predicted at the place of 4, and 8 at that of 7
+    ([3, 5], [7, 8])
+    """
     wanted = _closed(tree, needed)
     ids, positions = list(tree.prompt_ids), list(range(len(tree.prompt_ids)))
     ends = [0] * len(ids)

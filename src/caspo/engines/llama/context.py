@@ -58,7 +58,7 @@ class LlamaContext:
         self._close = weakref.finalize(self, _free, api.llama_free, context, api.llama_model_free, model)
         self.cells = Cells(api, api.llama_get_memory(context), self.strands, int(api.llama_n_ctx(context)))
         self.lock = threading.RLock()
-        """Of the context and its cells: held for a step."""
+        """Guards the context and its cells; held for a step."""
 
     def close(self) -> None:
         """Give the memory back. Nothing can be asked after."""

@@ -41,7 +41,7 @@ class Decoder:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._token_bytes: int = 2 * self._layers * heads * width * model.dtype.itemsize
-        """Of one token's keys and values."""
+        """Bytes of one token's keys and values."""
         self.store = PrefixStore(store_bytes)
         self._pool: RowPool | None = None
         generation = getattr(model.generation_config, "eos_token_id", None)

@@ -24,7 +24,7 @@ class GgufWheels:
     parts: tuple[tuple[str, str], ...]
     """(distribution, path below site-packages), in the order in which the parts are joined."""
     sha256: str
-    """Of the whole file."""
+    """Digest of the whole file."""
     install: str
     """The command that installs the wheels."""
 

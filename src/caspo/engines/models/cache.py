@@ -83,6 +83,6 @@ def intact(folder: Path) -> bool:
 
 
 def sha256(file: Path) -> str:
-    """Of a file's bytes."""
+    """The digest of a file's bytes."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -308,7 +308,7 @@ def _tokenizer(name: str) -> Any:
 
 
 def _vocab_size(name: str | None, tokenizer: Any) -> int | None:
-    """Of the output layer by the model's configuration; that of the tokenizer where there is none."""
+    """Size of the output layer by the model's configuration; that of the tokenizer where there is none."""
     if name is None:
         return None
     from transformers import AutoConfig

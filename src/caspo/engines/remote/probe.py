@@ -38,7 +38,7 @@ class Features:
     top_logprobs: int
     """Most probable tokens shown at each position."""
     vocab_size: int | None
-    """Of the output layer; None where the server does not tell."""
+    """Size of the output layer; None where the server does not tell."""
     context_length: int | None
     """Tokens; None where the server does not tell."""
     tokenizes: bool

@@ -13,13 +13,13 @@ class RemoteSettings(Config):
     """Where the servers of a model are, and how patient we are. They must all serve the same model."""
 
     urls: tuple[str, ...] = ()
-    """Of the servers, for example http://localhost:8000/v1; requests go to the one with the least to do."""
+    """Addresses of the servers, for example http://localhost:8000/v1; requests go to the one with the least to do."""
     key_variable: str = "OPENAI_API_KEY"
     """The environment variable that holds the API key; servers of your own need none."""
     top_logprobs: int = Field(20, ge=2)
     """Most probable tokens asked for at each position; as many as the vocabulary has make entropies exact (llama.cpp)."""
     vocab_size: int | None = Field(None, ge=2)
-    """Of the output layer, where neither the server nor ``tokenizer`` tells it."""
+    """Tokens that the output layer knows, where neither the server nor ``tokenizer`` tells it."""
     tokenizer: str | None = None
     """Hub name or folder of the model's tokenizer, where the server does not tokenise; no weights are loaded."""
     concurrency: int = Field(32, ge=1)

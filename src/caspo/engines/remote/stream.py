@@ -72,7 +72,7 @@ class TopLists:
 
     @staticmethod
     def key(ids: Sequence[int], start: int = 0) -> int:
-        """Of a sequence; ``start`` is the key of what stands before it."""
+        """The key of a sequence; ``start`` is the key of what stands before it."""
         for token in ids:
             start = hash((start, token))
         return start
