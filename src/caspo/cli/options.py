@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperOption
 
-__all__ = ["METHODS_HERE", "EngineOption", "ModelOption", "NamesMethods", "TokenizerOption", "UrlOption"]
+__all__ = ["EngineOption", "MethodOption", "ModelOption", "TokenizerOption", "UrlOption"]
 
-METHODS_HERE = "{methods}"
-"""Stands in the help of an option for the names of all methods."""
-
-
-class NamesMethods(TyperCommand):
-    """A command whose help names the methods. They are imported when its help is shown, not whenever any command starts."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Put the names in."""
-        from caspo.search import METHODS
-
-        for option in self.params:
-            if isinstance(option, TyperOption) and option.help:
-                option.help = option.help.replace(METHODS_HERE, ", ".join(METHODS))
-        super().format_help(ctx, formatter)
-
-
+MethodOption = Annotated[
+    str, typer.Option(help="How to search: a name of docs/search.md, such as self_consistency or beam.")
+]
 ModelOption = Annotated[str, typer.Option(help="Bundled name, folder, hub name, or a server's.")]
 EngineOption = Annotated[str | None, typer.Option(help="hf, llama_cpp, or openai_compatible (with --url the default).")]
 UrlOption = Annotated[list[str] | None, typer.Option(help="Address of a server of the model; once for every server.")]

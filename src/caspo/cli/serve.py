@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caspo.cli.options import METHODS_HERE, EngineOption, ModelOption, TokenizerOption, UrlOption
+from caspo.cli.options import EngineOption, MethodOption, ModelOption, TokenizerOption, UrlOption
 
 if TYPE_CHECKING:
     from caspo.serve.scheduler import Scheduler
@@ -27,7 +27,7 @@ def serve(
     url: UrlOption = None,
     tokenizer: TokenizerOption = None,
     served_name: Annotated[str | None, typer.Option(help="What clients call it; the model's name by default.")] = None,
-    method: Annotated[str, typer.Option(help=f"Of requests that name none: {METHODS_HERE}.")] = "cat",
+    method: MethodOption = "cat",
     thresholds: Annotated[
         Path | None, typer.Option(help="File of `caspo calibrate`: CaT with its settings, which clients may not change.")
     ] = None,

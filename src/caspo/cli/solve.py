@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caspo.cli.options import METHODS_HERE, EngineOption, ModelOption, TokenizerOption, UrlOption
+from caspo.cli.options import EngineOption, MethodOption, ModelOption, TokenizerOption, UrlOption
 
 if TYPE_CHECKING:
     from caspo.model import Solved
@@ -27,7 +27,7 @@ def solve(
     engine: EngineOption = None,
     url: UrlOption = None,
     tokenizer: TokenizerOption = None,
-    method: Annotated[str, typer.Option(help=f"One of {METHODS_HERE}.")] = "cat",
+    method: MethodOption = "cat",
     limit: Annotated[int, typer.Option(min=1, help="Questions of a file, at most.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of sampling and of the choice of questions.")] = 0,
     instruction: Annotated[str | None, typer.Option(help="System message of the prompt.")] = None,
