@@ -4,11 +4,13 @@
 it says where it listens (in front of a server of the tests, whose model is a formula); `caspo --help` and `caspo report` end
 by themselves. Each is a process of its own, and all are started in turns. On a busy machine CPU time grows too: processes
 share caches and memory.
+
+Figures: `startup_cpu_seconds_remote`, `startup_cpu_seconds_serve`, `startup_cpu_seconds_judge`, `startup_cpu_seconds_help`,
+`startup_cpu_seconds_report`
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -22,7 +24,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from parts.measure import Figure, difference, report
+from parts.measure import Figure, difference, options, report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -118,9 +120,7 @@ def commands() -> Iterator[Mapping[str, Callable[[], float]]]:
 
 def main() -> None:
     """Run everything and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two runs of each command")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser = options(__doc__, "two runs of each command")
     parser.add_argument("--runs", type=int, default=9, help="of each command")
     args = parser.parse_args()
     if args.quick:
@@ -134,11 +134,11 @@ def main() -> None:
                 seconds[name].append(command())
     figures: dict[str, Figure] = {
         f"startup_cpu_seconds_{name}": difference(
-            statistics.median(found), min(found), max(found), f"{NOTES[name]}; median, range of {len(found)}", "s"
+            statistics.median(found), min(found), max(found), f"{NOTES[name]}; median and range", "s", len(found)
         )
         for name, found in seconds.items()
     }
-    report(figures, args.json, args, seconds=seconds)
+    report(figures, args, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -123,3 +123,10 @@ def test_report(tmp_path: Path) -> None:
 
 def test_export(labelled: Path, tmp_path: Path) -> None:
     loads_no_torch("export", labelled, "--out", tmp_path / "out.jsonl", "--format", "prm800k")
+
+
+def test_import(labelled: Path, tmp_path: Path) -> None:
+    """Which needs a tokenizer, and no more of transformers than that."""
+    imported = started("import", labelled, "--model", "stories-tiny", "--out", tmp_path / "trees.parquet")
+    assert "transformers" in imported
+    assert "torch" not in imported

@@ -59,15 +59,13 @@ def import_labelled(
     out: Annotated[Path, typer.Option(help="File of trees to write, *.parquet.")],
 ) -> None:
     """Make annotated trees of labelled solutions; `caspo annotate --rescore` then gives them a model's entropies."""
-    from transformers import AutoTokenizer
-
     from caspo.cli.show import output
-    from caspo.engines.models import resolve
+    from caspo.engines.models import read_tokenizer, resolve
     from caspo.formats import read_labelled, trees_of
     from caspo.formats.parquet import write_trees
 
     solutions = read_labelled(source)
-    trees = trees_of(solutions, AutoTokenizer.from_pretrained(resolve(model)))
+    trees = trees_of(solutions, read_tokenizer(resolve(model)))
     write_trees(out, trees)
     steps = sum(len(tree.nodes) for tree in trees)
     output.print(f"{len(solutions)} solutions: {len(trees)} trees with {steps} distinct steps in {out}")

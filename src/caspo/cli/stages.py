@@ -74,16 +74,14 @@ def annotate(
 
 def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -> None:
     """Build preference pairs from annotated trees: OUT/pairs.parquet (loads in TRL as it is) and OUT/report.json."""
-    from transformers import AutoTokenizer
-
     from caspo.cli.show import output
     from caspo.core.storage import read_json
-    from caspo.engines.models import resolve
+    from caspo.engines.models import read_tokenizer, resolve
     from caspo.formats.parquet import read_trees
     from caspo.loop.stages import pairs_stage
 
     settings = _load(recipe, overrides, out)
-    tokenizer = AutoTokenizer.from_pretrained(resolve(settings.model.tokenizer or settings.model.name))
+    tokenizer = read_tokenizer(resolve(settings.model.tokenizer or settings.model.name))
     pairs_stage(read_trees(trees), settings.pairs, tokenizer, out)
     output.print_json(data=read_json(out / "report.json"))
 

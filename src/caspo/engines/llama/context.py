@@ -1,6 +1,6 @@
 """A model loaded by llama.cpp with the memory that it decodes in: a context, and the cells of it that are taken.
 
-llama.cpp is not told to stop at a request: what is decoded, and for whom, is the batch's business.
+What is decoded, and for whom, is the batch's business.
 """
 
 from __future__ import annotations
@@ -29,15 +29,8 @@ _CODES = {1: "out of cells", 2: "aborted", -1: "invalid input"}
 
 
 class LlamaContext:
-    """A GGUF file in memory. It is what a batch is given, and what the engine composes.
-
-    Args:
-        file: the file; of a model in several files the first.
-        name: for messages.
-        cells: tokens held at once.
-        chunk: tokens of prompts computed at a step, at most.
-        dtype: of keys and values.
-        device_layers: layers computed on a GPU; -1: all.
+    """A GGUF file in memory: what a batch is given, and what the engine composes. The arguments are those of
+    `LlamaCppEngine`.
 
     Raises:
         ConfigError: llama-cpp-python is not installed.

@@ -24,15 +24,7 @@ _PREFILL_TOKENS_CPU, _PREFILL_TOKENS_GPU = 1024, 4096
 
 
 class Decoder:
-    """A model with its memory. It is what a batch is given, and what the engine composes.
-
-    Args:
-        model: the model, on its device, in evaluation mode.
-        tokenizer: its tokenizer.
-        name: for messages.
-        max_rows: rows decoded at once.
-        pool_bytes: memory for the rows' keys and values.
-        store_bytes: memory for prefixes kept to be continued later.
+    """A model with its memory: what a batch is given, and what the engine composes. The arguments are those of `HFEngine`.
 
     Raises:
         ModelError: the model has layers without keys and values, or no token that ends a text.

@@ -11,7 +11,9 @@ What it is not: an installer (it never runs pip) or a loader of pickles (`*.bin`
 from caspo.engines.models.bundled import BUNDLED, BundledModel, GgufWheels, ShippedAdapter, ShippedFolder
 from caspo.engines.models.cache import cache_dir
 from caspo.engines.models.names import gguf_file, load, resolve
+from caspo.engines.models.reading import read_tokenizer
 
 __all__ = [
-    "BUNDLED", "BundledModel", "GgufWheels", "ShippedAdapter", "ShippedFolder", "cache_dir", "gguf_file", "load", "resolve",
+    "BUNDLED", "BundledModel", "GgufWheels", "ShippedAdapter", "ShippedFolder", "cache_dir", "gguf_file", "load",
+    "read_tokenizer", "resolve",
 ]  # fmt: skip

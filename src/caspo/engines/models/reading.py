@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caspo.core.errors import ConfigError, ModelError
+from caspo.core.storage import read_json
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["check_folder", "chosen_device", "quiet", "read"]
+__all__ = ["check_folder", "chosen_device", "quiet", "read", "read_tokenizer"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -95,6 +96,18 @@ def read(
             "`eos_token` in tokenizer_config.json to the token the model was trained to stop with."
         )
     return model.to(device).eval(), tokenizer
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder. `AutoTokenizer` imports torch, so it is asked only for those with a class of their own."""
+    from transformers import PreTrainedTokenizerFast
+
+    config = folder / "tokenizer_config.json"
+    if config.is_file() and read_json(config).get("tokenizer_class") == PreTrainedTokenizerFast.__name__:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
 @contextmanager
