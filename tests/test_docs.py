@@ -9,15 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import Field
-
-from caspo.answers import same_answer
-from caspo.engines.base import Engine
-from caspo.search.base import Method, PathSettings, Search
-from caspo.search.sampled import answers_of, grow, sample, solution
-from caspo.testing.scripted import Scripted, ScriptedEngine
-from caspo.trees import TreeBuilder
-from caspo.types import Question
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -93,24 +84,3 @@ def test_the_log_is_about_the_product() -> None:
     headings = re.findall(r"^## (.*)$", (ROOT / "LOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert headings
     assert [h for h in headings if not re.fullmatch(r"\d{4}-\d\d-\d\d(?: and \d\d)?: .+", h)] == []
-
-
-def test_the_method_of_the_architecture_works() -> None:
-    """The example of docs/architecture.md, run as it stands there."""
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    names: dict[str, Any] = {
-        "Engine": Engine, "Field": Field, "Method": Method, "PathSettings": PathSettings, "Search": Search,
-        "TreeBuilder": TreeBuilder, "answers_of": answers_of, "grow": grow, "same_answer": same_answer,
-        "sample": sample, "solution": solution,
-    }  # fmt: skip
-    exec(example, names)
-    engine = ScriptedEngine(
-        {
-            "How many?\n": [Scripted("2 + 3 = 5\n", 0.7), Scripted("2 + 3 = 6\n", 0.3)],
-            "How many?\n2 + 3 = 5\n": [Scripted("The answer is 5.", eos=True)],
-            "How many?\n2 + 3 = 6\n": [Scripted("The answer is 6.", eos=True)],
-        }
-    )
-    found = [names["Twice"]().solve([Question("How many?")], engine, seed)[0] for seed in range(8)]
-    assert {(one.answer, one.confidence) for one in found} == {("5", 1.0), ("5", 0.5)}

@@ -60,7 +60,7 @@ class HarnessModel:
     Args:
         pretrained: bundled name, folder or hub name.
         method: a name of `caspo.search.METHODS`.
-        dtype, device, trust_remote_code, max_rows: of `caspo.loop.stages.ModelSettings`.
+        dtype, device, trust_remote_code, max_rows: of `caspo.engines.ModelSettings`.
         batch_size, max_batch_size: not used: the harness says 1 where its user says nothing; ``max_rows`` is the limit.
         seed: of methods that sample.
         settings: of the method, for example ``children=8``.
