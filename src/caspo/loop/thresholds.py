@@ -22,15 +22,14 @@ import numpy as np
 from pydantic import Field
 
 from caspo.answers import stated_answer
-from caspo.confidence import DEFAULT_SIGNAL
-from caspo.confidence.calibration import Calibrator, fit
+from caspo.confidence.calibration import Calibrator
 from caspo.core.config import Config, claim_folder
 from caspo.core.errors import ConfigError, DataError
 from caspo.core.storage import read_json, write_json
 from caspo.data.annotate import judge_trees
 from caspo.engines.base import Engine
 from caspo.engines.memo import MemoEngine
-from caspo.evaluate.step_figures import step_rows
+from caspo.evaluate.step_figures import step_calibrator, step_rows
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questions
 from caspo.loop.task import open_judge, open_task
@@ -155,7 +154,8 @@ def calibrate_stage(settings: CalibrateSettings, engine: Callable[[], Engine], o
         wrong=None if passed is None else passed.wrong / passed.kept,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
-    calibrator = _calibrator(recipe, questions[:half], read_trees(work / "pruning"))
+    judged = judge_trees(read_trees(work / "pruning"), open_judge(recipe.task, recipe.model))
+    calibrator = step_calibrator(step_rows(judged, [question.id for question in questions[:half]]))
     if calibrator is not None:
         calibrator.save(out / "calibrator.json", date=thresholds.date, model=recipe.model.name)
     thresholds.save(out / "thresholds.json")
@@ -254,12 +254,3 @@ def _answered(outcomes: Sequence[dict[str, Any]]) -> tuple[list[float], list[boo
     """Confidence and rightness where there is an answer."""
     given = [outcome for outcome in outcomes if outcome["confidence"] is not None]
     return [outcome["confidence"] for outcome in given], [outcome["right"] for outcome in given]
-
-
-def _calibrator(recipe: CaspoRecipe, questions: Sequence[Question], trees: Sequence[Tree]) -> Calibrator | None:
-    """The map from step confidence to the probability of being right; None where all steps are alike."""
-    judge = open_judge(recipe.task, recipe.model)
-    rows = step_rows(judge_trees(trees, judge), [question.id for question in questions])
-    if rows.right.all() or not rows.right.any():
-        return None
-    return fit(rows.confidence, rows.right, weights=rows.weights, signal=DEFAULT_SIGNAL)
