@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
-__all__ = ["METHODS_HERE", "EngineOption", "ModelOption", "NamesMethods", "TokenizerOption", "UrlOption"]
+__all__ = ["METHODS_HERE", "EngineOption", "MethodSettings", "ModelOption", "NamesMethods", "TokenizerOption", "UrlOption"]
 
 METHODS_HERE = "{methods}"
 """Stands in the help of an option for the names of all methods."""
@@ -26,6 +26,9 @@ class NamesMethods(TyperCommand):
         super().format_help(ctx, formatter)
 
 
+MethodSettings = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
+]
 ModelOption = Annotated[str, typer.Option(help="Bundled name, folder, hub name, or a server's.")]
 EngineOption = Annotated[str | None, typer.Option(help="hf, llama_cpp, or openai_compatible (with --url the default).")]
 UrlOption = Annotated[list[str] | None, typer.Option(help="Of a server of the model; once for every server.")]
