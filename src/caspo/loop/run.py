@@ -77,9 +77,7 @@ def run_recipe(recipe: CaspoRecipe, out: Path, show: OnStage = lambda name, done
         drawn: list[dict[str, Any]] = []
         best = 0
         for index in range(recipe.rounds + 1):
-            training = None
-            if index > 0:
-                training = _make_round(recipe, out, index, best, clock)
+            training = _make_round(recipe, out, index, best, clock) if index > 0 else None
             measured, figure = _measure_round(recipe, out, index, clock)
             entry = {"round": index, **measured}
             if recipe.validation.questions:

@@ -134,8 +134,13 @@ def calibrate_stage(settings: CalibrateSettings, engine: Callable[[], Engine], o
     at = PRUNE_GRID.index(prune_below)
     grid = abstention_grid(*_answered([row[at] for row in searched]), alpha)
 
-    chosen = cat.model_copy(update={"prune_below": prune_below, "abstain_below": 0.0})
-    answers = _answer(task, questions[half:], chosen, engine, work / "abstention", on_done)
+    chosen = ConfidenceTree(cat.model_copy(update={"prune_below": prune_below, "abstain_below": 0.0}))
+
+    def answer(chunk: Sequence[Question], file: Path, advance: Callable[[int], None]) -> list[dict[str, Any]]:
+        solutions = chosen.solve(chunk, engine(), on_done=advance)
+        return [_outcome(task, q, s) for q, s in zip(chunk, solutions, strict=True)]
+
+    answers = _in_parts("answer other questions", 1, questions[half:], work / "abstention", answer, on_done)
     confidence, right = _answered(answers)
     abstain_below, tests = choose_abstention(grid, confidence, right, alpha, delta)
     passed = next((test for test in tests if test.below == abstain_below), None)
@@ -190,23 +195,6 @@ def _search_grid(
         return [list(row) for row in zip(*columns, strict=True)]
 
     return _in_parts("search at every threshold", len(PRUNE_GRID), questions, folder, search, on_done)
-
-
-def _answer(
-    task: Task,
-    questions: Sequence[Question],
-    cat: ConfidenceTreeSettings,
-    engine: Callable[[], Engine],
-    folder: Path,
-    on_done: OnDone,
-) -> list[dict[str, Any]]:
-    """What each question came to."""
-
-    def solve(chunk: Sequence[Question], file: Path, advance: Callable[[int], None]) -> list[dict[str, Any]]:
-        solutions = ConfidenceTree(cat).solve(chunk, engine(), on_done=advance)
-        return [_outcome(task, q, s) for q, s in zip(chunk, solutions, strict=True)]
-
-    return _in_parts("answer other questions", 1, questions, folder, solve, on_done)
 
 
 def _in_parts(
