@@ -221,7 +221,7 @@ def test_stopped_after_every_stage(finished: Path, tmp_path: Path, monkeypatch: 
     stops = 0
     while not (out / "metrics.json").exists():
         try:
-            run_recipe(recipe(), out, killer)
+            run_recipe(recipe(), out, killer.stage)
         except Killed:
             stops += 1
         assert stops < 50

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caspo.cli.run import Overrides
+from caspo.cli.stages import load
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,16 +35,10 @@ def calibrate(
     from functools import cache
 
     from caspo.cli.show import bars, output
-    from caspo.core.config import load_recipe
     from caspo.engines.opening import open_engine
-    from caspo.loop.recipe import CaspoRecipe
     from caspo.loop.thresholds import CalibrateSettings, calibrate_stage
 
-    loaded = load_recipe(CaspoRecipe, recipe, overrides or ())
-    if loaded.threads:
-        import torch
-
-        torch.set_num_threads(loaded.threads)
+    loaded = load(recipe, overrides)
     settings = CalibrateSettings(recipe=loaded, alpha=alpha, delta=delta, questions=questions)
     engine = cache(lambda: open_engine(loaded.model))
     with bars() as show:
@@ -79,12 +74,9 @@ def _abstention_table(found: Calibration) -> Table:
 
 
 def _table(title: str, *columns: str) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(title=title, title_justify="left")
-    for column in (*columns, ""):
-        table.add_column(column, justify="right")
-    return table
+    return Table(*(Column(name, justify="right") for name in (*columns, "")), title=title, title_justify="left")
 
 
 def _told(found: Calibration) -> str:

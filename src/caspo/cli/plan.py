@@ -142,17 +142,15 @@ def _config(model: ModelSettings) -> Any:
 
 
 def _memory_table(recipe: CaspoRecipe, devices: Devices, needed: Memory, size: ModelSize) -> Any:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     train, full = recipe.training, devices.sharding == "full"
     by = f" / {devices.number}" if full and devices.number > 1 else ""
     ways = [f"{size.total / 1e6:,.1f}M parameters", f"{size.trained / 1e6:,.1f}M trained", train.precision]
     ways += ["gradient checkpointing"] if train.gradient_checkpointing else []
     ways += [f"{devices.number} device{'s' * (devices.number > 1)}" + (", fully sharded" if full else "")]
-    table = Table(title=f"{recipe.model.name}: {', '.join(ways)}", title_justify="left")
-    table.add_column("memory of a device")
-    table.add_column("GiB", justify="right")
-    table.add_column("from")
+    columns = ("memory of a device", Column("GiB", justify="right"), "from")
+    table = Table(*columns, title=f"{recipe.model.name}: {', '.join(ways)}", title_justify="left")
     rows = [
         ("weights", needed.weights, f"4 B x parameters{by}"),
         ("gradients", needed.gradients, f"4 B x trained{by}" + (" x 2 (DDP)" if devices.number > 1 and not full else "")),

@@ -39,7 +39,7 @@ def run(
     from caspo.loop.run import run_recipe
 
     with bars() as show:
-        metrics = run_recipe(load_recipe(CaspoRecipe, recipe, overrides or ()), target, show)
+        metrics = run_recipe(load_recipe(CaspoRecipe, recipe, overrides or ()), target, show.stage)
     output.print(metrics_table(metrics), *signals_tables(metrics), sep="\n")
     output.print(f"Report: {target / 'report.html'}   figures: {target / 'metrics.json'}")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caspo.cli.options import EngineOption, MethodOption, ModelOption, TokenizerOption, UrlOption
+from caspo.cli.options import EngineOption, MethodOption, MethodSettings, ModelOption, TokenizerOption, UrlOption
 
 if TYPE_CHECKING:
     from caspo.serve.scheduler import Scheduler
@@ -19,9 +19,7 @@ _KEYS = "CASPO_API_KEYS"
 
 
 def serve(
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
-    ] = None,
+    settings: MethodSettings = None,
     model: ModelOption = "smollm2-135m",
     engine: EngineOption = None,
     url: UrlOption = None,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 __all__ = ["Bars", "bars", "comparison_tables", "judge_table", "metrics_table", "output", "signals_tables"]
 
@@ -19,7 +19,7 @@ console = Console(stderr=True)
 
 
 class Bars:
-    """A `Reporter`: one bar per stage, with its rate and the time left; plain lines where there is no terminal."""
+    """One bar per stage, with its rate and the time left; plain lines where there is no terminal."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -44,7 +44,7 @@ class Bars:
 @contextmanager
 def bars() -> Iterator[Bars]:
     """Progress bars for the time of a ``with`` block."""
-    progress = Progress(
+    with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -53,18 +53,20 @@ def bars() -> Iterator[Bars]:
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
-    )
-    with progress:
+    ) as progress:
         yield Bars(progress)
+
+
+def _table(title: str, first: str, figures: Iterable[str], **more: Any) -> Table:
+    """An empty table: a column of names, and columns of figures."""
+    return Table(first, *(Column(name, justify="right") for name in figures), title=title, title_justify="left", **more)
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
     """The before/after table of a run."""
-    table = Table(title=f"{metrics['recipe']}: {metrics['model']}, seed {metrics['seed']}", title_justify="left")
-    table.add_column("")
-    for entry in metrics["rounds"]:
-        table.add_column("before" if entry["round"] == 0 else f"round {entry['round']}", justify="right")
     rounds = metrics["rounds"]
+    names = ("before" if entry["round"] == 0 else f"round {entry['round']}" for entry in rounds)
+    table = _table(f"{metrics['recipe']}: {metrics['model']}, seed {metrics['seed']}", "", names)
     for method in rounds[0]["methods"]:
         cells = [r["methods"][method] for r in rounds]
         table.add_row(
@@ -88,22 +90,19 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         ("entropy_right", "steps: entropy of right ones, nats", "{:.3f}"),
         ("entropy_wrong", "steps: entropy of wrong ones, nats", "{:.3f}"),
     ):
-        values = [r["steps"].get(key) for r in rounds]
-        table.add_row(label, *("-" if v is None else form.format(v) for v in values))
+        table.add_row(label, *(_figure(r["steps"].get(key), None, form) for r in rounds))
     for family, label in (("auroc", "all steps"), ("auroc_siblings", "siblings")):
         for signal in ("entropy", "logprob_sum"):
-            values = [r["steps"].get(family, {}).get(signal) for r in rounds]
-            table.add_row(f"AUROC of {signal}, {label}", *("-" if v is None else f"{v:.3f}" for v in values))
+            figures = (_figure(r["steps"].get(family, {}).get(signal), None) for r in rounds)
+            table.add_row(f"AUROC of {signal}, {label}", *figures)
     return table
 
 
 def judge_table(scores: Mapping[str, Any]) -> Table:
     """How good a judge is, a column for each subset; values with 95% intervals."""
     sets = scores["sets"]
-    table = Table(title=f"Judge {scores['judge']} against {scores['against']}", title_justify="left")
-    table.add_column("")
-    for name, found in sets.items():
-        table.add_column(f"{name}\nn = {found['solutions']}, {found['erroneous']} wrong", justify="right")
+    names = (f"{name}\nn = {found['solutions']}, {found['erroneous']} wrong" for name, found in sets.items())
+    table = _table(f"Judge {scores['judge']} against {scores['against']}", "", names)
     for key, label in (
         ("f1", "F1 (ProcessBench)"),
         ("accuracy_erroneous", "first error found, wrong solutions"),
@@ -116,13 +115,7 @@ def judge_table(scores: Mapping[str, Any]) -> Table:
         ("recall_wrong", "wrong steps met: called wrong"),
         ("kappa", "Cohen's kappa"),
     ):
-        table.add_row(
-            label,
-            *(
-                _figure(f[key]["value"], None if f[key]["low"] is None else [f[key]["low"], f[key]["high"]])
-                for f in sets.values()
-            ),
-        )
+        table.add_row(label, *(_figure(f[key]["value"], (f[key]["low"], f[key]["high"])) for f in sets.values()))
     return table
 
 
@@ -133,12 +126,9 @@ def signals_tables(metrics: Mapping[str, Any]) -> list[Table]:
 
 def _signals_table(entry: Mapping[str, Any]) -> Table:
     when = "before training" if entry["round"] == 0 else f"round {entry['round']}"
-    table = Table(title=f"AUROC of the signals, {when} (95% intervals; 0.5 is guessing)", title_justify="left")
-    table.add_column("signal")
-    families = ("auroc", "auroc_siblings")
-    for label in ("all steps", "siblings"):
-        table.add_column(label, justify="right")
-    steps = entry["steps"]
+    title = f"AUROC of the signals, {when} (95% intervals; 0.5 is guessing)"
+    table = _table(title, "signal", ("all steps", "siblings"))
+    families, steps = ("auroc", "auroc_siblings"), entry["steps"]
     siblings = steps["auroc_siblings"]
     for signal in sorted(siblings, key=lambda name: -1.0 if siblings[name] is None else siblings[name], reverse=True):
         table.add_row(signal, *(_figure(steps[f][signal], steps[f"{f}_ci95"][signal]) for f in families))
@@ -176,15 +166,9 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
 
 def _comparison_table(comparison: Mapping[str, Any], entry: Mapping[str, Any]) -> Table:
     a, b = (f"{comparison[side]['run']}, round {comparison[side]['round']}" for side in "ab")
-    table = Table(
-        title=f"A: {entry['method_a']}, {a}\nB: {entry['method_b']}, {b}\nn = {entry['n']} questions",
-        caption=_flips(entry),
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("")
-    for label in ("A", "B", "B - A, with 95% interval"):
-        table.add_column(label, justify="right")
+    title = f"A: {entry['method_a']}, {a}\nB: {entry['method_b']}, {b}\nn = {entry['n']} questions"
+    columns = ("A", "B", "B - A, with 95% interval")
+    table = _table(title, "", columns, caption=_flips(entry), caption_justify="left")
     for key, label, form, signed in _COMPARED:
         found = entry[key]
         values = ("-" if found[side] is None else form.format(found[side]) for side in "ab")

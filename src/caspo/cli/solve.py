@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caspo.cli.options import EngineOption, MethodOption, ModelOption, TokenizerOption, UrlOption
+from caspo.cli.options import EngineOption, MethodOption, MethodSettings, ModelOption, TokenizerOption, UrlOption
 
 if TYPE_CHECKING:
     from caspo.model import Solved
@@ -20,9 +20,7 @@ __all__ = ["calibrated", "solve"]
 
 def solve(
     question: Annotated[str, typer.Argument(help="A question, a JSONL file of them, 'stories', or a benchmark.")],
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
-    ] = None,
+    settings: MethodSettings = None,
     model: ModelOption = "smollm2-135m",
     engine: EngineOption = None,
     url: UrlOption = None,

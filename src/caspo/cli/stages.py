@@ -15,19 +15,21 @@ from caspo.cli.run import Overrides
 if TYPE_CHECKING:
     from caspo.loop.recipe import CaspoRecipe
 
-__all__ = ["annotate", "evaluate", "pairs", "report", "train"]
+__all__ = ["annotate", "evaluate", "load", "pairs", "report", "train"]
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file with the settings of the stage.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Trees = Annotated[Path, typer.Option(help="Folder (or file) of annotated trees.")]
 
 
-def _load(recipe: Path, overrides: list[str] | None, out: Path) -> CaspoRecipe:
+def load(recipe: Path, overrides: list[str] | None, out: Path | None = None) -> CaspoRecipe:
+    """The recipe, with this process on its threads and ``out``, if there is one, made its folder."""
     from caspo.core.config import claim_folder, load_recipe
     from caspo.loop.recipe import CaspoRecipe
 
     loaded = load_recipe(CaspoRecipe, recipe, overrides or ())
-    claim_folder(out, loaded)
+    if out is not None:
+        claim_folder(out, loaded)
     if loaded.threads:
         import torch
 
@@ -52,7 +54,7 @@ def annotate(
     from caspo.loop.stages import annotate_stage, rescore_stage
     from caspo.loop.task import open_judge
 
-    settings = _load(recipe, overrides, out)
+    settings = load(recipe, overrides, out)
     if rescore is not None:
         trees = rescore_stage(settings.model, settings.training, rescore, out / "tree")
     else:
@@ -80,7 +82,7 @@ def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -
     from caspo.formats.parquet import read_trees
     from caspo.loop.stages import pairs_stage
 
-    settings = _load(recipe, overrides, out)
+    settings = load(recipe, overrides, out)
     tokenizer = read_tokenizer(resolve(settings.model.tokenizer or settings.model.name))
     pairs_stage(read_trees(trees), settings.pairs, tokenizer, out)
     output.print_json(data=read_json(out / "report.json"))
@@ -106,7 +108,7 @@ def train(
     from caspo.loop.stages import read_rounds, train_stage
 
     data = read_rounds(trees, pairs)
-    settings = _load(recipe, overrides, out)
+    settings = load(recipe, overrides, out)
     first = int(os.environ.get("RANK", "0")) == 0
     PartialState(cpu=settings.model.device == "cpu")  # under a launcher: meet the others, take this process's device
     with bars() as show:

@@ -37,19 +37,14 @@ def load_recipe(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
         raise ConfigError(f"The recipe {path} is not valid YAML: {error}. Correct it and run again.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"The recipe {path} holds {type(data).__name__}, not keys with values.")
-    for override in overrides:
-        _apply(data, override)
-    return _validated(model, data, f"The recipe {path}")
+    return _validated(model, data, f"The recipe {path}", overrides)
 
 
 def settings_from(model: type[T], given: Sequence[str] | Mapping[str, Any] = (), what: str = "These settings") -> T:
     """The defaults of ``model`` with ``key=value`` applied, or with the values of a mapping; errors as in `load_recipe`."""
     if isinstance(given, Mapping):
         return _validated(model, dict(given), what)
-    data: dict[str, Any] = {}
-    for override in given:
-        _apply(data, override)
-    return _validated(model, data, what)
+    return _validated(model, {}, what, given)
 
 
 def claim_folder(out: Path, recipe: Config) -> None:
@@ -78,7 +73,9 @@ def claim_folder(out: Path, recipe: Config) -> None:
     write_text(file, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
 
 
-def _validated(model: type[T], data: dict[str, Any], what: str) -> T:
+def _validated(model: type[T], data: dict[str, Any], what: str, overrides: Sequence[str] = ()) -> T:
+    for override in overrides:
+        _apply(data, override)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -140,7 +137,5 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """The leaves of nested mappings, by their dotted names."""
     if not isinstance(value, dict):
         return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
+    parts = (flatten(inner, f"{prefix}.{key}" if prefix else str(key)) for key, inner in value.items())
+    return {key: leaf for part in parts for key, leaf in part.items()}

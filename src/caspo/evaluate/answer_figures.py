@@ -19,8 +19,8 @@ from caspo.confidence.calibration import brier, ece
 from caspo.evaluate.estimates import auroc
 from caspo.evaluate.resampling import (
     Draws,
+    ci95,
     draw_questions,
-    percentile_interval,
     resampled_aurc,
     resampled_auroc,
     resampled_ece,
@@ -90,8 +90,7 @@ def answer_figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "aurc": float(resampled_aurc(rows.confidence, rows.right, rows.question, once)[0]) if n else None,
     }
     for name, figure in RESAMPLED.items():
-        interval = percentile_interval(figure(rows, draws)) if figures[name] is not None else None
-        figures[f"{name}_ci95"] = None if interval is None else list(interval)
+        figures[f"{name}_ci95"] = ci95(figure(rows, draws)) if figures[name] is not None else None
     return figures
 
 

@@ -23,7 +23,7 @@ from caspo.core.errors import ConfigError, DataError
 from caspo.core.storage import read_json
 from caspo.evaluate.answer_figures import RESAMPLED, answer_rows
 from caspo.evaluate.estimates import bootstrap_ci, paired_difference
-from caspo.evaluate.resampling import draw_questions, percentile_interval
+from caspo.evaluate.resampling import draw_questions, ends, percentile_interval
 from caspo.evaluate.run import Outcome, read_outcomes
 from caspo.search import METHODS
 
@@ -68,8 +68,7 @@ def compare(a: str, b: str) -> dict[str, Any]:
         DataError: no finished run in a folder, or damaged files.
     """
     first, second = _side(a), _side(b)
-    pairs = _pairs(first, second)
-    compared = [_compared(first, second, *pair) for pair in pairs]
+    compared = [_compared(first, second, *pair) for pair in _pairs(first, second)]
     sides = {
         key: {"run": str(side.folder.parent), "round": side.round, "model": side.model}
         for key, side in (("a", first), ("b", second))
@@ -99,8 +98,6 @@ def _side(named: str) -> _Side:
     if number not in rounds:
         raise DataError(f"{run} has no round {number}, only {', '.join(rounds)}.")
     methods = rounds[number]["methods"]
-    if method and method not in methods:
-        raise ConfigError(f"{path} was not evaluated with {method!r}, only with {', '.join(methods) or 'no method'}.")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     return _Side(
         named, run / f"round-{number}", int(number), method or None, methods, str(metrics["model"]), flatten(recipe)
@@ -113,6 +110,11 @@ def _pairs(a: _Side, b: _Side) -> list[tuple[str, str]]:
         pairs = [(a.method or b.method or "", b.method or a.method or "")]
     else:
         pairs = [(name, name) for name in a.methods if name in b.methods]
+    for side, method in ((side, method) for pair in pairs for side, method in zip((a, b), pair, strict=True)):
+        if method not in side.methods:
+            raise ConfigError(
+                f"{side.named} was not evaluated with {method!r}, only with {', '.join(side.methods) or 'no method'}."
+            )
     if a.folder.resolve() == b.folder.resolve() and all(x == y for x, y in pairs):
         raise ConfigError(
             f"{a.named} and {b.named} are the same evaluation. Name two of its methods ({', '.join(a.methods)}), as in "
@@ -123,12 +125,6 @@ def _pairs(a: _Side, b: _Side) -> list[tuple[str, str]]:
             f"{a.named} ({', '.join(a.methods)}) and {b.named} ({', '.join(b.methods)}) have no method in common. Name one "
             "on each side: RUN:METHOD."
         )
-    for side, methods in ((a, [x for x, _ in pairs]), (b, [y for _, y in pairs])):
-        for method in methods:
-            if method not in side.methods:
-                raise ConfigError(
-                    f"{side.named} was not evaluated with {method!r}, only with {', '.join(side.methods) or 'no method'}."
-                )
     return pairs
 
 
@@ -137,7 +133,6 @@ def _compared(a: _Side, b: _Side, name_a: str, name_b: str) -> dict[str, Any]:
     ids = _common(a, b, first, second)
     one, two = ([side.outcomes[i] for i in ids] for side in (first, second))
     tokens = [float(y.tokens - x.tokens) for x, y in zip(one, two, strict=True)]
-    interval = bootstrap_ci(tokens) if len(ids) > 1 else None
     found = asdict(paired_difference([o.correct for o in one], [o.correct for o in two]))
     return {
         "method_a": name_a,
@@ -152,8 +147,7 @@ def _compared(a: _Side, b: _Side, name_a: str, name_b: str) -> dict[str, Any]:
             "a": _mean([o.tokens for o in one]),
             "b": _mean([o.tokens for o in two]),
             "difference": _mean(tokens),
-            "low": interval.low if interval else None,
-            "high": interval.high if interval else None,
+            **ends(bootstrap_ci(tokens) if len(ids) > 1 else None),
         },
         "seconds_per_question": {"a": _mean([o.seconds for o in one]), "b": _mean([o.seconds for o in two])},
         **_confidence(one, two),
@@ -168,13 +162,11 @@ def _confidence(one: Sequence[Outcome], two: Sequence[Outcome]) -> dict[str, Any
     figures: dict[str, Any] = {}
     for name, figure in RESAMPLED.items():
         a, b = (float(figure(rows, once)[0]) for rows in (first, second))
-        interval = percentile_interval(figure(second, draws) - figure(first, draws))
         figures[name] = {
             "a": _defined(a),
             "b": _defined(b),
             "difference": _defined(b - a),
-            "low": interval.low if interval else None,
-            "high": interval.high if interval else None,
+            **ends(percentile_interval(figure(second, draws) - figure(first, draws))),
         }
     return figures
 

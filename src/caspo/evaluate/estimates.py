@@ -18,22 +18,15 @@ from numpy.typing import ArrayLike, NDArray
 from caspo.core.errors import ConfigError, DataError
 
 __all__ = [
-    "Interval",
-    "PairedDifference",
-    "auroc",
-    "bootstrap_ci",
-    "paired_difference",
-    "pairs_won",
-    "sibling_pairs",
-    "wilson",
-]
+    "Interval", "PairedDifference", "auroc", "bootstrap_ci", "paired_difference", "pairs_won", "sibling_pairs", "wilson",
+]  # fmt: skip
 
 Floats64 = NDArray[np.float64]
 Statistic = Callable[[Floats64], float | None]
 
 
 class Interval(NamedTuple):
-    """A confidence interval, low <= high, in the unit of the figure."""
+    """A 95% confidence interval, low <= high, in the unit of the figure."""
 
     low: float
     high: float
@@ -53,18 +46,17 @@ class PairedDifference:
     n: int
 
 
-def wilson(k: int, n: int, level: float = 0.95) -> Interval:
+def wilson(k: int, n: int) -> Interval:
     """Wilson's score interval of a proportion, ``k`` successes of ``n`` (Wilson 1927); holds its level for small n.
 
     Raises:
         DataError: n < 1, or k outside [0, n].
-        ConfigError: level outside (0, 1).
     """
     if n < 1 or not 0 <= k <= n:
         raise DataError(
             f"a proportion needs 0 <= k <= n and n >= 1, got k={k}, n={n}. Nothing was counted: check the inputs."
         )
-    z = _z(level)
+    z = NormalDist().inv_cdf(0.975)
     share = k / n
     scale = 1.0 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
@@ -73,13 +65,7 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
 
 
 def bootstrap_ci(
-    values: ArrayLike,
-    groups: ArrayLike | None = None,
-    statistic: Statistic | None = None,
-    seed: int = 0,
-    n_boot: int = 2000,
-    *,
-    level: float = 0.95,
+    values: ArrayLike, groups: ArrayLike | None = None, statistic: Statistic | None = None, seed: int = 0, n_boot: int = 2000
 ) -> Interval:
     """Percentile bootstrap interval of ``statistic`` (default: the mean), resampling whole groups.
 
@@ -90,7 +76,6 @@ def bootstrap_ci(
             left out.
         seed: of the resampling; the same input gives the same interval.
         n_boot: number of resamples.
-        level: coverage aimed at, a probability.
 
     Raises:
         DataError: no rows, NaN among them, groups of another length, or no resample with a defined statistic.
@@ -100,7 +85,6 @@ def bootstrap_ci(
         raise ConfigError(f"n_boot must be at least 1, got {n_boot}.")
     members = _members(rows, groups)
     rng = np.random.default_rng(seed)
-    tail = (1.0 - _checked_level(level)) / 2.0
     if statistic is None and rows.ndim == 1:
         # The mean of a resample needs only each group's sum and size: a thousand times faster than gathering rows.
         sums = np.array([rows[m].sum() for m in members])
@@ -118,13 +102,12 @@ def bootstrap_ci(
         figures = figures[~np.isnan(figures)]
     if figures.size == 0:
         raise DataError("the statistic is undefined on every resample: there is too little data for an interval.")
+    tail = (1.0 - 0.95) / 2.0  # differs from 0.025 in its last digit, which published intervals have
     low, high = np.quantile(figures, [tail, 1.0 - tail])
     return Interval(float(low), float(high))
 
 
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, seed: int = 0, n_boot: int = 2000, level: float = 0.95
-) -> PairedDifference:
+def paired_difference(a: ArrayLike, b: ArrayLike, n_boot: int = 2000) -> PairedDifference:
     """Compare two methods on the same n questions; ``a`` and ``b`` are 0/1 (solved or not), one per question, aligned.
 
     Raises:
@@ -136,7 +119,7 @@ def paired_difference(
             f"a paired comparison needs the same questions, got {first.size} and {second.size}. Align them by id."
         )
     difference = second.astype(np.float64) - first.astype(np.float64)
-    interval = bootstrap_ci(difference, seed=seed, n_boot=n_boot, level=level)
+    interval = bootstrap_ci(difference, n_boot=n_boot)
     only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
     return PairedDifference(
         float(difference.mean()), interval.low, interval.high, _mcnemar(only_a, only_b), only_a, only_b, first.size
@@ -194,16 +177,6 @@ def pairs_won(scores: ArrayLike, pairs: NDArray[np.intp]) -> Floats64:
     values = _finite("scores", scores)
     first, second = values[pairs[:, 0]], values[pairs[:, 1]]
     return np.where(first == second, 0.5, first > second)
-
-
-def _z(level: float) -> float:
-    return NormalDist().inv_cdf(0.5 + _checked_level(level) / 2.0)
-
-
-def _checked_level(level: float) -> float:
-    if not 0.0 < level < 1.0:
-        raise ConfigError(f"a confidence level is a probability in (0, 1), got {level}. Use 0.95.")
-    return level
 
 
 def _mcnemar(only_a: int, only_b: int) -> float:

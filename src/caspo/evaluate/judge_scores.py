@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caspo.evaluate.estimates import wilson
-from caspo.evaluate.resampling import draw_questions, percentile_interval, ratio
+from caspo.evaluate.resampling import draw_questions, ends, percentile_interval, ratio
 from caspo.formats import LabelledSolution
 from caspo.types import Label
 
@@ -135,8 +135,7 @@ def _scores(judged: Sequence[Judged]) -> dict[str, Any]:
         if interval is None or interval.low == interval.high:
             k, n = (int(sums[[_COUNTS.index(part) for part in parts]].sum()) for parts in _SHARES.get(name, ((), ())))
             interval = wilson(k, n) if n else None
-        low, high = interval or (None, None)
-        found[name] = {"value": None if np.isnan(value) else value, "low": low, "high": high}
+        found[name] = {"value": None if np.isnan(value) else value, **ends(interval)}
     return found
 
 

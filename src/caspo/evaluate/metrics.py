@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from caspo.confidence import DEFAULT_SIGNAL, step_score
-from caspo.confidence.calibration import Calibrator, fit, reliability
+from caspo.confidence import step_score
+from caspo.confidence.calibration import Calibrator, reliability
 from caspo.data.annotate import judge_trees
 from caspo.evaluate.answer_figures import answer_figures, risk_coverage
 from caspo.evaluate.estimates import wilson
 from caspo.evaluate.paths import faithfulness
 from caspo.evaluate.run import EvaluateSettings, Outcome, read_outcomes
 from caspo.evaluate.samples import sample_figures
-from caspo.evaluate.step_figures import StepRows, sampled_method, step_figures, step_rows
+from caspo.evaluate.step_figures import StepRows, sampled_method, step_calibrator, step_figures, step_rows
 from caspo.judges.base import Chain, Judge
 from caspo.search import Method, answer_path
 from caspo.types import Tree
@@ -61,15 +61,7 @@ def round_metrics(
     if probability is not None:
         drawn["reliability_calibrated"] = [b._asdict() for b in reliability(probability, rows.right, weights=rows.weights)]
     measured = {"methods": methods, "steps": step_figures(rows, probability)}
-    return measured, drawn, _fit(rows, np.ones(len(rows.right), dtype=np.bool_))
-
-
-def _fit(rows: StepRows, which: np.ndarray[Any, np.dtype[np.bool_]]) -> Calibrator | None:
-    """The map from step confidence to the probability of being right; None where all steps are alike."""
-    right = rows.right[which]
-    if len(right) == 0 or right.all() or not right.any():
-        return None
-    return fit(rows.confidence[which], right, "isotonic", rows.weights[which], DEFAULT_SIGNAL)
+    return measured, drawn, step_calibrator(rows)
 
 
 def _cross_fitted(rows: StepRows) -> np.ndarray[Any, np.dtype[np.float64]] | None:
@@ -77,7 +69,7 @@ def _cross_fitted(rows: StepRows) -> np.ndarray[Any, np.dtype[np.float64]] | Non
     probability = np.zeros(len(rows.right))
     for half in (0, 1):
         inside = rows.question % 2 == half
-        calibrator = _fit(rows, ~inside)
+        calibrator = step_calibrator(rows, ~inside)
         if calibrator is None or not inside.any():
             return None
         probability[inside] = calibrator.predict(rows.confidence[inside])
@@ -103,12 +95,8 @@ def _method_entry(method: Method[Any], outcomes: Sequence[Outcome]) -> dict[str,
 def _right_paths(outcomes: Sequence[Outcome], trees: Sequence[Tree]) -> list[Chain]:
     """The paths of the right answers, for a judge."""
     answers = {o.question_id: o.answer for o in outcomes if o.correct}
-    asked = [tree for tree in trees if tree.question.id in answers]
-    paths = [answer_path(tree, answers[tree.question.id]) for tree in asked]
-    return [
-        Chain(tree.question, tuple(node.step.text for node in path), path[-1].final)
-        for tree, path in zip(asked, paths, strict=True)
-    ]
+    paths = [(t.question, answer_path(t, answers[t.question.id])) for t in trees if t.question.id in answers]
+    return [Chain(question, tuple(node.step.text for node in path), path[-1].final) for question, path in paths]
 
 
 def _over_pruned(tree: Tree) -> bool:

@@ -9,8 +9,9 @@ statistic instead, and gathers the rows of every resample for it.
 Figures of two models on the same draws are paired by question: ``percentile_interval(after - before)`` is the interval of
 the change.
 
-What goes in are columns of one table, checked where it was made: what does not fit together here is a defect, not a
-user's mistake.
+What goes in are columns of one table, n rows, checked where it was made: what does not fit together here is a defect, not
+a user's mistake. ``right`` says whether a row is right, (n,); ``weights``, (n,), are not negative; ``question``, (n,), is
+which question a row belongs to, in [0, Q); ``draws`` are resamples, (R, Q).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from caspo.confidence.calibration import equal_width_bin
 from caspo.evaluate.estimates import Interval
 
 __all__ = [
-    "Draws", "draw_questions", "percentile_interval", "ratio", "resampled_aurc", "resampled_auroc", "resampled_ece",
-    "resampled_ratio",
+    "Draws", "ci95", "draw_questions", "ends", "percentile_interval", "ratio", "resampled_aurc", "resampled_auroc",
+    "resampled_ece", "resampled_ratio",
 ]  # fmt: skip
 
 Floats64 = NDArray[np.float64]
@@ -68,14 +69,23 @@ def percentile_interval(figures: Floats64) -> Interval | None:
     return Interval(float(low), float(high))
 
 
+def ci95(figures: Floats64) -> list[float] | None:
+    """`percentile_interval` as it stands in `metrics.json`."""
+    interval = percentile_interval(figures)
+    return None if interval is None else list(interval)
+
+
+def ends(interval: Interval | None) -> dict[str, float | None]:
+    """``low`` and ``high`` of a record; None where there is no interval."""
+    return dict(zip(("low", "high"), interval or (None, None), strict=True))
+
+
 def resampled_ratio(above: Floats64, below: Floats64, question: Rows, draws: Draws) -> Floats64:
     """``sum(above) / sum(below)`` over the n rows of each resample, (R,); a weighted mean where ``above = w x, below = w``.
 
     Args:
         above: (n,).
         below: (n,) non-negative; where a resample's sum is 0 the ratio is undefined.
-        question: (n,) which question a row belongs to, in [0, Q).
-        draws: (R, Q).
     """
     top, bottom = _sums(np.column_stack([above, below]), question, draws).T
     return ratio(top, bottom)
@@ -88,10 +98,6 @@ def resampled_ece(prob: Floats64, right: Bools, weights: Floats64, question: Row
 
     Args:
         prob: (n,) in [0, 1].
-        right: (n,).
-        weights: (n,) non-negative.
-        question: (n,) which question a row belongs to, in [0, Q).
-        draws: (R, Q).
         bins: number of bins.
     """
     gaps = np.zeros((len(prob), bins))
@@ -108,10 +114,6 @@ def resampled_auroc(scores: Floats64, right: Bools, weights: Floats64, question:
 
     Args:
         scores: (n,), higher means right; only their order matters.
-        right: (n,).
-        weights: (n,) non-negative.
-        question: (n,) which question a row belongs to, in [0, Q).
-        draws: (R, Q).
     """
     assert scores.shape == right.shape == weights.shape == question.shape
     assert not np.isnan(scores).any()
@@ -139,9 +141,6 @@ def resampled_aurc(confidence: Floats64, right: Bools, question: Rows, draws: Dr
 
     Args:
         confidence: (n,), higher means answered earlier.
-        right: (n,).
-        question: (n,) which question a row belongs to, in [0, Q).
-        draws: (R, Q).
     """
     assert confidence.shape == right.shape == question.shape
     order = np.argsort(-confidence, kind="stable")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from caspo.evaluate.estimates import bootstrap_ci, wilson
-from caspo.evaluate.run import Outcome, Sample
+from caspo.evaluate.run import Outcome
 from caspo.search.vote import vote
 from caspo.trees import seed_of
 
@@ -57,11 +57,8 @@ def _majority_right(outcome: Outcome, k: int) -> float:
     """How often the majority of ``k`` of the samples is right, in random draws."""
     rng = random.Random(seed_of("maj@k", outcome.question_id, k))
     right = {sample.answer: sample.correct for sample in outcome.samples}
-    return sum(right[_majority(rng.sample(outcome.samples, k))] for _ in range(_DRAWS)) / _DRAWS
-
-
-def _majority(samples: Sequence[Sample]) -> str | None:
-    return vote([sample.answer for sample in samples], [1.0] * len(samples))[0]
+    draws = ([sample.answer for sample in rng.sample(outcome.samples, k)] for _ in range(_DRAWS))
+    return sum(right[vote(answers, [1.0] * k)[0]] for answers in draws) / _DRAWS
 
 
 def _share(values: Sequence[float]) -> dict[str, Any]:

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caspo.confidence import signals, step_score
-from caspo.confidence.calibration import brier, ece
+from caspo.confidence import DEFAULT_SIGNAL, signals, step_score
+from caspo.confidence.calibration import Calibrator, brier, ece, fit
 from caspo.data.annotate import judge_trees
 from caspo.evaluate.estimates import auroc, pairs_won, sibling_pairs
 from caspo.evaluate.resampling import (
     Draws,
+    ci95,
     draw_questions,
+    ends,
     percentile_interval,
     resampled_auroc,
     resampled_ece,
@@ -31,7 +33,7 @@ from caspo.evaluate.run import EvaluateSettings, read_outcomes
 from caspo.judges.base import Judge
 from caspo.types import Node, Tree
 
-__all__ = ["SIBLING_FREQUENCY", "StepRows", "sampled_method", "step_changes", "step_figures", "step_rows"]
+__all__ = ["SIBLING_FREQUENCY", "StepRows", "sampled_method", "step_calibrator", "step_changes", "step_figures", "step_rows"]
 
 Floats64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -106,6 +108,15 @@ def step_rows(trees: Sequence[Tree], asked: Sequence[str]) -> StepRows:
     )
 
 
+def step_calibrator(rows: StepRows, which: Bools | None = None) -> Calibrator | None:
+    """The map from step confidence to the probability of being right; None where all steps are right, or all wrong."""
+    kept = np.ones(len(rows.right), dtype=np.bool_) if which is None else which
+    right = rows.right[kept]
+    if right.all() or not right.any():
+        return None
+    return fit(rows.confidence[kept], right, weights=rows.weights[kept], signal=DEFAULT_SIGNAL)
+
+
 def step_figures(rows: StepRows, calibrated: Floats64 | None) -> dict[str, Any]:
     """The ``steps`` of a round in `metrics.json`; ``calibrated`` are probabilities (n,) of being right, if there are any.
 
@@ -129,9 +140,9 @@ def step_figures(rows: StepRows, calibrated: Floats64 | None) -> dict[str, Any]:
         "ece_calibrated": None if calibrated is None else ece(calibrated, rows.right, weights=rows.weights),
         "brier_calibrated": None if calibrated is None else brier(calibrated, rows.right, weights=rows.weights),
         "auroc": {name: auroc(values, rows.right, rows.weights) for name, values in rows.signals.items()},
-        "auroc_ci95": {name: _ci95(_auroc(rows, name, draws)) for name in rows.signals},
+        "auroc_ci95": {name: ci95(_auroc(rows, name, draws)) for name in rows.signals},
         "auroc_siblings": {name: float(w.mean()) if w.size else None for name, w in won.items()},
-        "auroc_siblings_ci95": {name: _ci95(_siblings(rows, w, pairs, draws)) for name, w in won.items()},
+        "auroc_siblings_ci95": {name: ci95(_siblings(rows, w, pairs, draws)) for name, w in won.items()},
         "sibling_groups": sum(bool(rows.right[g].any() and not rows.right[g].all()) for g in rows.groups),
         "entropy_right": mean_entropy(rows.right),
         "entropy_wrong": mean_entropy(~rows.right),
@@ -156,10 +167,8 @@ def step_changes(before: Path, after: Path, judge: Judge, settings: EvaluateSett
     changes = []
     for name, figure in _CHANGING.items():
         difference = float((figure(second, once) - figure(first, once))[0])
-        interval = percentile_interval(figure(second, draws) - figure(first, draws))
-        low, high = interval or (None, None)
-        found = {"difference": None if np.isnan(difference) else difference, "low": low, "high": high}
-        changes.append({"figure": name, **found})
+        found = {"difference": None if np.isnan(difference) else difference}
+        changes.append({"figure": name, **found, **ends(percentile_interval(figure(second, draws) - figure(first, draws)))})
     return changes
 
 
@@ -191,8 +200,3 @@ _CHANGING: Mapping[str, Callable[[StepRows, Draws], Floats64]] = MappingProxyTyp
     }
 )
 """The figures whose change is followed over the rounds, each of all resamples."""
-
-
-def _ci95(figures: Floats64) -> list[float] | None:
-    interval = percentile_interval(figures)
-    return None if interval is None else list(interval)

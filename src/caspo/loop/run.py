@@ -16,11 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from caspo.core.config import claim_folder
 from caspo.core.errors import ConfigError, EngineError
@@ -39,25 +40,16 @@ from caspo.loop.task import open_judge, open_task
 from caspo.report.page import write_report
 from caspo.search import METHODS, ChainOfThought
 
-__all__ = ["Reporter", "run_recipe"]
-
+__all__ = ["run_recipe"]
 
 E = TypeVar("E", bound=Engine)
 
 
-class Reporter(Protocol):
-    """Whoever shows the progress."""
-
-    def stage(self, name: str, done: int, total: int) -> None:
-        """``done`` of ``total`` units of a stage are finished."""
+OnStage = Callable[[str, int, int], None]
+"""Is told a stage, how much of it is done, and of how much."""
 
 
-class _Silent:
-    def stage(self, name: str, done: int, total: int) -> None:
-        pass
-
-
-def run_recipe(recipe: CaspoRecipe, out: Path, reporter: Reporter | None = None) -> dict[str, Any]:
+def run_recipe(recipe: CaspoRecipe, out: Path, show: OnStage = lambda name, done, total: None) -> dict[str, Any]:
     """Run the whole loop in ``out``; the content of ``metrics.json``. Killed and run again, it goes on.
 
     Raises:
@@ -74,10 +66,9 @@ def run_recipe(recipe: CaspoRecipe, out: Path, reporter: Reporter | None = None)
     if recipe.rounds:
         check_local(recipe.model, "A run with rounds of training")
         _ = recipe.training  # that it is missing is said before anything is measured
-    show = reporter or _Silent()
     claim_folder(out, recipe)
     with _only_process(out):
-        clock = _Clock(out)
+        clock = _Clock(out, show)
         if not (out / "environment.json").exists():
             write_json(out / "environment.json", _environment(recipe))
         if recipe.threads:
@@ -86,14 +77,11 @@ def run_recipe(recipe: CaspoRecipe, out: Path, reporter: Reporter | None = None)
         drawn: list[dict[str, Any]] = []
         best = 0
         for index in range(recipe.rounds + 1):
-            entry: dict[str, Any] = {"round": index}
-            training = None
-            if index > 0:
-                training = _make_round(recipe, out, index, best, show, clock)
-            measured, figure = _measure_round(recipe, out, index, show, clock)
-            entry |= measured
+            training = _make_round(recipe, out, index, best, clock) if index > 0 else None
+            measured, figure = _measure_round(recipe, out, index, clock)
+            entry = {"round": index, **measured}
             if recipe.validation.questions:
-                found = _validate(recipe, out, index, show, clock)
+                found = _validate(recipe, out, index, clock)
                 kept = index == 0 or found["accuracy"] >= entries[best]["validation"]["accuracy"]
                 entry["validation"] = {**found, "built_on": best if index else None, "kept": kept}
             if not recipe.validation.questions or kept:
@@ -103,7 +91,7 @@ def run_recipe(recipe: CaspoRecipe, out: Path, reporter: Reporter | None = None)
         return _finish(recipe, out, entries, drawn, clock)
 
 
-def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, show: Reporter, clock: _Clock) -> dict[str, Any]:
+def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, clock: _Clock) -> dict[str, Any]:
     """Trees, pairs and model of round ``index``, made from round ``base``; the ``training`` entry of its metrics."""
     folder = out / f"round-{index}"
     source = _model_of(recipe, out, base)
@@ -112,11 +100,7 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, show: Rep
         return dict(read_json(folder / "training.json"))
     questions = training_questions(recipe, index)
     with _lazy_engine(recipe, source, open_local) as engine:
-
-        def annotated(done: int, total: int) -> None:
-            clock.tick()
-            show.stage(f"round {index}: sample and judge", done, total)
-
+        annotated = partial(clock.stage, f"round {index}: sample and judge")
         trees = annotate_stage(
             questions, engine, _judge(recipe, out), recipe.annotate, recipe.seed, folder / "tree", annotated
         )
@@ -124,10 +108,7 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, show: Rep
         if not (pairs_file.exists() and (folder / "pairs" / "report.json").exists()):
             pairs_stage(trees, recipe.pairs, engine().tokenizer, folder / "pairs")
 
-    def stepped(done: int, total: int) -> None:
-        clock.tick()
-        show.stage(f"round {index}: train", done, total)
-
+    stepped = partial(clock.stage, f"round {index}: train")
     used = range(1, index + 1) if recipe.accumulate else [index]
     folders = [out / f"round-{k}" for k in used]
     reference = recipe.model.name if recipe.reference == "first" else None
@@ -167,7 +148,7 @@ def _launch(recipe: CaspoRecipe, source: str, data: Sequence[Path], out: Path, r
     return dict(read_json(out / "training.json"))
 
 
-def _validate(recipe: CaspoRecipe, out: Path, index: int, show: Reporter, clock: _Clock) -> dict[str, Any]:
+def _validate(recipe: CaspoRecipe, out: Path, index: int, clock: _Clock) -> dict[str, Any]:
     """Accuracy of round ``index`` on the questions that decide whether it is built upon."""
     method = ChainOfThought
     chosen = {**dict.fromkeys(METHODS), method.name: recipe.evaluate.of(method) or method.settings_type()}
@@ -175,8 +156,7 @@ def _validate(recipe: CaspoRecipe, out: Path, index: int, show: Reporter, clock:
     folder = out / f"round-{index}" / "validation"
 
     def solved(method: str, done: int, total: int) -> None:
-        clock.tick()
-        show.stage(f"round {index}: validation", done, total)
+        clock.stage(f"round {index}: validation", done, total)
 
     with _lazy_engine(recipe, _model_of(recipe, out, index), open_engine) as engine:
         evaluate_methods(open_task(recipe.task, "train"), engine, settings, recipe.seed - 1, folder, solved)
@@ -184,16 +164,13 @@ def _validate(recipe: CaspoRecipe, out: Path, index: int, show: Reporter, clock:
     return {"n": len(outcomes), "accuracy": sum(o.correct for o in outcomes) / len(outcomes)}
 
 
-def _measure_round(
-    recipe: CaspoRecipe, out: Path, index: int, show: Reporter, clock: _Clock
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _measure_round(recipe: CaspoRecipe, out: Path, index: int, clock: _Clock) -> tuple[dict[str, Any], dict[str, Any]]:
     """Evaluate round ``index`` and keep its calibrator; its entries for `metrics.json` and for the report."""
     folder = out / f"round-{index}"
     with _lazy_engine(recipe, _model_of(recipe, out, index), open_engine) as engine:
 
         def solved(method: str, done: int, total: int) -> None:
-            clock.tick()
-            show.stage(f"round {index}: {method}", done, total)
+            clock.stage(f"round {index}: {method}", done, total)
 
         evaluate_methods(open_task(recipe.task, "test"), engine, recipe.evaluate, recipe.seed, folder / "evaluate", solved)
     entry, drawn, calibrator = round_metrics(folder / "evaluate", _judge(recipe, out), recipe.evaluate)
@@ -247,17 +224,11 @@ def _model_of(recipe: CaspoRecipe, out: Path, index: int) -> str:
 @contextmanager
 def _lazy_engine(recipe: CaspoRecipe, name: str, opened: Callable[[ModelSettings, str], E]) -> Iterator[Callable[[], E]]:
     """An engine that is loaded when first used (a resumed stage may need none) and freed at the end."""
-    held: list[E] = []
-
-    def get() -> E:
-        if not held:
-            held.append(opened(recipe.model, name))
-        return held[0]
-
+    engine = cache(lambda: opened(recipe.model, name))
     try:
-        yield get
+        yield engine
     finally:
-        held.clear()
+        engine.cache_clear()
         gc.collect()
 
 
@@ -284,7 +255,8 @@ def _only_process(out: Path) -> Iterator[None]:
 class _Clock:
     """Seconds spent on a run over all its starts; time lost to a kill since the last tick is not counted."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, show: OnStage) -> None:
+        self.show = show
         self.file = out / "clock.json"
         self.spent = float(read_json(self.file)["seconds"]) if self.file.exists() else 0.0
         self.started = time.monotonic()
@@ -294,6 +266,11 @@ class _Clock:
         seconds = self.spent + time.monotonic() - self.started
         write_json(self.file, {"seconds": seconds})
         return seconds
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Note the time, then tell how far a stage is."""
+        self.tick()
+        self.show(name, done, total)
 
 
 def _environment(recipe: CaspoRecipe) -> dict[str, Any]:
@@ -305,7 +282,10 @@ def _environment(recipe: CaspoRecipe) -> dict[str, Any]:
         ).stdout.strip()
     except OSError:
         revision = ""
-    packages = ("caspo-llm", "torch", "transformers", "peft", "numpy", "pyarrow")
+    versions = {}
+    for name in ("caspo-llm", "torch", "transformers", "peft", "numpy", "pyarrow"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {
         "command": " ".join(["caspo", *sys.argv[1:]]),
         "seed": recipe.seed,
@@ -315,16 +295,8 @@ def _environment(recipe: CaspoRecipe) -> dict[str, Any]:
         "processor": _processor(),
         "threads": recipe.threads or torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {name: metadata.version(name) for name in packages if _installed(name)},
+        "versions": versions,
     }
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _processor() -> str:

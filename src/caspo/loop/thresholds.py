@@ -22,15 +22,14 @@ import numpy as np
 from pydantic import Field
 
 from caspo.answers import stated_answer
-from caspo.confidence import DEFAULT_SIGNAL
-from caspo.confidence.calibration import Calibrator, fit
+from caspo.confidence.calibration import Calibrator
 from caspo.core.config import Config, claim_folder
 from caspo.core.errors import ConfigError, DataError
 from caspo.core.storage import read_json, write_json
 from caspo.data.annotate import judge_trees
 from caspo.engines.base import Engine
 from caspo.engines.memo import MemoEngine
-from caspo.evaluate.step_figures import step_rows
+from caspo.evaluate.step_figures import step_calibrator, step_rows
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questions
 from caspo.loop.task import open_judge, open_task
@@ -135,8 +134,13 @@ def calibrate_stage(settings: CalibrateSettings, engine: Callable[[], Engine], o
     at = PRUNE_GRID.index(prune_below)
     grid = abstention_grid(*_answered([row[at] for row in searched]), alpha)
 
-    chosen = cat.model_copy(update={"prune_below": prune_below, "abstain_below": 0.0})
-    answers = _answer(task, questions[half:], chosen, engine, work / "abstention", on_done)
+    chosen = ConfidenceTree(cat.model_copy(update={"prune_below": prune_below, "abstain_below": 0.0}))
+
+    def answer(chunk: Sequence[Question], file: Path, advance: Callable[[int], None]) -> list[dict[str, Any]]:
+        solutions = chosen.solve(chunk, engine(), on_done=advance)
+        return [_outcome(task, q, s) for q, s in zip(chunk, solutions, strict=True)]
+
+    answers = _in_parts("answer other questions", 1, questions[half:], work / "abstention", answer, on_done)
     confidence, right = _answered(answers)
     abstain_below, tests = choose_abstention(grid, confidence, right, alpha, delta)
     passed = next((test for test in tests if test.below == abstain_below), None)
@@ -155,7 +159,8 @@ def calibrate_stage(settings: CalibrateSettings, engine: Callable[[], Engine], o
         wrong=None if passed is None else passed.wrong / passed.kept,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
-    calibrator = _calibrator(recipe, questions[:half], read_trees(work / "pruning"))
+    judged = judge_trees(read_trees(work / "pruning"), open_judge(recipe.task, recipe.model))
+    calibrator = step_calibrator(step_rows(judged, [question.id for question in questions[:half]]))
     if calibrator is not None:
         calibrator.save(out / "calibrator.json", date=thresholds.date, model=recipe.model.name)
     thresholds.save(out / "thresholds.json")
@@ -190,23 +195,6 @@ def _search_grid(
         return [list(row) for row in zip(*columns, strict=True)]
 
     return _in_parts("search at every threshold", len(PRUNE_GRID), questions, folder, search, on_done)
-
-
-def _answer(
-    task: Task,
-    questions: Sequence[Question],
-    cat: ConfidenceTreeSettings,
-    engine: Callable[[], Engine],
-    folder: Path,
-    on_done: OnDone,
-) -> list[dict[str, Any]]:
-    """What each question came to."""
-
-    def solve(chunk: Sequence[Question], file: Path, advance: Callable[[int], None]) -> list[dict[str, Any]]:
-        solutions = ConfidenceTree(cat).solve(chunk, engine(), on_done=advance)
-        return [_outcome(task, q, s) for q, s in zip(chunk, solutions, strict=True)]
-
-    return _in_parts("answer other questions", 1, questions, folder, solve, on_done)
 
 
 def _in_parts(
@@ -254,12 +242,3 @@ def _answered(outcomes: Sequence[dict[str, Any]]) -> tuple[list[float], list[boo
     """Confidence and rightness where there is an answer."""
     given = [outcome for outcome in outcomes if outcome["confidence"] is not None]
     return [outcome["confidence"] for outcome in given], [outcome["right"] for outcome in given]
-
-
-def _calibrator(recipe: CaspoRecipe, questions: Sequence[Question], trees: Sequence[Tree]) -> Calibrator | None:
-    """The map from step confidence to the probability of being right; None where all steps are alike."""
-    judge = open_judge(recipe.task, recipe.model)
-    rows = step_rows(judge_trees(trees, judge), [question.id for question in questions])
-    if rows.right.all() or not rows.right.any():
-        return None
-    return fit(rows.confidence, rows.right, weights=rows.weights, signal=DEFAULT_SIGNAL)

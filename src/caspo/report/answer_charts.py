@@ -6,7 +6,7 @@ from typing import Any
 
 from caspo.report.markup import Child, Html, count, data, fixed, join, percent, table
 from caspo.report.method_charts import colour_of
-from caspo.report.plot import axis, chart, figure, plain
+from caspo.report.plot import axis, figure, plain, round_chart
 from caspo.report.run_data import Method, Round, Run, method_name, number, records, section
 
 __all__ = ["answers_table", "risk_coverage_charts"]
@@ -29,15 +29,8 @@ def risk_coverage_charts(run: Run) -> list[Html]:
             for key, points in shown.items()
             for threshold, coverage, risk in points
         ]
-        charts.append(
-            chart(
-                f"risk-{r.index}",
-                r.label.capitalize(),
-                f"Wrong answers against questions answered, {r.label}; the figures are in the table below.",
-                figure(traces, x, y),
-                table(f"Risk and coverage, {r.label}", ["method and confidence", "answered", "wrong"], rows),
-            )
-        )
+        figures = table(f"Risk and coverage, {r.label}", ["method and confidence", "answered", "wrong"], rows)
+        charts.append(round_chart("risk", r, "Wrong answers against questions answered", figure(traces, x, y), figures))
     return charts
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from caspo.report.markup import Html, count, el, percent, table
-from caspo.report.plot import axis, chart, figure, plain
+from caspo.report.plot import axis, chart, figure, plain, round_chart
 from caspo.report.run_data import METHOD_NAMES, Method, Round, Run, method_name, number, records, section
 
 __all__ = ["accuracy_by_round", "accuracy_by_tokens", "colour_of", "method_legend"]
@@ -73,15 +73,8 @@ def accuracy_by_tokens(run: Run) -> list[Html]:
     for r in run.rounds:
         traces = [trace for key in section(r.drawn, "budget_curve") for trace in _curve_traces(r, str(key))]
         traces += [_spot(r.methods[key]) for key in keys if key in r.methods and r.methods[key] in spots]
-        charts.append(
-            chart(
-                f"tokens-{r.index}",
-                r.label.capitalize(),
-                f"Accuracy against generated tokens per question, {r.label}; the figures are in the table below.",
-                figure(traces, x, y),
-                _token_table(r),
-            )
-        )
+        what = "Accuracy against generated tokens per question"
+        charts.append(round_chart("tokens", r, what, figure(traces, x, y), _token_table(r)))
     return charts
 
 

@@ -97,27 +97,21 @@ def render(run: Run) -> str:
 def _parts(run: Run) -> list[Html | None]:
     by_round = method_charts.accuracy_by_round(run)
     legend = method_charts.method_legend(run.method_keys())
+    reliability = _grid(step_charts.reliability_diagrams(run))
+    answers = _grid(answer_charts.risk_coverage_charts(run), legend)
     title = "Methods before and after" if run.trained else "Methods"
     return [
         _section(title, METHODS, [sections.methods_table(run)] if run.method_keys() else []),
         _section("What accuracy costs", COST, _grid(method_charts.accuracy_by_tokens(run), legend)),
         _section("Round by round", "Bars are 95% intervals.", [] if by_round is None else [legend, by_round]),
-        _section("Does confidence mean anything?", RELIABILITY, _reliability(run)),
-        _section("When it is sure, is it right?", ANSWERS, _answers(run, legend)),
+        _section("Does confidence mean anything?", RELIABILITY, [*reliability, sections.changes_table(run)]),
+        _section("When it is sure, is it right?", ANSWERS, [*answers, answer_charts.answers_table(run)]),
         _section("Are wrong steps less sure?", ENTROPY, _grid(step_charts.entropies(run))),
         _section("Which signal tells right from wrong?", SIGNALS, [sections.signals_table(run)]),
         _section("Training", "", [sections.training_table(run)]),
         _section("Solved trees", TREES, [scale_legend(), draw_trees(run)] if run.trees else []),
         _section("How it was made", "", [sections.provenance(run)]),
     ]
-
-
-def _answers(run: Run, legend: Html) -> list[Html | None]:
-    return [*_grid(answer_charts.risk_coverage_charts(run), legend), answer_charts.answers_table(run)]
-
-
-def _reliability(run: Run) -> list[Html | None]:
-    return [*_grid(step_charts.reliability_diagrams(run)), sections.changes_table(run)]
 
 
 def _section(title: str, text: str, children: Sequence[Html | None]) -> Html | None:

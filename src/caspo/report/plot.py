@@ -11,8 +11,9 @@ import html
 from typing import Any
 
 from caspo.report.markup import Html, el, json_script
+from caspo.report.run_data import Round
 
-__all__ = ["Figure", "axis", "chart", "figure", "plain"]
+__all__ = ["Figure", "axis", "chart", "figure", "plain", "round_chart"]
 
 Figure = dict[str, Any]
 
@@ -58,6 +59,12 @@ def chart(identifier: str, title: str, label: str, drawn: Figure, figures: Html,
         el("details", el("summary", "The figures of this chart"), figures, class_="figures"),
         class_="chart",
     )
+
+
+def round_chart(name: str, r: Round, what: str, drawn: Figure, figures: Html, *, aside: Html | None = None) -> Html:
+    """The chart of one round, of several that stand beside each other."""
+    label = f"{what}, {r.label}; the figures are in the table below."
+    return chart(f"{name}-{r.index}", r.label.capitalize(), label, drawn, figures, aside=aside)
 
 
 def plain(value: Any) -> str:

@@ -18,17 +18,8 @@ from caspo.core.storage import read_json
 from caspo.search import DEFAULT_METHOD, METHODS
 
 __all__ = [
-    "Interval",
-    "Method",
-    "Round",
-    "Run",
-    "difference_interval",
-    "method_name",
-    "number",
-    "read_run",
-    "records",
-    "section",
-]
+    "Interval", "Method", "Round", "Run", "difference_interval", "method_name", "number", "read_run", "records", "section",
+]  # fmt: skip
 
 Interval = tuple[float, float]
 """Low and high end of a 95% interval, in the unit of the figure."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 from caspo.core.config import flatten
 from caspo.report.markup import MISSING, Child, Html, count, data, el, fixed, join, percent, points, table
@@ -117,35 +116,17 @@ def tiles(run: Run) -> Html:
     found = _comparison(run, key) if key is not None else None
     note = "one round only" if found is None else f"{points(found[0])} points, {_verdict(found[1], found[2])}"
     single = "before training" if not run.trained else None
-    return el(
-        "div",
-        _tile(f"Accuracy, {method_name(key) if key else 'no method'}", accuracy, percent, single or note, run.trained),
-        _tile(
-            "Calibration error of steps",
-            [a.steps.get("ece"), b.steps.get("ece")],
-            fixed,
-            "ECE, lower is better",
-            run.trained,
-        ),
-        _tile(
-            "Entropy gap",
-            [a.entropy_gap, b.entropy_gap],
-            fixed,
-            "wrong minus right steps, nats; higher is better",
-            run.trained,
-        ),
-        _tile(
-            "Telling siblings apart",
-            [a.auroc_siblings.get("entropy"), b.auroc_siblings.get("entropy")],
-            fixed,
-            "AUROC of entropy among siblings; 0.5 is chance",
-            run.trained,
-        ),
-        class_="tiles",
+    siblings = [r.auroc_siblings.get("entropy") for r in (a, b)]
+    shown: tuple[tuple[str, list[float | None], Callable[[float | None], str], str], ...] = (
+        (f"Accuracy, {method_name(key) if key else 'no method'}", accuracy, percent, single or note),
+        ("Calibration error of steps", [r.steps.get("ece") for r in (a, b)], fixed, "ECE, lower is better"),
+        ("Entropy gap", [a.entropy_gap, b.entropy_gap], fixed, "wrong minus right steps, nats; higher is better"),
+        ("Telling siblings apart", siblings, fixed, "AUROC of entropy among siblings; 0.5 is chance"),
     )
+    return el("div", *(_tile(run.trained, *figure) for figure in shown), class_="tiles")
 
 
-def _tile(name: str, figures: list[float | None], write: Any, note: str, trained: bool) -> Html:
+def _tile(trained: bool, name: str, figures: list[float | None], write: Callable[[float | None], str], note: str) -> Html:
     before, after = (el("span", data(value, write(value))) for value in figures)
     arrow = el("span", el("span", "to", class_="sr"), el("span", "→", aria_hidden="true"), class_="arrow")
     value = [before, arrow, el("strong", after)] if trained else [el("strong", after)]
@@ -158,11 +139,7 @@ def methods_table(run: Run) -> Html:
     """Every method in every round."""
     head = ["method", "round", "questions", "accuracy", "95% interval", "change", "tokens per question"]
     head += ["seconds per question", "abstained", "over-pruned"]
-    rows: list[list[Child]] = []
-    for key in run.method_keys():
-        for r in run.rounds:
-            if key in r.methods:
-                rows.append(_method_row(run, r, r.methods[key]))
+    rows = [_method_row(run, r, r.methods[key]) for key in run.method_keys() for r in run.rounds if key in r.methods]
     return table("Methods by round", head, rows, class_="methods")
 
 
@@ -202,20 +179,15 @@ def _strip(m: Method) -> Html | None:
 def changes_table(run: Run) -> Html | None:
     """Figures of the steps before and after training, with the interval of the change where the run recorded it."""
     a, b = run.first, run.last
-    lines: tuple[tuple[str, str, float | None, float | None], ...] = (
-        ("right steps, share", "accuracy", a.steps.get("accuracy"), b.steps.get("accuracy")),
-        ("ECE of the confidence", "ece", a.steps.get("ece"), b.steps.get("ece")),
-        ("Brier score of the confidence", "brier", a.steps.get("brier"), b.steps.get("brier")),
-        ("AUROC of entropy, all steps", "auroc_entropy", a.auroc.get("entropy"), b.auroc.get("entropy")),
-        (
-            "AUROC of entropy, siblings",
-            "auroc_siblings_entropy",
-            a.auroc_siblings.get("entropy"),
-            b.auroc_siblings.get("entropy"),
-        ),
+    lines = (
+        ("right steps, share", "accuracy", [r.steps.get("accuracy") for r in (a, b)]),
+        ("ECE of the confidence", "ece", [r.steps.get("ece") for r in (a, b)]),
+        ("Brier score of the confidence", "brier", [r.steps.get("brier") for r in (a, b)]),
+        ("AUROC of entropy, all steps", "auroc_entropy", [r.auroc.get("entropy") for r in (a, b)]),
+        ("AUROC of entropy, siblings", "auroc_siblings_entropy", [r.auroc_siblings.get("entropy") for r in (a, b)]),
     )
     rows: list[list[Child]] = []
-    for name, figure, before, after in lines:
+    for name, figure, (before, after) in lines:
         if (found := run.step_change(figure)) is not None:
             change, low, high = found
             interval = join([data(low, fixed(low, sign=True)), " to ", data(high, fixed(high, sign=True))])
@@ -236,16 +208,17 @@ def signals_table(run: Run) -> Html | None:
     head = ["signal"] + [f"{which}, {r.label}" for which in ("all steps", "siblings") for r in rounds]
     rows: list[list[Child]] = []
     for name in names:
-        cells: list[Child] = [name.replace("_", " ")]
-        for (values, intervals), top in zip(columns, best, strict=True):
-            value = values.get(name)
-            cells.append(None if value is None else _auroc(value, intervals.get(name), value == top))
-        rows.append([cell if cell is not None else MISSING for cell in cells])
+        found = [(values.get(name), intervals.get(name)) for values, intervals in columns]
+        rows.append(
+            [name.replace("_", " "), *(_auroc(*cell, cell[0] == top) for cell, top in zip(found, best, strict=True))]
+        )
     return table("AUROC of every signal", head, rows, class_="signals")
 
 
-def _auroc(value: float, interval: Interval | None, best: bool) -> Html:
+def _auroc(value: float | None, interval: Interval | None, best: bool) -> Child:
     """The figure, its interval, and both on a bar from 0.5 to 1."""
+    if value is None:
+        return MISSING
 
     def place(auroc: float) -> str:
         return f"{max(0.0, min(1.0, 2 * auroc - 1)):.3f}"
@@ -270,8 +243,8 @@ def training_table(run: Run) -> Html | None:
     if not rounds:
         return None
     kinds = list(dict.fromkeys([*PAIR_KINDS, *(str(kind) for r in rounds for kind in section(r.training, "pairs"))]))
-    lines: list[tuple[str, list[str]]] = [
-        (f"pairs: {PAIR_KINDS.get(kind, kind)}", [count(number(section(r.training, "pairs").get(kind))) for r in rounds])
+    rows = [
+        [f"pairs: {PAIR_KINDS.get(kind, kind)}", *(count(number(section(r.training, "pairs").get(kind))) for r in rounds)]
         for kind in kinds
     ]
     writers: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
@@ -283,10 +256,8 @@ def training_table(run: Run) -> Html | None:
         ("tokens of the pairs", "pair_tokens", count),
         ("seconds", "seconds", count),
     )
-    lines += [(name, [write(number(r.training.get(key))) for r in rounds]) for name, key, write in writers]
-    return table(
-        "Training", ["", *(f"round {r.index}" for r in rounds)], [[name, *cells] for name, cells in lines], class_="training"
-    )
+    rows += [[name, *(write(number(r.training.get(key))) for r in rounds)] for name, key, write in writers]
+    return table("Training", ["", *(f"round {r.index}" for r in rounds)], rows, class_="training")
 
 
 def provenance(run: Run) -> Html:

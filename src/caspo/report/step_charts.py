@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caspo.report.markup import Html, count, data, el, fixed, percent, table
-from caspo.report.plot import axis, chart, figure
+from caspo.report.plot import axis, figure, round_chart
 from caspo.report.run_data import Round, Run, number, records, section
 
 __all__ = ["entropies", "reliability_diagrams"]
@@ -58,21 +58,12 @@ def reliability_diagrams(run: Run) -> list[Html]:
             for name, bins in series.items()
             if bins
         ]
-        x, y = (
-            axis("confidence of the step", range=[-0.02, 1.04]),
-            axis("share of right steps", range=[-0.02, 1.04], tickformat=".0%"),
-        )
-        rows = [[f"{name}, {x:.3f}", percent(y), count(n)] for name, bins in series.items() for x, y, n in bins]
-        charts.append(
-            chart(
-                f"reliability-{r.index}",
-                r.label.capitalize(),
-                f"Reliability diagram, {r.label}; the figures are in the table below.",
-                figure(traces, x, y),
-                table(f"Reliability, {r.label}", ["confidence", "right", "steps"], rows),
-                aside=_calibration_figures(r),
-            )
-        )
+        x = axis("confidence of the step", range=[-0.02, 1.04])
+        y = axis("share of right steps", range=[-0.02, 1.04], tickformat=".0%")
+        rows = [[f"{name}, {c:.3f}", percent(right), count(n)] for name, bins in series.items() for c, right, n in bins]
+        figures = table(f"Reliability, {r.label}", ["confidence", "right", "steps"], rows)
+        drawn = figure(traces, x, y)
+        charts.append(round_chart("reliability", r, "Reliability diagram", drawn, figures, aside=_calibration_figures(r)))
     return charts
 
 
@@ -123,10 +114,10 @@ def entropies(run: Run) -> list[Html]:
     x = axis("mean token entropy of the step, nats", range=[0, top])
     y = axis("share of the steps", range=[0, highest * 1.08], tickformat=".0%")
     return [
-        chart(
-            f"entropy-{r.index}",
-            r.label.capitalize(),
-            f"Entropy of right and wrong steps, {r.label}; the figures are in the table below.",
+        round_chart(
+            "entropy",
+            r,
+            "Entropy of right and wrong steps",
             figure(_histogram(shares[r.index], edges), x, y, barmode="overlay", bargap=0, shapes=_means(r)),
             _entropy_table(r, shares[r.index], edges),
             aside=_gap_figures(r),

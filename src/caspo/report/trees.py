@@ -148,9 +148,8 @@ def _branches(nodes: Sequence[Mapping[str, Any]]) -> list[Branch]:
         parent = seen.get(number(node.get("parent")))
         (roots if parent is None else parent.children).append(branch)
         seen[number(node.get("id"))] = branch
-    for branch in seen.values():
-        branch.children.sort(key=lambda child: (child.size, number(child.node.get("confidence")) or 0.0))
-    roots.sort(key=lambda child: (child.size, number(child.node.get("confidence")) or 0.0))
+    for alternatives in (roots, *(branch.children for branch in seen.values())):
+        alternatives.sort(key=lambda branch: (branch.size, number(branch.node.get("confidence")) or 0.0))
     return roots
 
 

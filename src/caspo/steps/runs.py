@@ -175,7 +175,6 @@ class Reader:
             run.sure = False  # 0900 - 0130: a time of day, or a code
         run.items.append(number._replace(unit=self.currency))
         run.end, run.unit_words, self.currency = token.end, 0, ""
-        return None
 
     on_mixed = on_num
 
@@ -185,14 +184,12 @@ class Reader:
             return self.poison(token)
         self.finish()
         self.lead.append(token.text)
-        return None
 
     def on_percent(self, token: Token) -> None:
         if self.run is None or self.run.unit_words or not isinstance(self.run.items[-1], Number):
             return self.poison(token)
         self.run.items[-1] = self.run.items[-1]._replace(percent=True)
         self.run.end = token.end
-        return None
 
     def on_op(self, token: Token) -> None:
         if token.text[0].isalpha() and not self._operand_follows():
@@ -217,7 +214,6 @@ class Reader:
         if op == "-" and run.unit_words and not close_right and not run.open:
             run.dash = len(run.items)
         run.unit_words = 0
-        return None
 
     def _leading_operator(self, op: str, token: Token, close_right: bool) -> None:
         line_start = not self.fresh and (self.before is None or self.before.text == "\n")
@@ -235,7 +231,6 @@ class Reader:
         if self.run is not None and not self.run.expecting:
             return self.poison(token)
         self._push(self.run or self.start(token), "fraction", token)
-        return None
 
     def on_open(self, token: Token) -> None:
         """Kinds: group; fraction, and inside it over and under; comment: "7 (3 + 4 = 7)", no product."""
@@ -254,7 +249,6 @@ class Reader:
                 self.lead.append("(")
                 run, kind = self.start(token), "comment"
         self._push(run, kind, token)
-        return None
 
     def _push(self, run: Run, kind: str, token: Token) -> None:
         run.items.append("(")
@@ -278,7 +272,6 @@ class Reader:
             run.items.append(")")
             run.open.pop()
         run.end, run.unit_words = token.end, 0
-        return None
 
     def on_text(self, token: Token) -> None:
         r"""``\text{...}``: the unit of the number before it, or the name of something unknown."""
@@ -289,7 +282,6 @@ class Reader:
                 self.lead.append(word)
             else:
                 self._unit_word(word, token, adjacent=False)
-        return None
 
     def on_word(self, token: Token) -> None:
         word, run = token.text.lower(), self.run
@@ -356,7 +348,6 @@ class Reader:
             run.unit_words += 1
             run.last_word = word
             self._set_unit(singular(word))
-        return None
 
     def _set_unit(self, unit: str) -> None:
         last = self.run.items[-1] if self.run is not None else None

@@ -11,23 +11,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 __all__ = [
-    "AFTER",
-    "BEFORE",
-    "CONNECTIVES",
-    "CONVERTIBLE",
-    "LABELS",
-    "MARK",
-    "MAX_DIGITS",
-    "MAX_UNIT_WORDS",
-    "OPERATORS",
-    "SAYS",
-    "SCALES",
-    "Number",
-    "Token",
-    "read_number",
-    "singular",
-    "tokenize",
-]
+    "AFTER", "BEFORE", "CONNECTIVES", "CONVERTIBLE", "LABELS", "MARK", "MAX_DIGITS", "MAX_UNIT_WORDS", "OPERATORS", "SAYS",
+    "SCALES", "Number", "Token", "read_number", "singular", "tokenize",
+]  # fmt: skip
 
 MAX_DIGITS = 40
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from caspo.answers import same_answer
@@ -38,12 +38,20 @@ def grade(question: Question, answer: str | None) -> bool:
 class QuestionSet:
     """A fixed list of questions, which is one split."""
 
-    def __init__(self, name: str, split: str, rows: Sequence[Question], source: str) -> None:
-        """``source`` says in messages where the rows came from."""
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        rows: Sequence[Question],
+        source: str,
+        grader: Callable[[Question, str | None], bool] = grade,
+    ) -> None:
+        """``source`` says in messages where the rows came from; ``grader`` whether an answer to one is right."""
         self.name = name
         self.split = split
         self.source = source
         self._rows = tuple(rows)
+        self._grader = grader
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -67,5 +75,5 @@ class QuestionSet:
         return [self._rows[i] for i in order[:n]]
 
     def grade(self, question: Question, answer: str | None) -> bool:
-        """Whether ``answer`` has the value of the question's answer."""
-        return grade(question, answer)
+        """Whether ``answer`` is right, as the set's field grades it."""
+        return self._grader(question, answer)

@@ -25,7 +25,7 @@ from caspo.tasks.jsonl import JsonlTask, question_of
 from caspo.tasks.programs import grade_code
 from caspo.types import Question
 
-__all__ = ["BENCHMARKS", "TABLE", "Benchmark", "BenchmarkTask", "open_benchmark"]
+__all__ = ["BENCHMARKS", "TABLE", "Benchmark", "open_benchmark"]
 
 
 @dataclass(frozen=True)
@@ -175,21 +175,7 @@ BENCHMARKS: dict[str, str] = {name: benchmark.description for name, benchmark in
 """Names and what they are."""
 
 
-class BenchmarkTask(QuestionSet):
-    """An opened benchmark."""
-
-    def __init__(
-        self, name: str, split: str, rows: Sequence[Question], source: str, grader: Callable[[Question, str | None], bool]
-    ) -> None:
-        super().__init__(name, split, rows, source)
-        self._grader = grader
-
-    def grade(self, question: Question, answer: str | None) -> bool:
-        """Whether ``answer`` is right, as the benchmark's field grades it."""
-        return self._grader(question, answer)
-
-
-def open_benchmark(name: str, *, data: Path | None = None, split: str = "test", run_code: bool = False) -> BenchmarkTask:
+def open_benchmark(name: str, *, data: Path | None = None, split: str = "test", run_code: bool = False) -> QuestionSet:
     """A benchmark by its name, from the folder ``data`` or, without one, from the hub.
 
     ``run_code`` allows to run what models write, in the sandbox; without it, benchmarks of code can be read and not graded.
@@ -221,7 +207,7 @@ def open_benchmark(name: str, *, data: Path | None = None, split: str = "test", 
             raise DataError(f"{source} has no rows of {name}: its schema has changed. Give a folder of JSONL (--data).")
     rows = [_prepared(benchmark, question, source) for question in raw]
     grader = GRADERS.get(benchmark.answer_type) or (grade_code if run_code else _refuse(name))
-    return BenchmarkTask(name, split, rows, source, grader)
+    return QuestionSet(name, split, rows, source, grader)
 
 
 def _file(folder: Path, name: str, split: str) -> Path:

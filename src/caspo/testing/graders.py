@@ -97,7 +97,8 @@ def near_misses(question: Question, other: Question) -> list[str]:
     """Answers that look right and are not; ``other`` is another question of the task."""
     kind = question.meta.get("answer_type", "math")
     if kind == "code":
-        return [*_broken(question.answer), "", "import sys\nsys.exit(0)\n", "import os\nos._exit(0)\n"]
+        broken = re.sub(r"^(\s*)return\b.*$", r"\1return None", question.answer, flags=re.MULTILINE)
+        return [broken, "", "import sys\nsys.exit(0)\n", "import os\nos._exit(0)\n"]
     if kind == "choice":
         known = options(question)
         return [key for key in known if known[key] != known[question.answer]]
@@ -138,8 +139,3 @@ def _changed(gold: str, *, formula: bool) -> Iterator[str]:
         yield f"{gold[:-1]})"
     if not formula and not digits:
         yield f"not {gold}"
-
-
-def _broken(program: str) -> list[str]:
-    """The program without what it returns."""
-    return [re.sub(r"^(\s*)return\b.*$", r"\1return None", program, flags=re.MULTILINE)]

@@ -58,29 +58,19 @@ class ScriptedEngine:
     Temperature 0 takes the most probable continuation (of equals the first); otherwise the request's seed draws one.
     """
 
-    def __init__(self, script: Script, name: str = "scripted") -> None:
-        self._script, self._name = script, name
+    vocab_size = EOS + 1
+    """All characters, and EOS."""
+    context_length = 1 << 30
+    """No limit."""
 
-    @property
-    def name(self) -> str:
-        """The model's name, for records."""
-        return self._name
+    def __init__(self, script: Script, name: str = "scripted") -> None:
+        self._script, self.name = script, name
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """The question and a line break, as tokens."""
         if not question.strip():
             raise DataError("The question is empty: there is nothing to solve. Give a question with some text.")
         return tuple(map(ord, f"{question}\n"))
-
-    @property
-    def vocab_size(self) -> int:
-        """All characters, and EOS."""
-        return EOS + 1
-
-    @property
-    def context_length(self) -> int:
-        """No limit."""
-        return 1 << 30
 
     def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """As `prompt` for a single question; of more messages one a line."""
