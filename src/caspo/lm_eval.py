@@ -14,7 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from caspo.core.config import settings_from
 from caspo.core.errors import ConfigError, DataError
@@ -23,9 +23,6 @@ from caspo.engines.until import cut, until
 from caspo.search import DEFAULT_METHOD, METHODS, Method, answer_path
 from caspo.trees import TreeBuilder
 from caspo.types import Question, Solution
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["HarnessModel", "register"]
 

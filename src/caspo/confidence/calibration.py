@@ -99,11 +99,8 @@ def ece(
     Arguments and errors as in `reliability`.
     """
     found = reliability(prob, label, bins, kind, weights)
-    total = sum(b.n for b in found)
-    return (
-        sum(b.n * abs(b.confidence - b.accuracy) for b in found if b.confidence is not None and b.accuracy is not None)
-        / total
-    )
+    gaps = [b.n * abs(b.confidence - b.accuracy) for b in found if b.confidence is not None and b.accuracy is not None]
+    return sum(gaps) / sum(b.n for b in found)
 
 
 def brier(prob: ArrayLike, label: ArrayLike, weights: ArrayLike | None = None) -> float:

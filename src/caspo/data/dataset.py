@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from caspo.confidence import SIGNALS, signals
 from caspo.core.errors import DataError
-from caspo.core.storage import write_file
-from caspo.formats.parquet import SCHEMA_VERSION, TREE_SCHEMA, tree_rows
+from caspo.formats.parquet import TREE_SCHEMA, tree_rows, write_table
 from caspo.types import TRACE_COLUMNS, Tree
 
 __all__ = ["DATASET_SCHEMA", "write_dataset"]
@@ -47,16 +45,10 @@ def write_dataset(path: Path, trees: Sequence[Tree], model: str) -> None:
             rows.append(row | {"model": model})
     if not rows:
         raise DataError("The trees hold no steps: there is nothing to publish.")
-    table = pa.Table.from_pylist(rows, schema=DATASET_SCHEMA.with_metadata({"caspo_schema": str(SCHEMA_VERSION)}))
     floats = [f"{name}.list.element" for name in TRACE_COLUMNS]
     others = [name for name in DATASET_SCHEMA.names if name not in (*TRACE_COLUMNS, "entropy_upper")]
-    write_file(
-        path,
-        lambda temporary: pq.write_table(
-            table, temporary, compression="zstd", compression_level=19, use_dictionary=others,
-            column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"), store_schema=True,
-        ),
-    )  # fmt: skip
+    encoding = dict.fromkeys(floats, "BYTE_STREAM_SPLIT")
+    write_table(path, rows, DATASET_SCHEMA, compression_level=19, use_dictionary=others, column_encoding=encoding)
 
 
 def _rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +27,7 @@ from pydantic import Field
 from caspo.confidence import step_score
 from caspo.core.config import Config
 from caspo.core.errors import DataError
+from caspo.engines.rows import shared_length
 from caspo.formats.parquet import read_table, write_table
 from caspo.steps import equations
 from caspo.types import ROOT, Node, StepPair, Tree
@@ -90,7 +90,7 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
                 "be trained on it. Sample from a server with ids (vLLM, llama.cpp), or with the engine hf."
             )
     dropped: Counter[str] = Counter()
-    groups: list[tuple[Tree, int, list[Node], list[Node]]] = []
+    groups: list[tuple[Tree, list[Node], list[Node]]] = []
     for tree in trees:
         for parent, children in tree.groups():
             if parent != ROOT and not (tree.nodes[parent].right and tree.prefix_right(parent)):
@@ -104,40 +104,30 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
                 dropped["wrong step: its equation is false"] += len(wrong) - len(kept)
                 wrong = kept
             if right and wrong:
-                groups.append((tree, parent, right, wrong))
+                groups.append((tree, right, wrong))
             elif children:
                 dropped[f"group: no {'wrong' if right else 'right'} step"] += 1
     confident_from = _quantile([_confidence(w) for *_, wrong in groups for w in wrong], settings.confident_from, 1.0)
     unsure_to = _quantile([_confidence(r) for *_, right, _ in groups for r in right], settings.unsure_to, 0.0)
     pairs: list[StepPair] = []
-    for tree, parent, right, wrong in groups:
-        taken: set[tuple[int, int]] = set()
-
-        def take(
-            kind: Literal["confident_wrong", "uncertain_right"], chosen: Node, rejected: Node, tree: Tree = tree,
-            parent: int = parent, taken: set[tuple[int, int]] = taken,
-        ) -> bool:  # fmt: skip
-            if (chosen.id, rejected.id) in taken:
-                return False
-            taken.add((chosen.id, rejected.id))
-            pairs.append(
-                StepPair(tree.question.id, parent, chosen.id, rejected.id, kind, _confidence(chosen), _confidence(rejected))
-            )
-            return True
-
+    for tree, right, wrong in groups:
+        taken: dict[tuple[int, int], StepPair] = {}
         likely_first = sorted(right, key=lambda n: (-float(n.step.trace.logprob.sum()), n.id))
         sure_first = sorted(wrong, key=lambda n: (-_confidence(n), n.id))
         confident = [w for w in sure_first if _confidence(w) >= confident_from]
         for rejected in confident[: settings.per_group]:
-            take("confident_wrong", _nearest(rejected, likely_first)[0], rejected)
+            chosen = _nearest(rejected, likely_first)[0]
+            taken[chosen.id, rejected.id] = _pair(tree, "confident_wrong", chosen, rejected)
         dropped["wrong step: not confident"] += len(wrong) - len(confident)
         dropped["wrong step: enough from this group"] += max(0, len(confident) - settings.per_group)
         unsure = [r for r in sorted(right, key=lambda n: (_confidence(n), n.id)) if _confidence(r) <= unsure_to]
         for chosen in unsure[: settings.per_group]:
-            if not any(take("uncertain_right", chosen, rejected) for rejected in _nearest(chosen, sure_first)):
-                dropped["right step: already paired with every wrong sibling"] += 1
+            left = [rejected for rejected in _nearest(chosen, sure_first) if (chosen.id, rejected.id) not in taken]
+            taken |= {(chosen.id, rejected.id): _pair(tree, "uncertain_right", chosen, rejected) for rejected in left[:1]}
+            dropped["right step: already paired with every wrong sibling"] += not left
         dropped["right step: not unsure"] += len(right) - len(unsure)
         dropped["right step: enough from this group"] += max(0, len(unsure) - settings.per_group)
+        pairs += taken.values()
     kinds = Counter(pair.kind for pair in pairs)
     report = PairReport(
         {"confident_wrong": kinds["confident_wrong"], "uncertain_right": kinds["uncertain_right"]},
@@ -210,14 +200,14 @@ def read_pairs(path: Path, trees: Sequence[Tree]) -> list[StepPair]:
     return pairs
 
 
+def _pair(tree: Tree, kind: Literal["confident_wrong", "uncertain_right"], chosen: Node, rejected: Node) -> StepPair:
+    confidences = _confidence(chosen), _confidence(rejected)
+    return StepPair(tree.question.id, chosen.parent, chosen.id, rejected.id, kind, *confidences)
+
+
 def _nearest(step: Node, siblings: Sequence[Node]) -> list[Node]:
     """The siblings that share the most tokens with ``step`` before they part first; of equals, in the order given."""
-
-    def shared(sibling: Node) -> int:
-        both = zip(step.step.token_ids, sibling.step.token_ids, strict=False)
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
-
-    return sorted(siblings, key=lambda sibling: -shared(sibling))
+    return sorted(siblings, key=lambda sibling: -shared_length(step.step.token_ids, sibling.step.token_ids))
 
 
 def _confidence(node: Node) -> float:

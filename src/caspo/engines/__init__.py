@@ -15,20 +15,8 @@ if TYPE_CHECKING:
     from caspo.engines.remote.engine import OpenAICompatibleEngine
 
 __all__ = [
-    "BUNDLED",
-    "INSTRUCTION",
-    "Batch",
-    "Completion",
-    "Engine",
-    "HFEngine",
-    "LlamaCppEngine",
-    "MemoEngine",
-    "ModelSettings",
-    "OpenAICompatibleEngine",
-    "Request",
-    "ServingEngine",
-    "model_settings",
-    "open_engine",
+    "BUNDLED", "INSTRUCTION", "Batch", "Completion", "Engine", "HFEngine", "LlamaCppEngine", "MemoEngine",
+    "ModelSettings", "OpenAICompatibleEngine", "Request", "ServingEngine", "model_settings", "open_engine",
     "open_local",
 ]  # fmt: skip
 

@@ -23,19 +23,7 @@ class MemoEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._known: dict[Request, Completion] = {}
-
-    @property
-    def name(self) -> str:
-        """The model's name, for records."""
-        return self._engine.name
-
-    def prompt(self, question: str) -> tuple[int, ...]:
-        """Tokens of the prompt that asks ``question``."""
-        return self._engine.prompt(question)
-
-    def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token, special tokens as empty strings."""
-        return self._engine.pieces(token_ids)
+        self.name, self.prompt, self.pieces = engine.name, engine.prompt, engine.pieces
 
     def forget(self) -> None:
         """Drop what is remembered here and what the engine kept."""

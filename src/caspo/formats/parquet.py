@@ -87,10 +87,10 @@ def read_trees(path: Path) -> list[Tree]:
     return trees
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
-    """Write rows as Parquet atomically."""
+def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema, **options: Any) -> None:
+    """Write rows as Parquet atomically, with ``options`` of pyarrow's `write_table`."""
     table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata({"caspo_schema": str(SCHEMA_VERSION)}))
-    write_file(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    write_file(path, lambda temporary: pq.write_table(table, temporary, compression="zstd", **options))
 
 
 def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:

@@ -125,9 +125,6 @@ class ArithmeticJudge(StepJudge):
         """Why a true equation of known numbers is not enough to call its step right, or None."""
         return None
 
-    def _verdict(self, label: Label, reason: str) -> Verdict:
-        return Verdict(label, reason, self.name)
-
 
 def _kind(answer: str) -> str:
     return "number" if parse_number(answer) is not None else "word" if answer.isalpha() else "other"

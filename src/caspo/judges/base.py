@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from caspo.engines.base import Engine
-from caspo.types import Question, Verdict
+from caspo.types import Label, Question, Verdict
 
 __all__ = ["Chain", "Judge", "StepJudge", "TextEngine", "chain_key"]
 
@@ -46,7 +46,6 @@ class Judge(Protocol):
 
     def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
         """Per chain the verdicts on ``steps[given:]``, up to and including the first wrong one; `unknown` is no end."""
-        ...
 
 
 class TextEngine(Engine, Protocol):
@@ -83,6 +82,9 @@ class StepJudge(ABC):
             if verdicts[-1].label == "wrong":
                 break
         return verdicts
+
+    def _verdict(self, label: Label, reason: str) -> Verdict:
+        return Verdict(label, reason, self.name)
 
 
 def chain_key(chain: Chain) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from caspo.core.storage import explain_os_error
@@ -33,36 +34,35 @@ class CachedJudge:
         self.judge_asked, self.path, self.chunk = judge, path, chunk
         self.name, self.instant = judge.name, judge.instant
         self.fingerprint = str(getattr(judge, "fingerprint", judge.name))
-        self._known: dict[str, list[Verdict]] | None = None
 
     def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
         """As `Judge.judge`; what is known is not asked again, and equal chains are asked once."""
-        known = self._read()
+        known = self._known
         keys = [chain_key(chain) for chain in chains]
         missing = {key: chain for key, chain in zip(keys, chains, strict=True) if key not in known}
         found: dict[str, list[Verdict]] = {}
         asked = list(missing)
         for start in range(0, len(asked), self.chunk):
             part = asked[start : start + self.chunk]
-            judged = self.judge_asked.judge([missing[key] for key in part])
-            found |= dict(zip(part, judged, strict=True))
-            kept = {k: v for k, v in zip(part, judged, strict=True) if not any(x.failed for x in v)}
+            judged = dict(zip(part, self.judge_asked.judge([missing[key] for key in part]), strict=True))
+            found |= judged
+            kept = {key: told for key, told in judged.items() if not any(verdict.failed for verdict in told)}
             self._write(kept)
             known |= kept
         return [list(known[key] if key in known else found[key]) for key in keys]
 
-    def _read(self) -> dict[str, list[Verdict]]:
-        if self._known is None:
-            self._known = {}
-            lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
-            for line in lines:
-                try:
-                    row = json.loads(line)
-                    if row["judge"] == self.fingerprint:
-                        self._known[row["chain"]] = [Verdict(label, reason, self.name) for label, reason in row["verdicts"]]
-                except (ValueError, KeyError, TypeError):  # cut off by a kill: asked again
-                    continue
-        return self._known
+    @cached_property
+    def _known(self) -> dict[str, list[Verdict]]:
+        """What the file holds of this judge, and what was added since."""
+        known = {}
+        for line in self.path.read_bytes().split(b"\n") if self.path.exists() else ():
+            try:
+                row = json.loads(line)
+                if row["judge"] == self.fingerprint:
+                    known[row["chain"]] = [Verdict(label, reason, self.name) for label, reason in row["verdicts"]]
+            except (ValueError, KeyError, TypeError):  # cut off by a kill: asked again
+                continue
+        return known
 
     def _write(self, verdicts: dict[str, list[Verdict]]) -> None:
         rows = (

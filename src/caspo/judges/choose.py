@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -71,9 +72,9 @@ def make_judge(
         case LabelsSettings():
             return LabelsJudge(solution for file in settings.files for solution in read_labelled(file))
         case RolloutSettings():
-            judge = RolloutJudge(_once(lambda: engine(None, None)), settings, model)
+            judge = RolloutJudge(functools.cache(lambda: engine(None, None)), settings, model)
         case LanguageModelSettings(endpoint=None):
-            opened = _once(lambda: engine(settings.model, INSTRUCTION))
+            opened = functools.cache(lambda: engine(settings.model, INSTRUCTION))
             judge = LanguageModelJudge(ask_engine(opened, settings), settings)
         case LanguageModelSettings(endpoint=endpoint) if endpoint is not None:
             from caspo.judges.endpoint import ChatEndpoint  # the HTTP client is for those alone who ask over HTTP
@@ -83,14 +84,3 @@ def make_judge(
         case RewardModelSettings():
             judge = RewardModelJudge(lambda: load_reward_model(settings), settings)
     return judge if cache is None else CachedJudge(judge, cache)
-
-
-def _once(open_engine: Callable[[], TextEngine]) -> Callable[[], TextEngine]:
-    held: list[TextEngine] = []
-
-    def get() -> TextEngine:
-        if not held:
-            held.append(open_engine())
-        return held[0]
-
-    return get

@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from caspo.formats import LabelledSolution
-from caspo.judges.base import Chain
+from caspo.judges.base import StepJudge
 from caspo.steps import step_key
 from caspo.types import Label, Question, Verdict
 
 __all__ = ["LabelsJudge"]
 
 
-class LabelsJudge:
-    """Answers by the labels of ``solutions``; instant."""
+class LabelsJudge(StepJudge):
+    """Answers by the labels of ``solutions``."""
 
     name = "labels"
-    instant = True
 
     def __init__(self, solutions: Iterable[LabelledSolution]) -> None:
         self._labels: dict[tuple[str, ...], Label] = {}
@@ -33,19 +32,11 @@ class LabelsJudge:
                     if before != label:  # two files, or two people, disagree
                         self._labels[key] = "unknown"
 
-    def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
-        """Per chain the verdicts on ``steps[given:]``, up to and including the first wrong one."""
-        return [self._chain(chain) for chain in chains]
-
-    def _chain(self, chain: Chain) -> list[Verdict]:
-        verdicts = []
-        for end in range(chain.given + 1, len(chain.steps) + 1):
-            label = self._labels.get(_key(chain.question, chain.steps[:end]))
-            reasons = {None: "no label", "unknown": "labels disagree"}
-            verdicts.append(Verdict(label or "unknown", reasons.get(label, "labelled so"), self.name))
-            if label == "wrong":
-                break
-        return verdicts
+    def judge_step(self, question: Question, prefix: Sequence[str], step: str, *, final: bool) -> Verdict:
+        """What the files say of ``step`` after exactly these steps."""
+        label = self._labels.get(_key(question, (*prefix, step)))
+        reasons = {None: "no label", "unknown": "labels disagree"}
+        return self._verdict(label or "unknown", reasons.get(label, "labelled so"))
 
 
 def _key(question: Question, steps: Sequence[str]) -> tuple[str, ...]:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, StrictInt, ValidationError, model_validator
 
 from caspo.core.config import Config
 from caspo.engines.base import Request
@@ -60,18 +60,12 @@ class LanguageModelSettings(Config):
         return self
 
 
-class AskModel(Protocol):
-    """Sends prompts to a model; an answer a prompt, in order."""
-
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[ModelAnswer]:
-        """What the model says to each, or why it said nothing."""
-        ...
+AskModel = Callable[[Sequence[str], Sequence[int]], list[ModelAnswer]]
+"""Sends prompts to a model, with a seed for each; what it says to each, in order, or why it said nothing."""
 
 
 class _Reply(BaseModel):
-    """What the model is to answer."""
-
-    model_config = ConfigDict(extra="ignore")
+    """What the model is to answer; whatever else it adds is ignored."""
 
     reason: str = ""
     first_wrong_step: StrictInt

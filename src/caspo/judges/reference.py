@@ -23,7 +23,7 @@ from caspo.core.errors import DataError
 from caspo.judges.base import StepJudge
 from caspo.judges.solution import SolutionJudge
 from caspo.steps import Equation, Expression, equations
-from caspo.types import Label, Question, Verdict
+from caspo.types import Question, Verdict
 
 __all__ = ["ReferenceJudge"]
 
@@ -70,9 +70,6 @@ class ReferenceJudge(StepJudge):
         if not found:
             return self._verdict("unknown", "neither calculates nor answers")
         return self._verdict("right", "follows from the problem")
-
-    def _verdict(self, label: Label, reason: str) -> Verdict:
-        return Verdict(label, reason, self.name)
 
 
 @lru_cache(maxsize=4096)

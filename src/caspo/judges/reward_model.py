@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -87,8 +88,7 @@ class RewardModelJudge:
     def __init__(self, load: Callable[[], tuple[Any, Any]], settings: RewardModelSettings) -> None:
         self.settings = settings
         self.fingerprint = f"{self.name} {settings.model_dump_json(exclude={'batch_tokens', 'device'})}"
-        self._load = load
-        self._loaded: tuple[Any, Any] | None = None
+        self._model = cache(load)
 
     def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
         """As `Judge.judge`."""
@@ -116,22 +116,14 @@ class RewardModelJudge:
                 found[place] = scores
         return found
 
-    def _model(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            self._loaded = self._load()
-        return self._loaded
-
     def _pass(self, rows: Sequence[_ModelInput], model: Any, tokenizer: Any) -> list[list[float | None]]:
         """One forward pass; padding stands on the right, where a causal model does not see it."""
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
-        width = max(len(row.ids) for row in rows)
         device = next(model.parameters()).device
-        ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
-        mask_BT = torch.zeros(len(rows), width, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids_BT[i, : len(row.ids)] = torch.tensor(row.ids)
-            mask_BT[i, : len(row.ids)] = 1
+        ids_BT = pad_sequence([torch.tensor(row.ids) for row in rows], batch_first=True)
+        mask_BT = pad_sequence([torch.ones(len(row.ids), dtype=torch.long) for row in rows], batch_first=True)
         kept = sorted({place for row in rows for place in row.places if place is not None})
         more: dict[str, Any] = {}
         if self.settings.layout == "math_shepherd":  # a vocabulary of logits at every token would fill the memory

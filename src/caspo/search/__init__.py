@@ -15,29 +15,11 @@ from caspo.search.paths import answer_path
 from caspo.search.sampled import ChainOfThought, ChainOfThoughtSettings, SelfConsistency, SelfConsistencySettings
 
 __all__ = [
-    "DEFAULT_METHOD",
-    "METHODS",
-    "Beam",
-    "BeamSettings",
-    "BestOfN",
-    "BestOfNSettings",
-    "ChainOfThought",
-    "ChainOfThoughtSettings",
-    "ConfidenceTree",
-    "ConfidenceTreeSettings",
-    "DeepConfOffline",
-    "DeepConfOfflineSettings",
-    "DeepConfOnline",
-    "DeepConfOnlineSettings",
-    "DiPT",
-    "DiPTSettings",
-    "Method",
-    "PathSettings",
-    "SelfConsistency",
-    "SelfConsistencySettings",
-    "answer_path",
-    "method_of",
-]
+    "DEFAULT_METHOD", "METHODS", "Beam", "BeamSettings", "BestOfN", "BestOfNSettings", "ChainOfThought",
+    "ChainOfThoughtSettings", "ConfidenceTree", "ConfidenceTreeSettings", "DeepConfOffline",
+    "DeepConfOfflineSettings", "DeepConfOnline", "DeepConfOnlineSettings", "DiPT", "DiPTSettings", "Method",
+    "PathSettings", "SelfConsistency", "SelfConsistencySettings", "answer_path", "method_of",
+]  # fmt: skip
 
 METHODS: dict[str, type[Method[Any]]] = {
     method.name: method

@@ -99,6 +99,11 @@ class ConfidenceTree(Method[ConfidenceTreeSettings]):
         return several and step_score(step.trace, settings.branch_signal) < settings.branch_below
 
 
+_NO_TOKENS = TokenTrace.of(())
+_NONE = 1e-6
+"""A token of a lower probability is no alternative."""
+
+
 class _State(NamedTuple):
     """What a path has come to, up to and including one node."""
 
@@ -115,7 +120,7 @@ class _Branch:
 
     parent: int
     head: tuple[int, ...] = ()
-    trace: TokenTrace | None = None
+    trace: TokenTrace = _NO_TOKENS
     """What was measured of ``head``, and of the token to come: its log p is the most it can be."""
     rank: int = 1
     """Rank of the token to come: 1 is the greedy path itself."""
@@ -191,7 +196,7 @@ class _Paths:
         if branch.rank > 1:
             self._open_next_rank(branch, new)
         head = len(branch.head)
-        trace = TokenTrace.join([_known(branch)[:head], new]) if head else new
+        trace = TokenTrace.join([branch.trace[:head], new]) if head else new
         ids = (*branch.head, *completion.token_ids)
         known = len(tree.nodes)
         nodes = tree.add_steps(branch.parent, ids, self._engine.pieces(ids), trace, final=completion.finish == "eos")
@@ -258,9 +263,8 @@ class _Paths:
         """Note a branch whose token has at most this probability."""
         if probability <= _NONE:
             return
-        trace = _known(branch)
-        logprob = np.concatenate([trace.logprob[:-1], np.array([math.log(probability)], np.float32)])
-        trace = replace(trace, logprob=logprob)
+        logprob = np.append(branch.trace.logprob[:-1], np.float32(math.log(probability)))
+        trace = replace(branch.trace, logprob=logprob)
         score = math.log(step_score(trace, self._settings.rank_signal))
         priority = self._state[branch.parent].rank + score
         self._open.append(replace(branch, trace=trace, probability=probability, priority=priority))
@@ -294,7 +298,7 @@ class _Paths:
             return False
         if branch.rank == 1 or len(self._finished) < settings.min_survivors:
             return True  # of rank 1: its last step was looked at when it came in
-        best = best_possible(_known(branch), settings.prune_signal, settings.max_tokens)
+        best = best_possible(branch.trace, settings.prune_signal, settings.max_tokens)
         return self._state[branch.parent].confidence * best >= settings.prune_below
 
     def _settled(self, left: int) -> bool:
@@ -341,9 +345,8 @@ class _PruneWatch:
         self._rows: list[Measured] = []
         """What was measured of the step that is being written."""
         self._reader = StepReader()
-        if branch.head:
-            for token, row in zip(branch.head, _known(branch).measured(), strict=False):
-                self._take(token, row)
+        for token, row in zip(branch.head, branch.trace.measured(), strict=False):
+            self._take(token, row)
 
     def __call__(self, token: int, measured: Measured) -> bool:
         self._take(token, measured)
@@ -357,12 +360,3 @@ class _PruneWatch:
             self._confidence *= step_score(TokenTrace.of(self._rows[:ended]), self._settings.prune_signal)
             self._rows = self._rows[ended:]
         self._rows.append(row)
-
-
-_NONE = 1e-6
-"""A token of a lower probability is no alternative."""
-
-
-def _known(branch: _Branch) -> TokenTrace:
-    assert branch.trace is not None
-    return branch.trace

@@ -91,16 +91,7 @@ class CompletionForm(_Head):
             "object": "text_completion",
             "created": self._created,
             "model": self._model,
-            "choices": [
-                {
-                    "index": index,
-                    "text": outcome.text,
-                    "logprobs": _legacy_logprobs(outcome),
-                    "finish_reason": outcome.finish,
-                    "caspo": outcome.caspo,
-                }
-                for index, outcome in enumerate(outcomes)
-            ],
+            "choices": [_completion_choice(index, outcome) for index, outcome in enumerate(outcomes)],
             "usage": spent,
         }
 
@@ -117,15 +108,7 @@ class CompletionForm(_Head):
 
     def last(self, index: int, outcome: Outcome) -> schema.CompletionChunk:
         """The event that ends a choice."""
-        return self._event(
-            {
-                "index": index,
-                "text": "",
-                "logprobs": _legacy_logprobs(outcome),
-                "finish_reason": outcome.finish,
-                "caspo": outcome.caspo,
-            }
-        )
+        return self._event({**_completion_choice(index, outcome), "text": ""})
 
     def usage(self, spent: schema.Usage) -> schema.CompletionChunk:
         """The event with the tokens."""
@@ -142,6 +125,16 @@ class CompletionForm(_Head):
 
 
 Form: TypeAlias = ChatForm | CompletionForm
+
+
+def _completion_choice(index: int, outcome: Outcome) -> schema.CompletionChoice:
+    return {
+        "index": index,
+        "text": outcome.text,
+        "logprobs": _legacy_logprobs(outcome),
+        "finish_reason": outcome.finish,
+        "caspo": outcome.caspo,
+    }
 
 
 def _logprobs(outcome: Outcome) -> schema.LogprobsOut | None:

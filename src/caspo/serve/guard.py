@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
 import logging
 import secrets
 import time
@@ -18,6 +17,7 @@ from collections.abc import Collection, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from caspo.serve.errors import ApiError
@@ -66,7 +66,7 @@ class Guard:
                 self._admit(scope)
                 await self._app(scope, self._bounded(scope, receive), answer.send)
             except ApiError as error:
-                await answer.refuse(error)
+                await answer.refuse(error, scope, receive)
             except asyncio.CancelledError:
                 raise
             except TimeoutError:
@@ -75,7 +75,8 @@ class Guard:
                 # The places in our code, without the message: it may hold a prompt.
                 places = "".join(traceback.format_tb(error.__traceback__))
                 _log.error("%s in a request:\n%s", type(error).__name__, places)
-                await answer.refuse(ApiError(500, "The server failed on this request; its log says where."))
+                failed = ApiError(500, "The server failed on this request; its log says where.")
+                await answer.refuse(failed, scope, receive)
             finally:
                 seconds = time.perf_counter() - start
                 route = getattr(scope.get("route"), "path", "other")
@@ -139,21 +140,15 @@ class Guard:
 
         async def bounded() -> Message:
             nonlocal taken, ended
-            if ended:
-                return await receive()
-            message = await _until(receive, deadline)
-            if message["type"] != "http.request":
-                ended = True
-                return message
-            taken += len(message.get("body", b""))
-            ended = not message.get("more_body", False)
-            if taken > most:
-                while not ended and taken < _DRAINED:
-                    message = await _until(receive, deadline)
-                    taken += len(message.get("body", b""))
-                    ended = not message.get("more_body", False)
-                raise ApiError(413, f"The body is larger than the {most} bytes that are allowed here. Shorten it.")
-            return message
+            while not ended:
+                message = await _until(receive, deadline)
+                taken += len(message.get("body", b""))
+                ended = not message.get("more_body", False)  # also where the client has left
+                if taken <= most:
+                    return message
+                if ended or taken >= _DRAINED:
+                    raise ApiError(413, f"The body is larger than the {most} bytes that are allowed here. Shorten it.")
+            return await receive()
 
         return bounded
 
@@ -185,12 +180,7 @@ class _Sending:
         async with asyncio.timeout(self._seconds):
             await self._send(message)
 
-    async def refuse(self, error: ApiError) -> None:
+    async def refuse(self, error: ApiError, scope: Scope, receive: Receive) -> None:
         """Answer with an error, unless an answer has begun."""
-        if self.status is not None:
-            return
-        body = json.dumps(error.body()).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-        raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": error.status, "headers": raw})
-        await self.send({"type": "http.response.body", "body": body})
+        if self.status is None:
+            await JSONResponse(error.body(), error.status, error.headers)(scope, receive, self.send)

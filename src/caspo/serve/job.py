@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -89,7 +89,6 @@ class Ticket:
         self._cancel = cancel
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._ended = False
 
     def cancel(self) -> None:
         """Give the job up; no more events come of it. Does nothing once it is done."""
@@ -105,12 +104,8 @@ class Ticket:
             except RuntimeError:  # the loop is closed: nobody listens any more
                 self.cancelled = True
 
-    def __aiter__(self) -> Ticket:
-        return self
-
-    async def __anext__(self) -> Event:
-        if self._ended:
-            raise StopAsyncIteration
-        event = await self._events.get()
-        self._ended = isinstance(event, Done | Failed)
-        return event
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        event: Event | None = None
+        while not isinstance(event, Done | Failed):
+            event = await self._events.get()
+            yield event

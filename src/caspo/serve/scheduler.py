@@ -89,6 +89,7 @@ class Scheduler:
         self._next_place = 0
         self._tokens = 0
         self._failures = 0
+        self._left = False
 
     def start(self) -> None:
         """Begin to work."""
@@ -101,8 +102,7 @@ class Scheduler:
         until = time.monotonic() + grace
         while time.monotonic() < until and self._jobs and self._works:
             time.sleep(0.01)
-        self._inbox.put(self._fail_all)
-        self._inbox.put(_leave)
+        self._inbox.put(self._leave)
         if self._work is not None:
             wait([self._work], timeout=max(1.0, grace))
         self._workers.shutdown(wait=False, cancel_futures=True)
@@ -143,7 +143,7 @@ class Scheduler:
     def _run(self) -> None:
         batch = self._engine.batch()
         try:
-            while True:
+            while not self._left:
                 try:
                     self._listen()
                     self._expire()
@@ -152,8 +152,6 @@ class Scheduler:
                     self._feed(batch)
                     for place, result in batch.step() if self._decoding else ():
                         self._hand_over(place, result)
-                except _Leaving:
-                    return
                 except Exception as error:  # whatever an engine may raise: the server goes on
                     log.exception("The engine failed; the jobs under way are given up.")
                     self._failures += 1
@@ -280,14 +278,8 @@ class Scheduler:
         with self._lock:
             self._jobs -= 1
 
-    def _fail_all(self) -> None:
+    def _leave(self) -> None:
+        """Fail what there is, and end."""
         for ticket in [*self._waiting, *self._active]:
             self._fail(ticket, Failed("shutdown", "The server is shutting down. Ask again in a moment."))
-
-
-class _Leaving(Exception):
-    """The scheduler's thread is to end."""
-
-
-def _leave() -> None:
-    raise _Leaving
+        self._left = True

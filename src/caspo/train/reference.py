@@ -77,9 +77,7 @@ def score_trees(
     bins = fill([packed_size(tree, nodes) for tree, nodes in pieces], budget)
     parts = [bins[i : i + _PART] for i in range(0, len(bins), _PART)]
     assert cache is not None or world == 1, "processes share their scores through files"
-    folder = None
-    if cache is not None:
-        folder = cache / f"{fingerprint(model)}-{_data_hash(wanted, scorer, budget, bf16)}"
+    folder = None if cache is None else cache / f"{fingerprint(model)}-{_data_hash(wanted, scorer, budget, bf16)}"
     found: dict[NodeKey, np.ndarray[Any, np.dtype[np.float32]]] = {}
     device = next(model.parameters()).device.type
     for number, part in enumerate(parts):
@@ -100,9 +98,9 @@ def score_trees(
             write_file(file, partial(save_file, tensors))
         on_part(number + 1, len(parts))
     wait()
-    for number in range(len(parts) if folder is not None else 0):
-        assert folder is not None
-        found |= _read(folder / f"part-{number:05d}.safetensors")
+    if folder is not None:
+        for number in range(len(parts)):
+            found |= _read(folder / f"part-{number:05d}.safetensors")
     return found
 
 
@@ -132,8 +130,7 @@ def _read(file: Path) -> dict[NodeKey, Any]:
 
 
 def _data_hash(wanted: Sequence[Wanted], scorer: Scorer, budget: int, bf16: bool) -> str:
-    attention = scorer.attention
-    digest = hashlib.sha256(f"1 {attention} {budget} {bf16}".encode())
+    digest = hashlib.sha256(f"1 {scorer.attention} {budget} {bf16}".encode())
     for tree, needed in wanted:
         nodes = [(n.id, n.parent, n.step.token_ids) for n in tree.nodes]
         digest.update(repr((tree.question.id, tree.prompt_ids, nodes, sorted(needed))).encode())

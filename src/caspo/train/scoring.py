@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from caspo.confidence.logits import Distribution
 from caspo.core.errors import EngineError
@@ -100,15 +101,14 @@ class Scorer:
             }
             nodes, width = row.nodes, len(row)
         else:
-            width = max(len(row) for row in rows)
-            ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
-            mask_BT = torch.zeros(len(rows), width, dtype=torch.long)
-            nodes = {}
-            for i, row in enumerate(rows):
-                ids_BT[i, : len(row)] = torch.tensor(row.ids)
-                mask_BT[i, : len(row)] = 1
-                for key, (predictors, tokens) in row.nodes.items():
-                    nodes[key] = ([i * width + p for p in predictors], tokens)
+            ids_BT = pad_sequence([torch.tensor(row.ids) for row in rows], batch_first=True)
+            mask_BT = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+            width = ids_BT.shape[1]
+            nodes = {
+                key: ([i * width + p for p in predictors], tokens)
+                for i, row in enumerate(rows)
+                for key, (predictors, tokens) in row.nodes.items()
+            }
             inputs = {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
         keys = list(nodes)
         sizes = [len(nodes[key][1]) for key in keys]

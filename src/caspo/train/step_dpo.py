@@ -16,19 +16,9 @@ import torch
 from pydantic import Field, model_validator
 
 from caspo.core.errors import DataError, EngineError
+from caspo.train import losses
 from caspo.train.checks import check_pairs, check_tokens
 from caspo.train.lora import LoraSettings, add_adapters
-from caspo.train.losses import (
-    ConfidenceLoss,
-    PairWeights,
-    PreferenceLoss,
-    anchor_loss,
-    calibrated_confidence,
-    confidence_loss,
-    margins,
-    pair_weights,
-    preference_loss,
-)  # fmt: skip
 from caspo.train.reference import score_trees
 from caspo.train.scoring import Scorer, check_packing
 from caspo.train.trainer import Job, LoopSettings, Metrics, fit
@@ -47,7 +37,7 @@ _SAMPLED = 1e-3
 class StepDPOSettings(LoopSettings):
     """Step-wise DPO."""
 
-    loss: PreferenceLoss = "sigmoid"
+    loss: losses.PreferenceLoss = "sigmoid"
     """Formula of the preference. `ipo` and `hinge` are experimental: tested, but no recipe uses them, and nothing was
     measured with them."""
     beta: float = Field(2.0, gt=0)
@@ -56,14 +46,14 @@ class StepDPOSettings(LoopSettings):
     """Experimental: share of pairs whose verdicts are believed to be the wrong way round; of the sigmoid loss only."""
     length_normalised: bool = False
     """Experimental: margins of log p per token instead of per step."""
-    pair_weights: PairWeights = "none"
+    pair_weights: losses.PairWeights = "none"
     """Experimental: whether pairs count more where the model is sure of the wrong step (`train.losses.pair_weights`)."""
     anchor: float = Field(0.0, ge=0)
     """Weight of the negative log-likelihood of the chosen steps (nats a token)."""
     confidence: float = Field(0.0, ge=0)
     """Experimental: weight of the confidence term, over every judged step of the trees. It more than doubled the time of
     training, and lowered the ECE by 0.01 at best."""
-    confidence_loss: ConfidenceLoss = "brier"
+    confidence_loss: losses.ConfidenceLoss = "brier"
     """Experimental, as the term itself: distance of a step's confidence from its verdict."""
     epochs: int = Field(1, ge=1)
     """Times that every pair is trained on."""
@@ -270,8 +260,8 @@ def step_loss(
     if nodes:
         entropies = torch.stack([scores[tree.question.id, n].entropies.mean() for tree, n in nodes])
         right = entropies.new_tensor([float(tree.nodes[n].right) for tree, n in nodes])
-        believed = calibrated_confidence(entropies, *(calibration or (None, 0.0)))
-        distance = confidence_loss(believed, right, settings.confidence_loss)
+        believed = losses.calibrated_confidence(entropies, *(calibration or (None, 0.0)))
+        distance = losses.confidence_loss(believed, right, settings.confidence_loss)
         _refuse_nan(distance.detach(), [tree.question.id for tree, _ in nodes])
         loss = loss + settings.confidence * distance.sum() / micro.step_judged
         metrics["confidence"] = (float(distance.detach().sum()), float(len(nodes)))
@@ -289,11 +279,11 @@ def _pair_loss(
     lengths = {side: like.new_tensor([len(scores[key].logprobs) for key in found]) for side, found in keys.items()}
     ratios = {side: sums[side] - like.new_tensor([reference[key] for key in keys[side]]) for side in keys}
     normal = {side: ratios[side] / lengths[side] if settings.length_normalised else ratios[side] for side in keys}
-    margin = margins(normal["chosen"], normal["rejected"])
-    losses = preference_loss(margin, settings.beta, settings.loss, settings.label_smoothing)
-    anchors = anchor_loss(like, lengths["chosen"])
-    _refuse_nan((losses + anchors).detach(), [pair.question_id for _, pair in pairs])
-    weights = pair_weights(
+    margin = losses.margins(normal["chosen"], normal["rejected"])
+    preference = losses.preference_loss(margin, settings.beta, settings.loss, settings.label_smoothing)
+    anchors = losses.anchor_loss(like, lengths["chosen"])
+    _refuse_nan((preference + anchors).detach(), [pair.question_id for _, pair in pairs])
+    weights = losses.pair_weights(
         like.new_tensor([pair.weight for _, pair in pairs]),
         like.new_tensor([pair.chosen_confidence for _, pair in pairs]),
         like.new_tensor([pair.rejected_confidence for _, pair in pairs]),
@@ -305,7 +295,7 @@ def _pair_loss(
             for side, name in (("chosen", "entropy_right"), ("rejected", "entropy_wrong"))
         }
         values = {
-            "dpo": losses, "anchor": anchors, "margin": settings.beta * margin, "pair_accuracy": (margin > 0).float(),
+            "dpo": preference, "anchor": anchors, "margin": settings.beta * margin, "pair_accuracy": (margin > 0).float(),
             "chosen_shift": ratios["chosen"], "rejected_shift": ratios["rejected"], **entropies,
         }  # fmt: skip
         table = torch.stack(list(values.values())).double().cpu().numpy()
@@ -319,7 +309,7 @@ def _pair_loss(
         for name, row in zip(values, table, strict=True):
             if not suffix or name in ("margin", "pair_accuracy", "entropy_right", "entropy_wrong"):
                 metrics[name + suffix] = (float(row[list(members)].sum()), float(len(members)))
-    return (weights * (losses + settings.anchor * anchors)).sum(), metrics
+    return (weights * (preference + settings.anchor * anchors)).sum(), metrics
 
 
 def held_out(units: Sequence[Unit], share: float, seed: int) -> tuple[list[Unit], list[Unit]]:

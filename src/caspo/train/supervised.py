@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from torch.nn.utils.rnn import pad_sequence
 
 from caspo.train.trainer import LoopSettings, Metrics
 
@@ -48,16 +49,12 @@ def plan_batches(examples: Sequence[Example], batch_size: int, seed: int) -> lis
 def supervised_loss(model: Any, batch: Sequence[Example]) -> tuple[torch.Tensor, Metrics]:
     """Mean cross-entropy over the solution tokens of ``batch``, nats."""
     device = next(model.parameters()).device
-    width = max(len(prompt) + len(solution) for prompt, solution in batch)
-    ids_BT = torch.zeros(len(batch), width, dtype=torch.long)
-    mask_BT = torch.zeros(len(batch), width, dtype=torch.long)
-    labels_BT = torch.full((len(batch), width), -100)
-    for row, (prompt, solution) in enumerate(batch):
-        end = len(prompt) + len(solution)
-        ids_BT[row, :end] = torch.tensor(prompt + solution)
-        mask_BT[row, :end] = 1
-        labels_BT[row, len(prompt) : end] = torch.tensor(solution)
-    first = min(len(prompt) for prompt, _ in batch) - 1
+    rows = [torch.tensor(prompt + solution) for prompt, solution in batch]
+    ids_BT = pad_sequence(rows, batch_first=True)
+    mask_BT = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    labels = [torch.tensor((-100,) * len(prompt) + solution) for prompt, solution in batch]
+    labels_BT = pad_sequence(labels, batch_first=True, padding_value=-100)
+    first, width = min(len(prompt) for prompt, _ in batch) - 1, ids_BT.shape[1]
     # Logits only from where something is learnt: at V = 49,152 they cost more than several layers do.
     logits_BTV = model(
         input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), logits_to_keep=width - first, use_cache=False

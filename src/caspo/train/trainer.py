@@ -14,7 +14,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -236,7 +236,7 @@ class _PlanTrainer(Trainer):
                 self.accelerator.backward(value * (world * weight))
             if weight:
                 loss += float(value.detach())
-                metrics = _add(metrics, found)
+                _add(metrics, found)
         self.accelerator.gradient_state._set_sync_gradients(True)
         loss, self._metrics = self._together(loss, metrics)
         if not math.isfinite(loss):
@@ -254,7 +254,7 @@ class _PlanTrainer(Trainer):
                 value, found = self.job.loss(model, item)
             if weight:
                 loss += float(value)
-                metrics = _add(metrics, found)
+                _add(metrics, found)
         loss, shown = self._together(loss, metrics)
         result = {f"eval_{name}": value for name, value in {"loss": loss, **shown}.items()}
         self.log(result)
@@ -291,7 +291,7 @@ class _PlanTrainer(Trainer):
             shares = gather_object([(loss, metrics)])
             loss, metrics = sum(share[0] for share in shares), {}
             for share in shares:
-                metrics = _add(metrics, share[1])
+                _add(metrics, share[1])
         return loss, {name: total / count for name, (total, count) in sorted(metrics.items()) if count}
 
     def _refuse(self, what: str, step: int) -> None:
@@ -362,12 +362,10 @@ def _rate(settings: LoopSettings, step: int, total: int) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _add(total: Metrics, more: Mapping[str, tuple[float, float]]) -> Metrics:
-    return {
-        name: (total.get(name, (0.0, 0.0))[0] + more.get(name, (0.0, 0.0))[0],
-               total.get(name, (0.0, 0.0))[1] + more.get(name, (0.0, 0.0))[1])
-        for name in (*total, *(n for n in more if n not in total))
-    }  # fmt: skip
+def _add(total: Metrics, more: Metrics) -> None:
+    for name, (value, count) in more.items():
+        before, counted = total.get(name, (0.0, 0.0))
+        total[name] = before + value, counted + count
 
 
 def _without_dropout(model: Any) -> None:

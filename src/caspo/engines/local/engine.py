@@ -54,12 +54,7 @@ class HFEngine:
             model, tokenizer, name=self.name, max_rows=max_rows, pool_bytes=pool_bytes, store_bytes=store_bytes
         )
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
-        self.device, self.eos_ids = decoder.device, decoder.eos_ids
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of prompt and continuation together, at most."""
-        return self.decoder.context_length
+        self.device, self.eos_ids, self.context_length = decoder.device, decoder.eos_ids, decoder.context_length
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Tokens of the prompt that asks ``question``, in the model's chat template if it has one."""

@@ -42,13 +42,19 @@ class _PoolLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self.pair
+        pool, end = self.pool, self.pool.end
+        keys[: pool.rows, :, end : end + 1] = key_states
+        values[: pool.rows, :, end : end + 1] = value_states
+        window = slice(pool.low, end + 1)
+        return keys[: pool.rows, :, window], values[: pool.rows, :, window]
+
+    @property
+    def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, which are there from the first row on."""
         assert self.keys is not None
         assert self.values is not None
-        pool, end = self.pool, self.pool.end
-        self.keys[: pool.rows, :, end : end + 1] = key_states
-        self.values[: pool.rows, :, end : end + 1] = value_states
-        window = slice(pool.low, end + 1)
-        return self.keys[: pool.rows, :, window], self.values[: pool.rows, :, window]
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return self.pool.end - self.pool.low
@@ -95,12 +101,10 @@ class RowPool:
         used = slice(self.low, self.end)
         for layer in self.layers:
             if layer.is_initialized:
-                old_keys, old_values = layer.keys, layer.values
-                assert old_keys is not None
-                assert old_values is not None
-                layer.keys, layer.values = self.allocate(old_keys), self.allocate(old_values)
-                layer.keys[: self.rows, :, used] = old_keys[: self.rows, :, used]
-                layer.values[: self.rows, :, used] = old_values[: self.rows, :, used]
+                old = layer.pair
+                layer.lazy_initialization(*old)
+                for wide, narrow in zip(layer.pair, old, strict=True):
+                    wide[: self.rows, :, used] = narrow[: self.rows, :, used]
 
     def allocate(self, like: torch.Tensor) -> torch.Tensor:
         """Keys or values of one layer, zeroed: masked columns meet the values with weight 0, and 0 times NaN is NaN.
@@ -127,10 +131,8 @@ class RowPool:
             for layer, (keys, values) in zip(self.layers, prefix, strict=True):
                 if not layer.is_initialized:
                     layer.lazy_initialization(keys[None], values[None])
-                assert layer.keys is not None
-                assert layer.values is not None
-                layer.keys[row, :, self.end - length : self.end] = keys
-                layer.values[row, :, self.end - length : self.end] = values
+                for whole, part in zip(layer.pair, (keys, values), strict=True):
+                    whole[row, :, self.end - length : self.end] = part
             self.starts.append(self.end - length)
 
     def advance(self) -> None:
@@ -143,24 +145,16 @@ class RowPool:
         """Free a row; the last one takes its place."""
         last = self.rows - 1
         if row != last:
-            for layer in self.layers:
-                assert layer.keys is not None
-                assert layer.values is not None
-                used = slice(self.starts[last], self.end)
-                layer.keys[row, :, used] = layer.keys[last, :, used]
-                layer.values[row, :, used] = layer.values[last, :, used]
+            used = slice(self.starts[last], self.end)
+            for tensor in (tensor for layer in self.layers for tensor in layer.pair):
+                tensor[row, :, used] = tensor[last, :, used]
             self.starts[row] = self.starts[last]
         self.starts.pop()
 
     def take(self, row: int) -> Prefix:
         """A copy of a row's keys and values, to continue from later."""
         used = slice(self.starts[row], self.end)
-        views = []
-        for layer in self.layers:
-            assert layer.keys is not None
-            assert layer.values is not None
-            views.append((layer.keys[row, :, used], layer.values[row, :, used]))
-        return owned(views)
+        return owned([(keys[row, :, used], values[row, :, used]) for keys, values in (layer.pair for layer in self.layers)])
 
     def mask(self) -> torch.Tensor:
         """(rows, end - low + 1): which columns belong to each row, the one about to be written included."""
@@ -176,11 +170,9 @@ class RowPool:
         assert end < self.columns, "the pool is too narrow for its rows"
         shift, low, old = end - self.end, self.low, self.end
         if shift and self.starts:
-            for layer in self.layers:
-                for tensor in (layer.keys, layer.values):
-                    assert tensor is not None
-                    for row in range(self.rows):  # row by row: a clone of everything would double the memory
-                        tensor[row, :, low + shift : end] = tensor[row, :, low:old].clone()
+            for tensor in (tensor for layer in self.layers for tensor in layer.pair):
+                for row in range(self.rows):  # row by row: a clone of everything would double the memory
+                    tensor[row, :, low + shift : end] = tensor[row, :, low:old].clone()
         self.starts = [start + shift for start in self.starts]
         self.end = end
 

@@ -7,16 +7,20 @@ batch's owner, and a stream is closed as soon as one is to end, so that its serv
 from __future__ import annotations
 
 import asyncio
-import itertools
 import queue
+from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from caspo.core.errors import CaspoError, EngineError
 from caspo.engines.base import Completion, Request
 from caspo.engines.remote.reply import RANKS
-from caspo.engines.remote.stream import Ended, Side, Token, tokens
+from caspo.engines.remote.stream import Ended, Token, tokens
 from caspo.engines.rows import Row
+
+if TYPE_CHECKING:
+    from caspo.engines.remote.engine import OpenAICompatibleEngine
 
 __all__ = ["RemoteBatch"]
 
@@ -32,8 +36,7 @@ _NOTHING = (
 class _StreamedRow(Row):
     """A continuation as its owner sees it."""
 
-    task: asyncio.Task[None] | None = None
-    gone: bool = False
+    task: Future[None] | None = None
     shown_end: bool = False
     """The last token is EOS, which some servers do not show."""
 
@@ -41,11 +44,10 @@ class _StreamedRow(Row):
 class RemoteBatch:
     """Implements `Batch`."""
 
-    def __init__(self, side: Side, most: int) -> None:
-        self._side, self._most = side, most
-        self._rows: dict[int, tuple[int, _StreamedRow]] = {}
-        self._serial = itertools.count()
-        self._arrived: queue.SimpleQueue[tuple[int, int, Token | Ended | EngineError]] = queue.SimpleQueue()
+    def __init__(self, engine: OpenAICompatibleEngine, most: int) -> None:
+        self._engine, self._most = engine, most
+        self._rows: dict[int, _StreamedRow] = {}
+        self._arrived: queue.SimpleQueue[tuple[_StreamedRow, Token | Ended | EngineError]] = queue.SimpleQueue()
 
     @property
     def free(self) -> int:
@@ -54,22 +56,15 @@ class RemoteBatch:
 
     def add(self, place: int, request: Request) -> None:
         """Take a request in."""
-        side = self._side
-        _refuse(request, side)
-        serial, row = next(self._serial), _StreamedRow(place, request)
-        self._rows[place] = serial, row
-
-        def begin() -> None:
-            if not row.gone:
-                row.task = asyncio.get_running_loop().create_task(self._follow(place, serial, request))
-
-        side.pool.call(begin)
+        _refuse(request, self._engine)
+        self._rows[place] = row = _StreamedRow(place, request)
+        row.task = self._engine.pool.start(self._follow(row))
 
     def drop(self, place: int) -> None:
         """Close the stream of a request, so that its server stops."""
-        found = self._rows.pop(place, None)
-        if found is not None:
-            self._cancel(found[1])
+        row = self._rows.pop(place, None)
+        if row is not None and row.task is not None:
+            row.task.cancel()
 
     def step(self) -> list[tuple[int, Completion | EngineError]]:
         """Take in what has arrived; wait for it for a moment if nothing has."""
@@ -79,31 +74,21 @@ class RemoteBatch:
         wait = _WAIT
         while True:
             try:
-                place, serial, event = self._arrived.get(timeout=wait) if wait else self._arrived.get_nowait()
+                row, event = self._arrived.get(timeout=wait) if wait else self._arrived.get_nowait()
             except queue.Empty:
                 return finished
             wait = 0.0
-            current, row = self._rows.get(place, (-1, None))
-            if row is None or current != serial:
+            if self._rows.get(row.place) is not row:
                 continue  # of a request that was given up
             done = self._take(row, event)
             if done is not None:
-                self.drop(place)
-                finished.append((place, done))
+                self.drop(row.place)
+                finished.append((row.place, done))
 
     def close(self) -> None:
         """Close all streams."""
         for place in list(self._rows):
             self.drop(place)
-
-    def _cancel(self, row: _StreamedRow) -> None:
-        row.gone = True
-
-        def cancel() -> None:
-            if row.task is not None:
-                row.task.cancel()
-
-        self._side.pool.call(cancel)
 
     def _take(self, row: _StreamedRow, event: Token | Ended | EngineError) -> Completion | EngineError | None:
         if isinstance(event, EngineError):
@@ -111,46 +96,46 @@ class RemoteBatch:
         if isinstance(event, Ended):
             row.finish = event.finish
             return self._complete(row)
-        side, token = self._side, event.token
+        engine, token = self._engine, event.token
         row.shown_end = event.last
-        piece = "" if event.last else side.pieces([token])[0]
-        ended = row.take(token, event.measured, piece, ends=event.last, context_length=side.context_length)
+        piece = "" if event.last else engine.pieces([token])[0]
+        ended = row.take(token, event.measured, piece, ends=event.last, context_length=engine.context_length)
         return self._complete(row) if ended else None
 
     def _complete(self, row: _StreamedRow) -> Completion | EngineError:
         if not row.tokens:
             return EngineError(_NOTHING)
-        side = self._side
-        text = side.text(row.tokens[:-1] if row.shown_end else row.tokens)
-        return row.completion(text) if side.k >= side.vocab_size else row.completion(text, "top_k", side.k)
+        engine = self._engine
+        text = engine.text(row.tokens[:-1] if row.shown_end else row.tokens)
+        return row.completion(text) if engine.k >= engine.vocab_size else row.completion(text, "top_k", engine.k)
 
-    async def _follow(self, place: int, serial: int, request: Request) -> None:
+    async def _follow(self, row: _StreamedRow) -> None:
         """Read a continuation to its end, over as many streams as that takes."""
         try:
-            async with aclosing(tokens(self._side, request)) as events:
+            async with aclosing(tokens(self._engine, row.request)) as events:
                 async for event in events:
-                    self._arrived.put((place, serial, event))
+                    self._arrived.put((row, event))
         except asyncio.CancelledError:
             raise
         except EngineError as error:
-            self._arrived.put((place, serial, error))
+            self._arrived.put((row, error))
         except CaspoError as error:
-            self._arrived.put((place, serial, EngineError(str(error))))
+            self._arrived.put((row, EngineError(str(error))))
         except Exception as error:  # a bug of ours must not leave its owner waiting
-            self._arrived.put((place, serial, EngineError(f"Reading a stream failed: {type(error).__name__}: {error}")))
+            self._arrived.put((row, EngineError(f"Reading a stream failed: {type(error).__name__}: {error}")))
 
 
-def _refuse(request: Request, side: Side) -> None:
-    features = side.features
-    if features.ids and len(request.prefix_ids) >= side.context_length:
+def _refuse(request: Request, engine: OpenAICompatibleEngine) -> None:
+    features = engine.features
+    if features.ids and len(request.prefix_ids) >= engine.context_length:
         raise EngineError(
             f"A prompt of {len(request.prefix_ids)} tokens leaves no room in the context of {features.model} "
-            f"({side.context_length} tokens). Shorten the question, or serve the model with a longer context."
+            f"({engine.context_length} tokens). Shorten the question, or serve the model with a longer context."
         )
-    if request.top_k > side.k:
-        raise EngineError(f"The mean of the top {request.top_k} was asked for, and the server shows {side.k}.")
-    if request.rank > min(side.k, RANKS):
-        raise EngineError(f"A token of rank {request.rank} was asked for, and the server shows {side.k}.")
+    if request.top_k > engine.k:
+        raise EngineError(f"The mean of the top {request.top_k} was asked for, and the server shows {engine.k}.")
+    if request.rank > min(engine.k, RANKS):
+        raise EngineError(f"A token of rank {request.rank} was asked for, and the server shows {engine.k}.")
     greedy = request.temperature == 0
     raw = features.greedy_raw if greedy else features.sampled_raw
     if not raw and (greedy or request.temperature != 1 or request.top_p != 1):

@@ -30,7 +30,7 @@ from caspo.engines.remote.probe import Features, probe
 from caspo.engines.remote.reply import BadReply, Entry
 from caspo.engines.remote.settings import RemoteSettings
 from caspo.engines.remote.stream import TopLists
-from caspo.engines.retries import ApiKey, Passing
+from caspo.engines.retries import Passing
 from caspo.engines.run import run
 from caspo.types import FIRST_PIECE
 
@@ -72,10 +72,7 @@ class OpenAICompatibleEngine:
         self._next_prompt = _FIRST_PROMPT
         self._lock = threading.Lock()
         self._tokenizer = _tokenizer(settings.tokenizer) if settings.tokenizer else None
-        self.pool = Pool(
-            settings.urls, ApiKey(settings.key_variable), concurrency=settings.concurrency, timeout=settings.timeout,
-            token_timeout=settings.token_timeout, patience=settings.patience,
-        )  # fmt: skip
+        self.pool = Pool(settings)
         try:
             self._set_up()
         except BaseException:
@@ -199,7 +196,7 @@ class OpenAICompatibleEngine:
         """
         return run(self.batch(), requests, on_done)
 
-    # What a batch needs (`Side`).
+    # What a batch needs.
 
     def number(self, entry: Entry, *, last: bool = False) -> int:
         """The id of a token: the server's, or one for its text; ``last``: it ended a text."""

@@ -12,13 +12,15 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import httpx2
 
 from caspo.core.errors import ConfigError, EngineError
+from caspo.engines.remote.settings import RemoteSettings
 from caspo.engines.retries import ApiKey, Passing, backoff, passing, retry_after
 
 __all__ = ["Endpoint", "Pool"]
@@ -46,34 +48,30 @@ class Endpoint:
 
 
 class Pool:
-    """Endpoints and the connections to them.
+    """Endpoints (with or without ``/v1`` in their URLs) and the connections to them."""
 
-    Args:
-        urls: where they are, with or without ``/v1``.
-        key: what authorises us.
-        concurrency: requests on their way to one endpoint, at most.
-        timeout: seconds to the first token, and of other requests.
-        token_timeout: seconds from one token to the next.
-        patience: seconds without any progress after which a request is given up.
-    """
-
-    def __init__(
-        self, urls: Sequence[str], key: ApiKey, *, concurrency: int, timeout: float, token_timeout: float, patience: float
-    ) -> None:  # fmt: skip
-        self.endpoints = [Endpoint(url) for url in urls]
-        self.key, self.concurrency = key, concurrency
-        self.timeout, self.token_timeout, self.patience = timeout, token_timeout, patience
+    def __init__(self, settings: RemoteSettings) -> None:
+        self.endpoints = [Endpoint(url) for url in settings.urls]
+        self.settings, self.key, self.patience = settings, ApiKey(settings.key_variable), settings.patience
         self.admit: Callable[[Endpoint], Coroutine[Any, Any, None]] | None = None
         """Asks an endpoint what it can do; raises if it cannot take part."""
         self._recovering: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="caspo-remote", daemon=True)
         self._thread.start()
-        self._client, self._freed = self.wait_for(self._open())
+        self._freed = asyncio.Condition()
+        self._client = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(settings.timeout, connect=_CONNECT, read=None, pool=None),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),
+        )
 
     def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` in the loop, from another thread, to its end."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return self.start(work).result()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin ``work`` in the loop, from another thread; cancel what comes back to give it up."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def call(self, function: Callable[[], Any]) -> None:
         """Have the loop call ``function`` soon, from another thread; nothing happens once it is closed."""
@@ -87,11 +85,6 @@ class Pool:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(5.0)
             self._loop.close()
-
-    async def _open(self) -> tuple[httpx2.AsyncClient, asyncio.Condition]:
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
-        timeout = httpx2.Timeout(self.timeout, connect=_CONNECT, read=None, pool=None)
-        return httpx2.AsyncClient(timeout=timeout, limits=limits), asyncio.Condition()
 
     async def _close(self) -> None:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -108,7 +101,7 @@ class Pool:
             EngineError: none is up, and none comes back in time.
         """
         async with self._freed:
-            while not (open_ := [e for e in self.endpoints if e.up and e.load < self.concurrency]):
+            while not (open_ := [e for e in self.endpoints if e.up and e.load < self.settings.concurrency]):
                 try:
                     await asyncio.wait_for(self._freed.wait(), self.patience)
                 except TimeoutError as error:
@@ -174,7 +167,7 @@ class Pool:
             EngineError: it never will.
         """
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(self.settings.timeout):
                 response = await self._client.request(method, endpoint.root + path, json=body, headers=self.key.headers())
             self._check(response, endpoint)
             return response.json()
@@ -217,7 +210,7 @@ class Pool:
             EngineError: it refuses the request.
         """
         clock = asyncio.get_running_loop().time
-        until = clock() + self.timeout
+        until = clock() + self.settings.timeout
         try:
             async with AsyncExitStack() as stack:
                 async with asyncio.timeout_at(until):
@@ -235,7 +228,7 @@ class Pool:
                         return
                     if line.startswith("data:"):  # anything else may be a ping, and is no sign of life
                         yield self._event(line[5:].strip(), endpoint)
-                        until = clock() + self.token_timeout
+                        until = clock() + self.settings.token_timeout
         except httpx2.RequestError as error:
             raise Passing(f"{endpoint.root}: {type(error).__name__} in a stream", down=True) from error
         except TimeoutError as error:

@@ -59,7 +59,7 @@ class Features:
             f"  tokens: {'as ids' if self.ids else 'as text only (trees are unfit for training)'}",
             f"  most probable tokens shown: {self.top_logprobs} of {self.vocab_size or 'an unknown number'}",
             f"  context: {self.context_length or 'unknown'} tokens",
-            f"  tokenises: {_yes(self.tokenizes)}; chat template: {_yes(self.template)}",
+            f"  tokenises: {'yes' if self.tokenizes else 'no'}; chat template: {'yes' if self.template else 'no'}",
             "  log-probabilities: "
             + ("the model's own" if self.sampled_raw else "the sampler's, so only temperatures 0 and 1, without top_p"),
         ]
@@ -195,7 +195,3 @@ def _positions(reply: Mapping[str, Any], most: int) -> list[Position]:
 def _agree(one: Position, other: Position) -> bool:
     """Whether two lists of one place hold the same numbers."""
     return all(abs(a.logprob - b.logprob) <= _SAME for a, b in zip(one.top[:_COMPARED], other.top, strict=False))
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"

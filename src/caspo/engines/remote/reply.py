@@ -100,7 +100,10 @@ def _of_lists(choice: Mapping[str, Any], logprobs: Mapping[str, Any], most: int)
         taken = _named(token, value)
         if ids is not None and taken.token is None:
             taken = taken._replace(token=int(ids[place]))
-        found.append(Position(taken, _best([_named(name, p) for name, p in top.items()], most)))
+        best = sorted((_named(name, p) for name, p in top.items()), key=lambda entry: -entry.logprob)[:most]
+        if not best:
+            raise BadReply(_NO_LIST)
+        found.append(Position(taken, tuple(best)))
     return found
 
 
@@ -117,12 +120,6 @@ def _logprob(value: Any) -> float:
     if number > TOLERANCE:
         raise BadReply(f"the server sent a log-probability of {number:.6g}, which is above 0")
     return min(number, 0.0)
-
-
-def _best(entries: list[Entry], most: int) -> tuple[Entry, ...]:
-    if not entries:
-        raise BadReply(_NO_LIST)
-    return tuple(sorted(entries, key=lambda entry: -entry.logprob)[:most])
 
 
 def measure(position: Position, k: int, vocab_size: int) -> Measured:
