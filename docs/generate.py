@@ -22,9 +22,11 @@ from pydantic_core import PydanticUndefined
 from typer.models import ArgumentInfo, OptionInfo
 
 from caspo.cli.main import app
+from caspo.cli.options import METHODS_HERE
 from caspo.judges.choose import AnyJudgeSettings
 from caspo.loop.recipe import CaspoRecipe
 from caspo.loop.warm_start import SupervisedRecipe
+from caspo.search import METHODS
 from caspo.search.base import Unit
 
 __all__ = ["command_page", "recipe_page"]
@@ -125,7 +127,7 @@ def _described(parameter: inspect.Parameter, kind: Any, info: Any) -> tuple[str,
     else:
         shown = "off" if default is False else f"`{default}`"
     told = info.metavar if isinstance(info, OptionInfo) and info.metavar else _type(kind).removesuffix(" or null")
-    return ", ".join([told, *limits]), shown, info.help or ""
+    return ", ".join([told, *limits]), shown, (info.help or "").replace(METHODS_HERE, ", ".join(METHODS))
 
 
 def _section(model: type[BaseModel], path: str, which: str) -> Iterator[str]:

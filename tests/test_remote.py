@@ -150,7 +150,7 @@ def test_a_dropped_request_closes_its_stream() -> None:
 
 def test_no_more_requests_are_on_their_way_than_allowed() -> None:
     with serving("vllm") as server, engine_for(server, concurrency=3) as engine:
-        server.pause = 0.005
+        server.pause = 0.05
         assert engine.batch().free == 3
         batch = engine.batch(20)
         for place in range(12):

@@ -10,6 +10,7 @@ import typer
 
 from caspo import __version__
 from caspo.cli import calibrate, exchange, harness, judge, plan, run, serve, solve, stages
+from caspo.cli.options import NamesMethods
 from caspo.core.errors import CaspoError
 
 __all__ = ["app", "main"]
@@ -22,8 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run)
-app.command("solve")(solve.solve)
-app.command("serve")(serve.serve)
+app.command("solve", cls=NamesMethods)(solve.solve)
+app.command("serve", cls=NamesMethods)(serve.serve)
 app.command("plan")(plan.plan)
 app.command("annotate")(stages.annotate)
 app.command("judge")(judge.judge)

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
-__all__ = ["EngineOption", "MethodOption", "MethodSettings", "ModelOption", "TokenizerOption", "UrlOption"]
+__all__ = [
+    "METHODS_HERE", "EngineOption", "MethodOption", "MethodSettings", "ModelOption", "NamesMethods", "TokenizerOption",
+    "UrlOption",
+]  # fmt: skip
 
-MethodOption = Annotated[str, typer.Option(help="How to search: a name of docs/search.md, as self_consistency or beam.")]
+METHODS_HERE = "{methods}"
+"""Stands in the help of an option for the names of all methods."""
+
+
+class NamesMethods(TyperCommand):
+    """A command whose help names the methods. They are imported when its help is shown, not whenever any command starts."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Put the names in."""
+        from caspo.search import METHODS
+
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.help:
+                option.help = option.help.replace(METHODS_HERE, ", ".join(METHODS))
+        super().format_help(ctx, formatter)
+
+
+MethodOption = Annotated[str, typer.Option(help=f"How to search (docs/search.md): {METHODS_HERE}.")]
 MethodSettings = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
 ]
