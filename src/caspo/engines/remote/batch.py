@@ -11,16 +11,12 @@ import queue
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from caspo.core.errors import CaspoError, EngineError
 from caspo.engines.base import Completion, Request
 from caspo.engines.remote.reply import RANKS
-from caspo.engines.remote.stream import Ended, Token, tokens
+from caspo.engines.remote.stream import Ended, Side, Token, tokens
 from caspo.engines.rows import Row
-
-if TYPE_CHECKING:
-    from caspo.engines.remote.engine import OpenAICompatibleEngine
 
 __all__ = ["RemoteBatch"]
 
@@ -44,8 +40,8 @@ class _StreamedRow(Row):
 class RemoteBatch:
     """Implements `Batch`."""
 
-    def __init__(self, engine: OpenAICompatibleEngine, most: int) -> None:
-        self._engine, self._most = engine, most
+    def __init__(self, side: Side, most: int) -> None:
+        self._side, self._most = side, most
         self._rows: dict[int, _StreamedRow] = {}
         self._arrived: queue.SimpleQueue[tuple[_StreamedRow, Token | Ended | EngineError]] = queue.SimpleQueue()
 
@@ -56,9 +52,9 @@ class RemoteBatch:
 
     def add(self, place: int, request: Request) -> None:
         """Take a request in."""
-        _refuse(request, self._engine)
+        _refuse(request, self._side)
         self._rows[place] = row = _StreamedRow(place, request)
-        row.task = self._engine.pool.start(self._follow(row))
+        row.task = self._side.pool.start(self._follow(row))
 
     def drop(self, place: int) -> None:
         """Close the stream of a request, so that its server stops."""
@@ -96,23 +92,23 @@ class RemoteBatch:
         if isinstance(event, Ended):
             row.finish = event.finish
             return self._complete(row)
-        engine, token = self._engine, event.token
+        side, token = self._side, event.token
         row.shown_end = event.last
-        piece = "" if event.last else engine.pieces([token])[0]
-        ended = row.take(token, event.measured, piece, ends=event.last, context_length=engine.context_length)
+        piece = "" if event.last else side.pieces([token])[0]
+        ended = row.take(token, event.measured, piece, ends=event.last, context_length=side.context_length)
         return self._complete(row) if ended else None
 
     def _complete(self, row: _StreamedRow) -> Completion | EngineError:
         if not row.tokens:
             return EngineError(_NOTHING)
-        engine = self._engine
-        text = engine.text(row.tokens[:-1] if row.shown_end else row.tokens)
-        return row.completion(text) if engine.k >= engine.vocab_size else row.completion(text, "top_k", engine.k)
+        side = self._side
+        text = side.text(row.tokens[:-1] if row.shown_end else row.tokens)
+        return row.completion(text) if side.k >= side.vocab_size else row.completion(text, "top_k", side.k)
 
     async def _follow(self, row: _StreamedRow) -> None:
         """Read a continuation to its end, over as many streams as that takes."""
         try:
-            async with aclosing(tokens(self._engine, row.request)) as events:
+            async with aclosing(tokens(self._side, row.request)) as events:
                 async for event in events:
                     self._arrived.put((row, event))
         except asyncio.CancelledError:
@@ -125,17 +121,17 @@ class RemoteBatch:
             self._arrived.put((row, EngineError(f"Reading a stream failed: {type(error).__name__}: {error}")))
 
 
-def _refuse(request: Request, engine: OpenAICompatibleEngine) -> None:
-    features = engine.features
-    if features.ids and len(request.prefix_ids) >= engine.context_length:
+def _refuse(request: Request, side: Side) -> None:
+    features = side.features
+    if features.ids and len(request.prefix_ids) >= side.context_length:
         raise EngineError(
             f"A prompt of {len(request.prefix_ids)} tokens leaves no room in the context of {features.model} "
-            f"({engine.context_length} tokens). Shorten the question, or serve the model with a longer context."
+            f"({side.context_length} tokens). Shorten the question, or serve the model with a longer context."
         )
-    if request.top_k > engine.k:
-        raise EngineError(f"The mean of the top {request.top_k} was asked for, and the server shows {engine.k}.")
-    if request.rank > min(engine.k, RANKS):
-        raise EngineError(f"A token of rank {request.rank} was asked for, and the server shows {engine.k}.")
+    if request.top_k > side.k:
+        raise EngineError(f"The mean of the top {request.top_k} was asked for, and the server shows {side.k}.")
+    if request.rank > min(side.k, RANKS):
+        raise EngineError(f"A token of rank {request.rank} was asked for, and the server shows {side.k}.")
     greedy = request.temperature == 0
     raw = features.greedy_raw if greedy else features.sampled_raw
     if not raw and (greedy or request.temperature != 1 or request.top_p != 1):

@@ -196,7 +196,7 @@ class OpenAICompatibleEngine:
         """
         return run(self.batch(), requests, on_done)
 
-    # What a batch needs.
+    # What a batch needs (`Side`).
 
     def number(self, entry: Entry, *, last: bool = False) -> int:
         """The id of a token: the server's, or one for its text; ``last``: it ended a text."""

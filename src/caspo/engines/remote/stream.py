@@ -10,25 +10,51 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from caspo.core.errors import EngineError
 from caspo.engines.base import Finish, Request
-from caspo.engines.remote.pool import Endpoint
-from caspo.engines.remote.probe import neutral
+from caspo.engines.remote.pool import Endpoint, Pool
+from caspo.engines.remote.probe import Features, neutral
 from caspo.engines.remote.reply import RANKS, BadReply, Entry, Position, measure, positions
 from caspo.engines.retries import Passing
 from caspo.types import Measured
 
-if TYPE_CHECKING:
-    from caspo.engines.remote.engine import OpenAICompatibleEngine
-
-__all__ = ["Ended", "Known", "Token", "TopLists", "tokens"]
+__all__ = ["Ended", "Known", "Side", "Token", "TopLists", "tokens"]
 
 _BAD_TRIES = 3
 """Malformed replies to one request before it fails."""
 _REMEMBERED = 8192
 """Positions remembered."""
+
+
+class Side(Protocol):
+    """What a batch needs of its engine."""
+
+    pool: Pool
+    features: Features
+    k: int
+    vocab_size: int
+    context_length: int
+    known: TopLists
+
+    def number(self, entry: Entry, *, last: bool = False) -> int:
+        """The id of a token: the server's, or one for its text; ``last``: it ended a text."""
+
+    async def resolved(self, entry: Entry) -> int:
+        """The id of a token of a list, which may have come as text only."""
+
+    def ends(self, token: int | None, text: str | None) -> bool:
+        """Whether a token is known to end a text."""
+
+    def prompt_of(self, ids: Sequence[int]) -> str | list[int]:
+        """What to send for a prefix."""
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens together."""
 
 
 class Known(NamedTuple):
@@ -80,57 +106,57 @@ class Ended(NamedTuple):
     finish: Finish
 
 
-async def tokens(engine: OpenAICompatibleEngine, request: Request) -> AsyncGenerator[Token | Ended, None]:
+async def tokens(side: Side, request: Request) -> AsyncGenerator[Token | Ended, None]:
     """What happens to a request until it is over.
 
     Raises:
         EngineError: it was refused, or failed for longer than the pool's patience.
     """
     clock = asyncio.get_running_loop().time
-    reader = _Reader(engine, request)
+    reader = _Reader(side, request)
     if request.rank > 1:
-        chosen, known = await _ranked(engine, request)
-        yield reader.note(chosen, known, last=engine.ends(chosen.token, chosen.text))
-    attempt, bad, until = 0, 0, clock() + engine.pool.patience
+        chosen, known = await _ranked(side, request)
+        yield reader.note(chosen, known, last=side.ends(chosen.token, chosen.text))
+    attempt, bad, until = 0, 0, clock() + side.pool.patience
     while True:
         try:
-            async with engine.pool.place() as endpoint:
+            async with side.pool.place() as endpoint:
                 if attempt == 0:  # to wait for a place among others is no failure
-                    until = clock() + engine.pool.patience
-                events = engine.pool.events(endpoint, _body(engine, request, reader.ids))
+                    until = clock() + side.pool.patience
+                events = side.pool.events(endpoint, _body(side, request, reader.ids))
                 async with aclosing(events):
                     async for found in reader.read(events):
-                        attempt, until = 0, clock() + engine.pool.patience
+                        attempt, until = 0, clock() + side.pool.patience
                         yield found
             if reader.over:
                 return
         except BadReply as error:
             bad += 1
             if bad >= _BAD_TRIES:
-                raise EngineError(f"{error} ({bad} times). Check the server ({engine.pool.names}).") from error
+                raise EngineError(f"{error} ({bad} times). Check the server ({side.pool.names}).") from error
         except Passing as error:
-            await engine.pool.pause(error, attempt, until)
+            await side.pool.pause(error, attempt, until)
             attempt += 1
 
 
-async def _ranked(engine: OpenAICompatibleEngine, request: Request) -> tuple[Entry, Known]:
+async def _ranked(side: Side, request: Request) -> tuple[Entry, Known]:
     """The token of the request's rank, with its id, and the position at which it stands."""
     key = TopLists.key(request.prefix_ids)
-    known = engine.known.get(key)
-    if known is None or len(known.top) < min(request.top_k, engine.k):
-        body = _body(engine, request, []) | {"max_tokens": 1, "temperature": 0.0, "stream": False}
+    known = side.known.get(key)
+    if known is None or len(known.top) < min(request.top_k, side.k):
+        body = _body(side, request, []) | {"max_tokens": 1, "temperature": 0.0, "stream": False}
         body.pop("stream_options", None)
 
         async def look(endpoint: Endpoint) -> Position:
-            reply = await engine.pool.request(endpoint, "POST", "/v1/completions", body)
-            found = positions(_choice(reply), engine.k)
+            reply = await side.pool.request(endpoint, "POST", "/v1/completions", body)
+            found = positions(_choice(reply), side.k)
             if not found:
                 raise BadReply("the server sent no log-probabilities")
             return found[0]
 
-        position = await engine.pool.retried(look)
-        measured = measure(position, engine.k, engine.vocab_size)
-        engine.known.put(key, position, measured)
+        position = await side.pool.retried(look)
+        measured = measure(position, side.k, side.vocab_size)
+        side.known.put(key, position, measured)
         known = Known(position.top, measured)
     if request.rank > len(known.top):
         raise EngineError(
@@ -138,27 +164,27 @@ async def _ranked(engine: OpenAICompatibleEngine, request: Request) -> tuple[Ent
             "Ask for fewer children, or raise top_logprobs."
         )
     entry = known.top[request.rank - 1]
-    return entry._replace(token=await engine.resolved(entry)), known
+    return entry._replace(token=await side.resolved(entry)), known
 
 
 class _Reader:
     """Turns the events of one continuation's streams into its tokens."""
 
-    def __init__(self, engine: OpenAICompatibleEngine, request: Request) -> None:
-        self.engine, self.request = engine, request
+    def __init__(self, side: Side, request: Request) -> None:
+        self.side, self.request = side, request
         self.ids: list[int] = []
         self.over = False
         self._key = TopLists.key(request.prefix_ids)
 
     def take(self, position: Position, *, last: bool) -> Token:
         """Note a token that was sampled."""
-        measured = measure(position, self.engine.k, self.engine.vocab_size)
-        self.engine.known.put(self._key, position, measured)
+        measured = measure(position, self.side.k, self.side.vocab_size)
+        self.side.known.put(self._key, position, measured)
         return self.note(position.taken, Known(position.top, measured), last=last)
 
     def note(self, taken: Entry, known: Known, *, last: bool) -> Token:
         """Note a token at a position."""
-        token = self.engine.number(taken, last=last)
+        token = self.side.number(taken, last=last)
         self._key = TopLists.key([token], self._key)
         self.ids.append(token)
         k = self.request.top_k
@@ -168,7 +194,7 @@ class _Reader:
 
     async def read(self, events: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[Token | Ended, None]:
         """Read one stream. A token without text is held back until it is known whether it was the end."""
-        engine = self.engine
+        side = self.side
         held: list[Position] = []
         finish: str | None = None
         received, named = 0, 0
@@ -178,7 +204,7 @@ class _Reader:
             if not event.get("choices"):
                 continue
             choice = _choice(event)
-            new = positions(choice, engine.k)
+            new = positions(choice, side.k)
             if choice.get("text") and not new and finish is None:
                 raise BadReply("the server sent text without log-probabilities")
             received += len(new)
@@ -187,7 +213,7 @@ class _Reader:
             waiting, held = held + new, []
             for position in waiting:
                 final = position is waiting[-1]
-                ended = engine.ends(position.taken.token, position.taken.text)
+                ended = side.ends(position.taken.token, position.taken.text)
                 if final and not ended and finish == "stop":
                     ended = bool(new) or position.taken.text == ""
                 elif final and not ended and finish is None and position.taken.text == "":
@@ -206,8 +232,8 @@ class _Reader:
 
     def _check_model(self, event: Mapping[str, Any]) -> None:
         told = event.get("model")
-        if told and told != self.engine.features.model:
-            raise BadReply(f"the reply is of the model {told!r}, not of {self.engine.features.model!r}")
+        if told and told != self.side.features.model:
+            raise BadReply(f"the reply is of the model {told!r}, not of {self.side.features.model!r}")
 
 
 def _choice(event: Any) -> Mapping[str, Any]:
@@ -232,21 +258,21 @@ def _refuse_lost(received: int, named: int, *, final: bool) -> None:
         )
 
 
-def _body(engine: OpenAICompatibleEngine, request: Request, received: Sequence[int]) -> dict[str, Any]:
-    features = engine.features
+def _body(side: Side, request: Request, received: Sequence[int]) -> dict[str, Any]:
+    features = side.features
     room = request.max_new_tokens - len(received)
     if features.ids:
-        room = min(room, engine.context_length - len(request.prefix_ids) - len(received))
+        room = min(room, side.context_length - len(request.prefix_ids) - len(received))
     body: dict[str, Any] = {
         "model": features.model,
-        "prompt": engine.prompt_of((*request.prefix_ids, *received)),
+        "prompt": side.prompt_of((*request.prefix_ids, *received)),
         "max_tokens": max(1, room),
         "temperature": request.temperature,
         "top_p": request.top_p,
         "seed": (request.seed + len(received)) % 2**31,
-        "logprobs": engine.k,
+        "logprobs": side.k,
         "stream": True,
-        **neutral(features.extended, engine.vocab_size),
+        **neutral(features.extended, side.vocab_size),
     }
     if features.extended:
         body["stream_options"] = {"include_usage": True}
