@@ -20,11 +20,11 @@ from parts.measure import Figure, difference, options, report
 
 from caspo.answers import stated_answer
 from caspo.evaluate.estimates import wilson
+from caspo.records import Question
 from caspo.tasks.base import Task
 from caspo.tasks.benchmarks import TABLE, open_benchmark
 from caspo.tasks.stories import StoriesTask
 from caspo.testing.graders import GraderReport, check_grader, renderings
-from caspo.types import Question
 
 Rows = tuple[str, Task, Sequence[Question]]
 

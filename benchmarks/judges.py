@@ -40,8 +40,8 @@ from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, Judge
 from caspo.judges.reference import ReferenceJudge
 from caspo.judges.rollouts import RolloutJudge, fixed_sample
+from caspo.records import Question, Tree
 from caspo.tasks.stories import StoriesTask
-from caspo.types import Question, Tree
 
 
 def judged_by(judge: Judge, solutions: Sequence[LabelledSolution]) -> list[Judged]:

@@ -37,8 +37,8 @@ from parts.processes import in_fresh_process
 from caspo.engines.models import resolve
 from caspo.engines.prompts import INSTRUCTION, PLAIN_TEMPLATE, prompt_ids
 from caspo.evaluate.estimates import bootstrap_ci, paired_difference, wilson
+from caspo.records import Question
 from caspo.tasks.base import Task
-from caspo.types import Question
 
 
 def prepare(model: str, folder: Path, temperature: float) -> Any:

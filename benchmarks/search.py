@@ -30,11 +30,11 @@ from caspo.engines.models import load
 from caspo.engines.prompts import INSTRUCTION
 from caspo.evaluate.estimates import bootstrap_ci, paired_difference, wilson
 from caspo.loop.thresholds import PRUNE_GRID, right_path
+from caspo.records import Question
 from caspo.search import METHODS, Method
 from caspo.search.threshold import choose_pruning
 from caspo.tasks.base import Task
 from caspo.tasks.stories import StoriesTask
-from caspo.types import Question
 
 BUDGETS = (1, 2, 4, 8, 16, 32)
 

@@ -39,6 +39,7 @@ from parts.measure import Figure, difference, options, ratio, report
 from caspo.engines.drive import Asking, drive
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
+from caspo.records import Question
 from caspo.search import ConfidenceTree
 from caspo.serve.app import create_app
 from caspo.serve.scheduler import Scheduler
@@ -47,7 +48,6 @@ from caspo.serve.settings import ServeSettings
 from caspo.tasks.stories import StoriesTask
 from caspo.testing.scripted import Scripted, ScriptedEngine
 from caspo.trees import TreeBuilder
-from caspo.types import Question
 
 SCRIPTED_CLIENTS = 128
 CASPO = (sys.executable, "-m", "caspo.cli.main")

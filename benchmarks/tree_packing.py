@@ -28,7 +28,7 @@ from parts.processes import in_fresh_process, peak_mb
 from parts.trees import deep, demo_like
 from parts.trl_side import Timing, best_batch_size, check_worker, epoch_worker, pair_rows, reference_worker
 
-from caspo.types import StepPair, Tree
+from caspo.records import StepPair, Tree
 
 Data = tuple[Sequence[Tree], Sequence[StepPair]]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from caspo.records import ROOT, StepPair, Tree
 from caspo.train.step_dpo import StepDPOSettings, train_step_dpo
-from caspo.types import ROOT, StepPair, Tree
 from tiny import build, bushy_tree, grown, pairs_of
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from caspo.engines.base import Completion, OnDone, Request
+from caspo.records import ROOT, Question, Solution
 from caspo.testing.scripted import Script, Scripted, ScriptedEngine
-from caspo.types import ROOT, Question, Solution
 
 Q = Question("Q", "5", id="q")
 FIVE, SIX, SEVEN = "The answer is 5.", "The answer is 6.", "The answer is 7."

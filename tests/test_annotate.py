@@ -10,9 +10,9 @@ from caspo.core.errors import EngineError
 from caspo.data.annotate import AnnotateSettings, annotate, judge_trees
 from caspo.judges.base import Chain
 from caspo.judges.reference import ReferenceJudge
+from caspo.records import ROOT, Node, Question, Tree, Verdict
 from caspo.testing.scripted import Scripted, ScriptedEngine
 from caspo.trees import TreeBuilder
-from caspo.types import ROOT, Node, Question, Tree, Verdict
 from tiny import same_tree
 
 META = {

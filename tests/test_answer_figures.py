@@ -20,9 +20,9 @@ from caspo.evaluate.resampling import draw_questions, resampled_aurc
 from caspo.evaluate.run import EvaluateSettings, Outcome, Sample, evaluate_methods, read_outcomes
 from caspo.evaluate.samples import pass_at_k, sample_figures
 from caspo.judges.base import Chain
+from caspo.records import ROOT, Label, Node, Question, Step, Tree, Verdict
 from caspo.search import answer_path
 from caspo.testing.scripted import Scripted, ScriptedEngine
-from caspo.types import ROOT, Label, Node, Question, Step, Tree, Verdict
 from tiny import trace
 
 CONFIDENT = st.lists(st.tuples(st.sampled_from([0.1, 0.5, 0.5, 0.9, 1.0]), st.booleans()), min_size=1, max_size=7)

@@ -17,7 +17,7 @@ PACKAGE = SOURCE / "caspo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 500
 
-EVERYWHERE = {"caspo", "core", "types"}
+EVERYWHERE = {"caspo", "core", "records"}
 """The records, what every room stands on, and the bare package (its version)."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -45,9 +45,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 }  # fmt: skip
 FOUNDATION: dict[str, set[str]] = {
     # What is imported everywhere imports next to nothing.
-    "caspo": {"core", "types", "search", "model"},
+    "caspo": {"core", "records", "search", "model"},
     "core": set(),
-    "types": set(),
+    "records": set(),
 }
 
 

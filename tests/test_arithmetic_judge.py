@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Judge
+from caspo.records import Question
 from caspo.steps import split_steps
-from caspo.types import Question
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 JUDGE = ArithmeticJudge()

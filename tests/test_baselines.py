@@ -16,6 +16,7 @@ from caspo.cli.main import app
 from caspo.core.config import settings_from
 from caspo.core.errors import ConfigError, DataError
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
+from caspo.records import ROOT, Question
 from caspo.report.method_charts import SHAPES, SYMBOLS
 from caspo.report.run_data import METHOD_NAMES
 from caspo.search import (
@@ -37,7 +38,6 @@ from caspo.search.dipt import PERSPECTIVES, last_answer
 from caspo.search.vote import agreement
 from caspo.tasks.base import grade
 from caspo.testing.scripted import Scripted, ScriptedEngine
-from caspo.types import ROOT, Question
 from recording import FIVE, SIX, Q, Recording, counts, decisions, ends, plain, solve, wild
 
 BASELINES = ("best_of_n", "beam", "deepconf_offline", "deepconf_online", "dipt")

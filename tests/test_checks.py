@@ -9,9 +9,9 @@ import pytest
 
 from caspo.core.errors import DataError
 from caspo.loop.warm_start import train_tokenizer
+from caspo.records import ROOT, Question, Step, Tree
 from caspo.train.checks import check_pairs, check_tokens
 from caspo.train.tree_packing import pack
-from caspo.types import ROOT, Question, Step, Tree
 from tiny import VOCABULARY, build, bushy_tree, node, pairs_of, tokenizer, trace
 
 TREE = bushy_tree()

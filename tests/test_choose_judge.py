@@ -18,8 +18,8 @@ from caspo.judges.reward_model import RewardModelJudge
 from caspo.judges.rollouts import RolloutJudge, RolloutSettings
 from caspo.loop.stages import annotate_stage
 from caspo.loop.task import TaskSettings, open_judge
+from caspo.records import Question
 from caspo.tasks.stories import StoriesTask
-from caspo.types import Question
 
 MODEL = ModelSettings(name="no/such-model")
 

@@ -16,7 +16,7 @@ from caspo.core.storage import write_json
 from caspo.evaluate.compare import compare
 from caspo.evaluate.run import Outcome
 from caspo.formats.parquet import write_trees
-from caspo.types import ROOT, Node, Question, Step, Tree
+from caspo.records import ROOT, Node, Question, Step, Tree
 from tiny import trace
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from caspo.confidence.signals import SIGNALS, entropy_bounds, signals, step_score
 from caspo.core.errors import ConfigError, DataError, EngineError
-from caspo.types import TokenTrace
+from caspo.records import TokenTrace
 
 
 def trace_of(probs_TV, taken=None) -> TokenTrace:

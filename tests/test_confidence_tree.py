@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from caspo.confidence import SIGNALS
 from caspo.engines.base import Completion, Request
+from caspo.records import ROOT, Question, Solution
 from caspo.search import ChainOfThought, ConfidenceTree, ConfidenceTreeSettings
 from caspo.testing.scripted import Script, Scripted, ScriptedEngine
-from caspo.types import ROOT, Question, Solution
 from tiny import Counting, same_tree
 
 Q = Question("Q", "5", id="q")

@@ -21,7 +21,7 @@ from caspo.data.dataset import DATASET_SCHEMA, write_dataset
 from caspo.data.pairs import PairSettings, build_pairs
 from caspo.formats.parquet import read_trees
 from caspo.judges.reference import ReferenceJudge
-from caspo.types import Tree
+from caspo.records import Tree
 from tiny import bushy_tree
 
 DATA = Path(__file__).resolve().parent.parent / "data"

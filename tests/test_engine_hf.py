@@ -17,7 +17,7 @@ from caspo.engines.base import Completion, Request, Watch
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.local.kv import PrefixStore, RowPool
 from caspo.engines.prompts import PLAIN_TEMPLATE
-from caspo.types import Measured
+from caspo.records import Measured
 from tiny import VOCABULARY, build, tokenizer
 
 FAMILIES = ("llama", "qwen3", "gemma3", "mistral")

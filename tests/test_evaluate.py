@@ -20,9 +20,9 @@ from caspo.evaluate.run import EvaluateSettings, Outcome, evaluate_methods, read
 from caspo.evaluate.step_figures import step_changes, step_rows
 from caspo.formats.parquet import write_trees
 from caspo.judges.base import StepJudge
+from caspo.records import ROOT, Label, Node, Question, Step, Tree, Verdict
 from caspo.tasks.base import grade
 from caspo.testing.scripted import Script, Scripted, ScriptedEngine
-from caspo.types import ROOT, Label, Node, Question, Step, Tree, Verdict
 from tiny import same_tree, trace
 
 

@@ -21,7 +21,7 @@ from caspo.formats import (
     write_rows,
 )
 from caspo.formats.parquet import read_trees, write_trees
-from caspo.types import Label, Question, Tree
+from caspo.records import Label, Question, Tree
 from tiny import tokenizer
 
 # A step is a line of visible text; the marks of Math-Shepherd are tested apart.

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from caspo.answers import stated_answer
+from caspo.records import Question
 from caspo.tasks import open_benchmark
 from caspo.tasks.grading import GRADERS, grade_maths, grade_text
 from caspo.tasks.programs import grade_code
 from caspo.testing.graders import check_grader, near_misses, respellings
-from caspo.types import Question
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SETS = ("math500", "minerva_math", "olympiadbench", "amc23", "aime24", "aime25", "gsm8k", "bgqa", "cruxeval", "strategyqa",

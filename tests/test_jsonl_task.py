@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from caspo.core.errors import ConfigError, DataError
+from caspo.records import Question
 from caspo.tasks.base import Task, grade
 from caspo.tasks.jsonl import JsonlTask
-from caspo.types import Question
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -10,7 +10,7 @@ import pytest
 from caspo.core.errors import StorageError
 from caspo.judges.base import Chain, Judge
 from caspo.judges.cache import CachedJudge
-from caspo.types import Question, Verdict
+from caspo.records import Question, Verdict
 
 
 class Killed(BaseException):

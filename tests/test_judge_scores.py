@@ -17,7 +17,7 @@ from caspo.evaluate.judge_scores import FIGURES, Judged, judge_scores
 from caspo.formats import LabelledSolution
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain
-from caspo.types import Label, Question, Verdict
+from caspo.records import Label, Question, Verdict
 
 
 def solution(name: str, steps: int, first: int | None, subset: str = "all") -> LabelledSolution:

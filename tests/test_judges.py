@@ -10,7 +10,7 @@ import pytest
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, Judge, StepJudge, chain_key
 from caspo.judges.reference import ReferenceJudge
-from caspo.types import Label, Question, Verdict
+from caspo.records import Label, Question, Verdict
 
 QUESTION = Question("Ann has 2 nuts and finds 3. How many has she?", "5", id="q")
 

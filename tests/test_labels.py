@@ -12,7 +12,7 @@ from caspo.core.errors import DataError
 from caspo.formats import read_labelled
 from caspo.judges.base import Chain, Judge
 from caspo.judges.labels import LabelsJudge
-from caspo.types import Question
+from caspo.records import Question
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 

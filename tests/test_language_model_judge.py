@@ -18,8 +18,8 @@ from caspo.core.errors import ConfigError
 from caspo.judges.base import Chain, Judge
 from caspo.judges.endpoint import ChatEndpoint, EndpointSettings, ModelAnswer
 from caspo.judges.language_model import INSTRUCTION, LanguageModelJudge, LanguageModelSettings, ask_engine, prompt_of
+from caspo.records import Question
 from caspo.testing.scripted import Scripted
-from caspo.types import Question
 from test_rollouts import Engine
 
 QUESTION = Question("Ann has 2 nuts and finds 3. How many has she?", "5", id="q")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.memo import MemoEngine
+from caspo.records import Question
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings, DeepConfOnline
 from caspo.testing.scripted import Scripted, ScriptedEngine
-from caspo.types import Question
 from tiny import Counting, same_tree
 
 

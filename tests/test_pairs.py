@@ -11,7 +11,7 @@ import pytest
 
 from caspo.core.errors import DataError
 from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
-from caspo.types import ROOT, Question, StepPair, Tree
+from caspo.records import ROOT, Question, StepPair, Tree
 from tiny import build, bushy_tree, node, same_tree, tokenizer
 
 EVERYTHING = PairSettings(confident_from=0, unsure_to=1, per_group=99)

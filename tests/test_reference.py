@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from caspo.core.errors import DataError
+from caspo.records import Tree
 from caspo.train import reference
 from caspo.train.reference import Wanted, fingerprint, rescore, score_trees
 from caspo.train.scoring import Scorer
-from caspo.types import Tree
 from tiny import build, bushy_tree, same_tree
 
 BUDGET = 30

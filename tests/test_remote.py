@@ -18,9 +18,9 @@ from caspo.engines.base import Completion, Request
 from caspo.engines.remote.engine import OpenAICompatibleEngine
 from caspo.engines.remote.settings import RemoteSettings
 from caspo.formats.parquet import read_trees, write_trees
+from caspo.records import FIRST_PIECE, Question, Tree
 from caspo.search import ChainOfThought, ConfidenceTree, ConfidenceTreeSettings
 from caspo.train.checks import check_tokens
-from caspo.types import FIRST_PIECE, Question, Tree
 from fake_server import EOS, VOCABULARY, FakeServer, distribution, serving
 
 SHAPES = ["vllm", "sglang", "llama-cpp-python", "llama.cpp"]

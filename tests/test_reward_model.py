@@ -15,7 +15,7 @@ from caspo.core.errors import ConfigError, ModelError
 from caspo.engines.models import resolve
 from caspo.judges.base import Chain, Judge
 from caspo.judges.reward_model import RewardModelJudge, RewardModelSettings, load_reward_model
-from caspo.types import Question
+from caspo.records import Question
 from tiny import COMMON, build
 
 LAYOUTS = ("qwen", "token_classification", "math_shepherd")

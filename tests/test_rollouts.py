@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from caspo.judges.base import Chain, Judge
 from caspo.judges.rollouts import RolloutJudge, RolloutSettings, fixed_sample
+from caspo.records import Question, Verdict
 from caspo.testing.scripted import Script, Scripted
-from caspo.types import Question, Verdict
 from tiny import Counting
 
 QUESTION = Question("How many?", "5", id="q")

@@ -22,7 +22,7 @@ from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questi
 from caspo.loop.run import run_recipe
 from caspo.loop.stages import annotate_stage, rescore_stage, train_stage
 from caspo.loop.task import open_judge
-from caspo.types import TokenTrace, Tree
+from caspo.records import TokenTrace, Tree
 from stories_run import RECIPE, write_recipe
 
 SMALL = {

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Engine, Request
 from caspo.engines.local.engine import HFEngine
+from caspo.records import Question
 from caspo.search import METHODS, ChainOfThought, ConfidenceTree, ConfidenceTreeSettings, SelfConsistency
 from caspo.search.base import Search
 from caspo.search.sampled import SelfConsistencySettings
@@ -22,7 +23,6 @@ from caspo.serve.job import Closing, Done, Event, Failed, Grown, Job, Overloaded
 from caspo.serve.scheduler import Scheduler
 from caspo.testing.scripted import Script, Scripted, ScriptedBatch, ScriptedEngine
 from caspo.trees import TreeBuilder
-from caspo.types import Question
 from recording import FIVE, plain, wild
 from tiny import build, tokenizer
 

@@ -12,11 +12,11 @@ import torch
 from caspo.core.errors import EngineError
 from caspo.engines.base import Request
 from caspo.engines.local.engine import HFEngine
+from caspo.records import ROOT, Question, Step, Tree
 from caspo.train.attention import TreeAttention
 from caspo.train.scoring import NodeScores, Scorer, _TokenScores, check_packing
 from caspo.train.tree_packing import NodeKey, join, pack
 from caspo.trees import TreeBuilder
-from caspo.types import ROOT, Question, Step, Tree
 from tiny import build, bushy_tree, node, tokenizer
 
 FAMILIES = (

@@ -8,6 +8,7 @@ import pytest
 
 from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.engines.base import Request
+from caspo.records import Question
 from caspo.search import (
     METHODS,
     ChainOfThought,
@@ -17,7 +18,6 @@ from caspo.search import (
 )  # fmt: skip
 from caspo.search.vote import vote
 from caspo.testing.scripted import EOS, Scripted, ScriptedEngine
-from caspo.types import Question
 from tiny import Counting, same_tree
 
 Q = Question("Q", "5", id="q")

@@ -14,8 +14,8 @@ from caspo.core.errors import DataError
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, StepJudge
 from caspo.judges.reference import ReferenceJudge
+from caspo.records import Question
 from caspo.steps import split_steps
-from caspo.types import Question
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SOLUTION = "She has 16 - 3 = <<16-3=13>>13 eggs left.\nShe sells 13 * 7 = <<13*7=91>>91 a week.\n#### 91"

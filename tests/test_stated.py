@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caspo.answers import options, stated_answer
-from caspo.types import Question
+from caspo.records import Question
 
 OPTIONS = ["a cat", "0.5", "$x = 3$ cm", "the A train", "a dog", "1", "2", "3", "4", "none of these", "Elm St. north"]
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from caspo.core.errors import ConfigError, DataError, EngineError, StorageError
+from caspo.records import ROOT, Question, StepPair, Tree
 from caspo.train.attention import TreeAttention
 from caspo.train.lora import LoraSettings
 from caspo.train.losses import margins, preference_loss
 from caspo.train.scoring import Scorer
 from caspo.train.step_dpo import StepDPOSettings, TrainingResult, train_step_dpo
-from caspo.types import ROOT, Question, StepPair, Tree
 from tiny import build, bushy_tree, node, pairs_of, tokenizer
 
 TREES = [bushy_tree(f"q{i}", i) for i in range(6)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from caspo.core.errors import DataError
 from caspo.formats.parquet import read_trees, write_trees
-from caspo.types import ROOT, Node, Question, Step, TokenTrace, Tree, Verdict
+from caspo.records import ROOT, Node, Question, Step, TokenTrace, Tree, Verdict
 from tiny import bushy_tree, same_tree
 
 TEXT = st.text(max_size=20)

@@ -13,9 +13,9 @@ import pytest
 from caspo.answers import extract_answer
 from caspo.core.errors import ConfigError, DataError
 from caspo.judges.reference import ReferenceJudge
+from caspo.records import Question, Verdict
 from caspo.steps import equations, split_steps
 from caspo.tasks.stories import MAX_LEVEL, SPLITS, StoriesTask, largest, sums
-from caspo.types import Question, Verdict
 
 ALL = StoriesTask(range(1, MAX_LEVEL + 1))
 SAMPLE = [q for split in SPLITS for q in ALL.questions(split, 105, seed=5)]

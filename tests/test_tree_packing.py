@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caspo.records import ROOT, Tree
 from caspo.train.tree_packing import PackedRow, cut, fill, join, pack, packed_size, separate
-from caspo.types import ROOT, Tree
 from tiny import bushy_tree, grown
 
 TEMPLATE = (7, 8, 9)

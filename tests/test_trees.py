@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from caspo.records import ROOT, Question, Step, TokenTrace, Verdict
 from caspo.trees import TreeBuilder, seed_of
-from caspo.types import ROOT, Question, Step, TokenTrace, Verdict
 from tiny import bushy_tree, trace
 
 QUESTION = Question("?", "5", id="q")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caspo.records import ROOT, StepPair, Tree, Verdict
 from caspo.train.tree_packing import separate
 from caspo.train.units import Micro, Unit, judged_nodes, make_units, micro_batches, plan_steps
-from caspo.types import ROOT, StepPair, Tree, Verdict
 from tiny import bushy_tree, grown, pairs_of
 
 TREES = [bushy_tree(f"q{i}", i) for i in range(12)]

@@ -12,9 +12,9 @@ import torch
 
 from caspo.engines.base import Completion, Request
 from caspo.loop.warm_start import train_tokenizer
+from caspo.records import ROOT, Node, Question, Step, StepPair, TokenTrace, Tree, Verdict
 from caspo.tasks.stories import StoriesTask
 from caspo.testing.scripted import Script, ScriptedEngine
-from caspo.types import ROOT, Node, Question, Step, StepPair, TokenTrace, Tree, Verdict
 
 VOCABULARY = 320
 

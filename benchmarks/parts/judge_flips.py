@@ -22,10 +22,10 @@ from caspo.engines.models import load
 from caspo.evaluate.estimates import paired_difference, wilson
 from caspo.evaluate.step_figures import step_figures, step_rows
 from caspo.judges.reference import ReferenceJudge
+from caspo.records import Question, StepPair, Tree, Verdict
 from caspo.search import METHODS, ChainOfThoughtSettings, SelfConsistencySettings
 from caspo.tasks.stories import StoriesTask
 from caspo.train.step_dpo import StepDPOSettings, train_step_dpo
-from caspo.types import Question, StepPair, Tree, Verdict
 from parts.measure import Figure, difference
 
 __all__ = ["SHARES", "flip", "flips", "truly_right"]

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from caspo.answers import extract_answer
-from caspo.types import Question
+from caspo.records import Question
 
 __all__ = ["SIDES", "Answered", "Job", "Side"]
 

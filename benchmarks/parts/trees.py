@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from caspo.types import ROOT, Label, Node, Question, Step, StepPair, TokenTrace, Tree, Verdict
+from caspo.records import ROOT, Label, Node, Question, Step, StepPair, TokenTrace, Tree, Verdict
 
 __all__ = ["VOCABULARY", "deep", "demo_like"]
 

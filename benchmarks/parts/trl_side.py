@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from caspo.types import StepPair, Tree
+from caspo.records import StepPair, Tree
 from parts.processes import peak_mb
 
 # Before any import of Hugging Face libraries, which read them once. Processes started from here inherit them.

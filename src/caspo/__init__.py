@@ -15,8 +15,8 @@ from caspo.core.lazy import export
 if TYPE_CHECKING:
     from caspo.core.errors import CaspoError
     from caspo.model import Model, Solved, load
+    from caspo.records import Question, Solution
     from caspo.search import METHODS
-    from caspo.types import Question, Solution
 
 __all__ = ["METHODS", "CaspoError", "Model", "Question", "Solution", "Solved", "__version__", "load"]
 

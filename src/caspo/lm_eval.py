@@ -20,9 +20,9 @@ from caspo.core.config import settings_from
 from caspo.core.errors import ConfigError, DataError
 from caspo.engines.drive import drive
 from caspo.engines.until import cut, until
+from caspo.records import Question, Solution
 from caspo.search import DEFAULT_METHOD, METHODS, Method, answer_path
 from caspo.trees import TreeBuilder
-from caspo.types import Question, Solution
 
 __all__ = ["HarnessModel", "register"]
 

@@ -10,9 +10,9 @@ from typing import Any
 from caspo.confidence import step_score
 from caspo.core.errors import ConfigError, DataError
 from caspo.engines import Engine, model_settings, open_engine
+from caspo.records import Node, Question, Solution
 from caspo.report import notebook_tree
 from caspo.search import Method, answer_path, method_of
-from caspo.types import Node, Question, Solution
 
 __all__ = ["Model", "Solved", "load"]
 

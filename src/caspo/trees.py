@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from caspo.records import ROOT, Decision, Node, Question, Step, TokenTrace, Tree, Verdict
 from caspo.steps import split_tokens, step_key
-from caspo.types import ROOT, Decision, Node, Question, Step, TokenTrace, Tree, Verdict
 
 __all__ = ["TreeBuilder", "seed_of"]
 

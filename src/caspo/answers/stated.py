@@ -18,7 +18,7 @@ import warnings
 
 from caspo.answers.compare import normalised, same_answer
 from caspo.answers.extract import clean, extract_answer, last_boxed, last_marked, last_said, undecorated
-from caspo.types import Question
+from caspo.records import Question
 
 __all__ = ["code_of", "literal_of", "options", "stated_answer"]
 

@@ -12,8 +12,8 @@ from caspo.cli.options import EngineOption, MethodOption, MethodSettings, ModelO
 
 if TYPE_CHECKING:
     from caspo.model import Solved
+    from caspo.records import Question
     from caspo.search import ConfidenceTree
-    from caspo.types import Question
 
 __all__ = ["calibrated", "solve"]
 
@@ -106,10 +106,10 @@ def _questions(
 ) -> tuple[list[Question], Callable[[Question, str | None], bool]]:
     """What to solve, and how it is graded."""
     from caspo.core.errors import ConfigError, DataError
+    from caspo.records import Question
     from caspo.tasks.base import Task, grade
     from caspo.tasks.benchmarks import BENCHMARKS, TABLE
     from caspo.tasks.jsonl import JsonlTask
-    from caspo.types import Question
 
     task: Task
     if question in BENCHMARKS or question == "stories":

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from caspo.core.errors import ConfigError, DataError, EngineError
-from caspo.types import TokenTrace
+from caspo.records import TokenTrace
 
 __all__ = [
     "DEFAULT_SIGNAL", "SIGNALS", "Signal", "best_possible", "entropy_bounds", "signals", "step_score",

@@ -16,8 +16,8 @@ from caspo.core.config import Config
 from caspo.engines.base import Engine, Request
 from caspo.engines.drive import Asking, drive
 from caspo.judges.base import Chain, Judge
+from caspo.records import ROOT, Question, Step, Tree, Verdict
 from caspo.trees import TreeBuilder, seed_of
-from caspo.types import ROOT, Question, Step, Tree, Verdict
 
 __all__ = ["AnnotateSettings", "annotate", "judge_trees"]
 

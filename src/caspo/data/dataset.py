@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from caspo.confidence import SIGNALS, signals
 from caspo.core.errors import DataError
 from caspo.formats.parquet import TREE_SCHEMA, tree_rows, write_table
-from caspo.types import TRACE_COLUMNS, Tree
+from caspo.records import TRACE_COLUMNS, Tree
 
 __all__ = ["DATASET_SCHEMA", "write_dataset"]
 

@@ -29,8 +29,8 @@ from caspo.core.config import Config
 from caspo.core.errors import DataError
 from caspo.engines.rows import shared_length
 from caspo.formats.parquet import read_table, write_table
+from caspo.records import ROOT, Node, StepPair, Tree
 from caspo.steps import equations
-from caspo.types import ROOT, Node, StepPair, Tree
 
 __all__ = ["PairReport", "PairSettings", "build_pairs", "read_pairs", "write_pairs"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caspo.core.errors import EngineError
-from caspo.types import Measured, TokenTrace
+from caspo.records import Measured, TokenTrace
 
 __all__ = ["Batch", "Completion", "Engine", "Finish", "Message", "OnDone", "Request", "ServingEngine", "Watch"]
 

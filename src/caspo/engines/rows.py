@@ -9,7 +9,7 @@ import numpy as np
 
 from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Finish, Request
-from caspo.types import Measured, TokenTrace
+from caspo.records import Measured, TokenTrace
 
 __all__ = ["SHARED", "Row", "check", "shared_length"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from caspo.confidence.logits import BLOCK, Distribution
 from caspo.core.errors import EngineError
 from caspo.engines.rows import Row
-from caspo.types import Measured
+from caspo.records import Measured
 
 __all__ = ["Draw", "draw", "draw_rows", "uniforms"]
 

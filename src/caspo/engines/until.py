@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from caspo.engines.base import Completion, Engine, Request, Watch
 from caspo.engines.drive import Asking, changed
-from caspo.types import Measured
+from caspo.records import Measured
 
 __all__ = ["cut", "until"]
 

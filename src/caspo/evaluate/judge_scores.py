@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from caspo.evaluate.estimates import wilson
 from caspo.evaluate.resampling import draw_questions, ends, percentile_interval, ratio
 from caspo.formats import LabelledSolution
-from caspo.types import Label
+from caspo.records import Label
 
 __all__ = ["FIGURES", "Judged", "judge_scores", "score_counts"]
 

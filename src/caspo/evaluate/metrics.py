@@ -18,8 +18,8 @@ from caspo.evaluate.run import EvaluateSettings, Outcome, read_outcomes
 from caspo.evaluate.samples import sample_figures
 from caspo.evaluate.step_figures import StepRows, sampled_method, step_calibrator, step_figures, step_rows
 from caspo.judges.base import Chain, Judge
+from caspo.records import Tree
 from caspo.search import Method, answer_path
-from caspo.types import Tree
 
 __all__ = ["round_metrics"]
 

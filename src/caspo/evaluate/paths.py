@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from caspo.evaluate.estimates import wilson
-from caspo.types import Verdict
+from caspo.records import Verdict
 
 __all__ = ["faithfulness"]
 

@@ -20,9 +20,9 @@ from caspo.core.config import Config
 from caspo.core.storage import read_json, write_json
 from caspo.engines.base import Engine
 from caspo.formats.parquet import read_trees, write_trees
+from caspo.records import Question, Tree
 from caspo.search import METHODS, Method, PathSettings
 from caspo.tasks.base import Task
-from caspo.types import Question, Tree
 
 __all__ = ["EvaluateSettings", "Outcome", "Sample", "evaluate_methods", "read_outcomes"]
 

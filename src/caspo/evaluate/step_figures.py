@@ -31,7 +31,7 @@ from caspo.evaluate.resampling import (
 )
 from caspo.evaluate.run import EvaluateSettings, read_outcomes
 from caspo.judges.base import Judge
-from caspo.types import Node, Tree
+from caspo.records import Node, Tree
 
 __all__ = ["SIBLING_FREQUENCY", "StepRows", "sampled_method", "step_calibrator", "step_changes", "step_figures", "step_rows"]
 

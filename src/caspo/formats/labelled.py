@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from caspo.core.errors import DataError
-from caspo.types import Label, Question, Tree
+from caspo.records import Label, Question, Tree
 
 __all__ = [
     "RATINGS", "Format", "LabelledSolution", "Record", "get", "labels_until", "question_of",

@@ -12,7 +12,7 @@ from typing import Any
 
 from caspo.core.errors import DataError
 from caspo.formats.labelled import Format, LabelledSolution, Record, question_of, steps_of, text_of
-from caspo.types import Label
+from caspo.records import Label
 
 __all__ = ["MATH_SHEPHERD", "TAG"]
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from caspo.confidence import step_score
 from caspo.core.errors import DataError
 from caspo.core.storage import write_file
-from caspo.types import TRACE_COLUMNS, Node, Question, Step, TokenTrace, Tree, Verdict
+from caspo.records import TRACE_COLUMNS, Node, Question, Step, TokenTrace, Tree, Verdict
 
 __all__ = [
     "SCHEMA_VERSION", "TREE_SCHEMA", "read_table", "read_trees", "tree_rows", "write_table", "write_trees",

@@ -12,7 +12,7 @@ from typing import Any
 
 from caspo.core.errors import DataError
 from caspo.formats.labelled import RATINGS, Format, LabelledSolution, Record, get, question_of, steps_of
-from caspo.types import Label, Node, Tree
+from caspo.records import Label, Node, Tree
 
 __all__ = ["PRM800K"]
 

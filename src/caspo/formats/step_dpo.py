@@ -11,8 +11,8 @@ from typing import Any
 
 from caspo.core.errors import DataError
 from caspo.formats.labelled import Format, LabelledSolution, Record, labels_until, question_of, text_of
+from caspo.records import StepPair, Tree
 from caspo.steps import split_steps
-from caspo.types import StepPair, Tree
 
 __all__ = ["STEP_DPO", "pairs_as_step_dpo"]
 

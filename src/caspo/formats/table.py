@@ -25,7 +25,7 @@ from caspo.formats.processbench import PROCESSBENCH
 from caspo.formats.step_dpo import STEP_DPO
 from caspo.formats.steps import STEPS
 from caspo.formats.trees import solutions_of
-from caspo.types import Tree
+from caspo.records import Tree
 
 __all__ = ["FORMATS", "WRITTEN", "Exported", "read_labelled", "read_solutions", "trees_as", "write_rows"]
 

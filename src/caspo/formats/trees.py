@@ -12,9 +12,9 @@ import numpy as np
 
 from caspo.engines.prompts import INSTRUCTION, prompt_ids
 from caspo.formats.labelled import LabelledSolution
+from caspo.records import ROOT, Label, Step, TokenTrace, Tree, Verdict
 from caspo.steps import step_key
 from caspo.trees import TreeBuilder
-from caspo.types import ROOT, Label, Step, TokenTrace, Tree, Verdict
 
 __all__ = ["solutions_of", "trees_of"]
 

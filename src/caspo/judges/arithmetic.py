@@ -15,8 +15,8 @@ from functools import lru_cache
 
 from caspo.answers import parse_number, same_answer, stated_answer
 from caspo.judges.base import StepJudge
+from caspo.records import Label, Question, Verdict
 from caspo.steps import Equation, Expression, equations
-from caspo.types import Label, Question, Verdict
 
 __all__ = ["ArithmeticJudge", "parts"]
 

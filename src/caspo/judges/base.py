@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from caspo.engines.base import Engine
-from caspo.types import Label, Question, Verdict
+from caspo.records import Label, Question, Verdict
 
 __all__ = ["Chain", "Judge", "StepJudge", "TextEngine", "chain_key"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from caspo.core.storage import explain_os_error
 from caspo.judges.base import Chain, Judge, chain_key
-from caspo.types import Verdict
+from caspo.records import Verdict
 
 __all__ = ["CachedJudge"]
 

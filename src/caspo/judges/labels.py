@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from caspo.formats import LabelledSolution
 from caspo.judges.base import StepJudge
+from caspo.records import Label, Question, Verdict
 from caspo.steps import step_key
-from caspo.types import Label, Question, Verdict
 
 __all__ = ["LabelsJudge"]
 

@@ -21,8 +21,8 @@ from caspo.core.config import Config
 from caspo.engines.base import Request
 from caspo.judges.base import Chain, TextEngine, chain_key
 from caspo.judges.endpoint import EndpointSettings, ModelAnswer
+from caspo.records import Label, Verdict
 from caspo.trees import seed_of
-from caspo.types import Label, Verdict
 
 __all__ = ["INSTRUCTION", "AskModel", "LanguageModelJudge", "LanguageModelSettings", "ask_engine", "prompt_of"]
 

@@ -22,8 +22,8 @@ from caspo.answers import extract_answer, same_answer
 from caspo.core.errors import DataError
 from caspo.judges.base import StepJudge
 from caspo.judges.solution import SolutionJudge
+from caspo.records import Question, Verdict
 from caspo.steps import Equation, Expression, equations
-from caspo.types import Question, Verdict
 
 __all__ = ["ReferenceJudge"]
 

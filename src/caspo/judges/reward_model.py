@@ -27,7 +27,7 @@ from caspo.core.errors import ConfigError, ModelError
 from caspo.engines.models import resolve
 from caspo.formats.math_shepherd import TAG as SHEPHERD_TAG
 from caspo.judges.base import Chain
-from caspo.types import Label, Question, Verdict
+from caspo.records import Label, Question, Verdict
 
 __all__ = ["RewardModelJudge", "RewardModelSettings", "load_reward_model"]
 

@@ -31,8 +31,8 @@ from caspo.engines.base import Request
 from caspo.engines.drive import Asking, drive
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, TextEngine
+from caspo.records import Label, Question, Verdict
 from caspo.trees import seed_of
-from caspo.types import Label, Question, Verdict
 
 __all__ = ["RolloutCounts", "RolloutJudge", "RolloutSettings", "fixed_sample"]
 

@@ -12,8 +12,8 @@ from fractions import Fraction
 from functools import lru_cache
 
 from caspo.judges.arithmetic import ArithmeticJudge, parts
+from caspo.records import Question
 from caspo.steps import Equation, equations
-from caspo.types import Question
 
 __all__ = ["SolutionJudge"]
 

@@ -14,8 +14,8 @@ from caspo.data.pairs import PairSettings
 from caspo.engines.opening import ModelSettings
 from caspo.evaluate.run import EvaluateSettings
 from caspo.loop.task import TaskSettings, open_task
+from caspo.records import Question
 from caspo.train.step_dpo import StepDPOSettings
-from caspo.types import Question
 
 __all__ = ["AnnotateStage", "CaspoRecipe", "ValidationStage", "training_questions", "validation_questions"]
 

@@ -25,12 +25,12 @@ from caspo.engines.models import cache_dir, load
 from caspo.engines.opening import ModelSettings, check_local
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.judges.base import Judge
+from caspo.records import Question, StepPair, Tree
 from caspo.train.checks import check_tokens
 from caspo.train.reference import rescore, score_trees
 from caspo.train.scoring import Scorer, check_packing
 from caspo.train.step_dpo import StepDPOSettings, reference_of, train_step_dpo
 from caspo.train.units import judged_nodes
-from caspo.types import Question, StepPair, Tree
 
 __all__ = [
     "TrainingData", "annotate_stage", "pairs_stage", "read_rounds", "rescore_stage", "train_stage", "trees_and_pairs",

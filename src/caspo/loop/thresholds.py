@@ -33,6 +33,7 @@ from caspo.evaluate.step_figures import step_calibrator, step_rows
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questions
 from caspo.loop.task import open_judge, open_task
+from caspo.records import Question, Solution, Tree
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
 from caspo.search.threshold import (
     AbstentionTest,
@@ -45,7 +46,6 @@ from caspo.search.threshold import (
     questions_needed,
 )
 from caspo.tasks.base import Task
-from caspo.types import Question, Solution, Tree
 
 __all__ = ["PRUNE_GRID", "CalibrateSettings", "Calibration", "calibrate_stage", "calibration_questions", "right_path"]
 

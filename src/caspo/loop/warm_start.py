@@ -22,7 +22,7 @@ from caspo.train.supervised import Example, SupervisedSettings, plan_batches, su
 from caspo.train.trainer import Job, fit
 
 if TYPE_CHECKING:
-    from caspo.types import Question
+    from caspo.records import Question
 
 __all__ = ["Architecture", "SupervisedRecipe", "run_supervised"]
 

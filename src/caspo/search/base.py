@@ -12,8 +12,8 @@ from caspo.confidence import SIGNALS
 from caspo.core.config import Config
 from caspo.engines.base import Engine
 from caspo.engines.drive import Asking, drive
+from caspo.records import Question, Solution, Step
 from caspo.trees import TreeBuilder
-from caspo.types import Question, Solution, Step
 
 __all__ = ["Method", "PathSettings", "Paths", "Search", "SignalName", "Tokens", "Unit", "numbers"]
 

@@ -21,10 +21,10 @@ from pydantic import Field
 from caspo.answers import stated_answer
 from caspo.confidence import step_score
 from caspo.engines.base import Completion, Engine, Request
+from caspo.records import ROOT, Solution, Step
 from caspo.search.base import Method, Paths, PathSettings, Search, SignalName, Tokens
 from caspo.search.vote import agreement
 from caspo.trees import TreeBuilder, seed_of
-from caspo.types import ROOT, Solution, Step
 
 __all__ = ["Beam", "BeamSettings"]
 

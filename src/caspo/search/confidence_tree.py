@@ -33,12 +33,12 @@ from pydantic import Field
 from caspo.answers import group_answers, same_answer, stated_answer
 from caspo.confidence import best_possible, step_score
 from caspo.engines.base import Completion, Engine, Request, Watch
+from caspo.records import ROOT, Measured, Solution, Step, TokenTrace
 from caspo.search.base import Method, Paths, PathSettings, Search, SignalName
 from caspo.search.bound import Open, most_to_come
 from caspo.search.vote import vote
 from caspo.steps import StepReader
 from caspo.trees import TreeBuilder
-from caspo.types import ROOT, Measured, Solution, Step, TokenTrace
 
 __all__ = ["ConfidenceTree", "ConfidenceTreeSettings"]
 

@@ -30,11 +30,11 @@ from pydantic import Field, model_validator
 
 from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Engine, Watch
+from caspo.records import Measured, Solution
 from caspo.search.base import Method, Paths, Search, Tokens, Unit
 from caspo.search.sampled import SelfConsistencySettings, answers_of, grow, several, solution
 from caspo.search.vote import vote
 from caspo.trees import TreeBuilder
-from caspo.types import Measured, Solution
 
 __all__ = [
     "MEASURES", "DeepConfOffline", "DeepConfOfflineSettings", "DeepConfOnline", "DeepConfOnlineSettings",

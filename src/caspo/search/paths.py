@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from caspo.answers import same_answer, stated_answer
-from caspo.types import Node, Tree
+from caspo.records import Node, Tree
 
 __all__ = ["answer_path"]
 

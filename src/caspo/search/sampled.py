@@ -12,10 +12,10 @@ from pydantic import Field
 
 from caspo.answers import stated_answer
 from caspo.engines.base import Completion, Engine, Request
+from caspo.records import Solution, Step
 from caspo.search.base import Method, Paths, PathSettings, Search
 from caspo.search.vote import vote
 from caspo.trees import TreeBuilder, seed_of
-from caspo.types import Solution, Step
 
 __all__ = [
     "ChainOfThought", "ChainOfThoughtSettings", "SelfConsistency", "SelfConsistencySettings", "answers_of", "grow",

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 from caspo.confidence import step_score
 from caspo.engines.base import ServingEngine
+from caspo.records import ROOT, Node, Tree
 from caspo.serve.job import Done, Grown, Settled
 from caspo.serve.plan import Plan
 from caspo.serve.response_schema import CaspoOut, NodeOut, NodesCaspo, StepCaspo, StepOut, TreeOut, Usage
-from caspo.types import ROOT, Node, Tree
 
 __all__ = ["Choice", "Chunk", "Outcome", "StopCut", "usage"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from caspo.core.errors import CaspoError
+from caspo.records import Node, Question, Solution
 from caspo.search import Method
-from caspo.types import Node, Question, Solution
 
 __all__ = ["Closing", "Done", "Event", "Failed", "Grown", "Job", "Overloaded", "Settled", "Ticket"]
 

@@ -14,13 +14,13 @@ from pydantic import ValidationError
 
 from caspo.core.errors import DataError, EngineError
 from caspo.engines.base import ServingEngine
+from caspo.records import Question
 from caspo.search import METHODS, Method
 from caspo.search.base import numbers
 from caspo.serve.errors import ApiError, invalid, no_such_model
 from caspo.serve.job import Job
 from caspo.serve.request_schema import ChatMessage, ChatRequest, CompletionRequest
 from caspo.serve.settings import ServeSettings
-from caspo.types import Question
 
 __all__ = ["Plan", "plan_chat", "plan_completion"]
 

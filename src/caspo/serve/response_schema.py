@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic reads that of `typing` from Python 3.12 on
 
-from caspo.types import Decision
+from caspo.records import Decision
 
 __all__ = ["ChatCompletion", "ChatCompletionChunk", "Completion", "CompletionChunk", "Error", "Health", "Model", "Models"]
 

@@ -11,12 +11,12 @@ from caspo.confidence import step_score
 from caspo.engines.base import Completion, Engine, Request, ServingEngine, Watch
 from caspo.engines.drive import Asking, Underway, changed
 from caspo.engines.until import until
+from caspo.records import Measured, Node, Solution, Step, TokenTrace
 from caspo.search import answer_path
 from caspo.search.base import Search
 from caspo.serve.job import Done, Grown, Settled, Ticket
 from caspo.steps import StepReader
 from caspo.trees import TreeBuilder
-from caspo.types import Measured, Node, Solution, Step, TokenTrace
 
 __all__ = ["Running"]
 

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from caspo.answers import same_answer
 from caspo.core.errors import ConfigError
-from caspo.types import Question
+from caspo.records import Question
 
 __all__ = ["QuestionSet", "Task", "grade"]
 

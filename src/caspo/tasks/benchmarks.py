@@ -17,13 +17,13 @@ from typing import Any
 
 from caspo.answers import options
 from caspo.core.errors import ConfigError, DataError
+from caspo.records import Question
 from caspo.tasks import hub
 from caspo.tasks.base import QuestionSet
 from caspo.tasks.grading import GRADERS
 from caspo.tasks.hub import Hub, hub_rows
 from caspo.tasks.jsonl import JsonlTask, question_of
 from caspo.tasks.programs import grade_code
-from caspo.types import Question
 
 __all__ = ["BENCHMARKS", "TABLE", "Benchmark", "open_benchmark"]
 

@@ -18,7 +18,7 @@ from fractions import Fraction
 from caspo.answers import options, parse_number, same_answer, several
 from caspo.answers.stated import literal_of
 from caspo.answers.values import number_of
-from caspo.types import Question
+from caspo.records import Question
 
 __all__ = ["GRADERS", "grade_choice", "grade_literal", "grade_maths", "grade_text"]
 

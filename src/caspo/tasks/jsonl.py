@@ -17,8 +17,8 @@ from typing import Any
 
 from caspo.core.errors import DataError
 from caspo.core.storage import read_records
+from caspo.records import Question
 from caspo.tasks.base import QuestionSet
-from caspo.types import Question
 
 __all__ = ["JsonlTask", "question_of"]
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from caspo.records import Question
 from caspo.tasks.sandbox import Limits, run_python
-from caspo.types import Question
 
 __all__ = ["grade_code"]
 

@@ -25,8 +25,8 @@ from typing import Any
 
 from caspo.answers import same_answer
 from caspo.core.errors import ConfigError
+from caspo.records import Question
 from caspo.tasks.stories_scenes import NAMES, SCENES, Move, Relations, Scene
-from caspo.types import Question
 
 __all__ = ["MAX_LEVEL", "SPLITS", "StoriesTask", "largest", "sums"]
 

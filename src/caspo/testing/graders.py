@@ -14,8 +14,8 @@ from fractions import Fraction
 
 from caspo.answers import options, parse_number, several, stated_answer
 from caspo.answers.stated import literal_of
+from caspo.records import Question
 from caspo.tasks.base import Task
-from caspo.types import Question
 
 __all__ = ["GraderReport", "check_grader", "near_misses", "renderings", "respellings"]
 

@@ -24,7 +24,7 @@ import numpy as np
 from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.engines.base import Completion, Finish, Message, OnDone, Request
 from caspo.engines.run import run
-from caspo.types import Measured, TokenTrace
+from caspo.records import Measured, TokenTrace
 
 __all__ = ["EOS", "Script", "Scripted", "ScriptedEngine"]
 

@@ -20,13 +20,13 @@ from typing import Any, Literal
 import torch
 
 from caspo.core.errors import CaspoError, ConfigError, ModelError
+from caspo.records import StepPair, Tree
 from caspo.train.checks import check_pairs
 from caspo.train.lora import add_adapters
 from caspo.train.simulate import Forward, simulate
 from caspo.train.step_dpo import StepDPOSettings, held_out, pair_tokens
 from caspo.train.tree_packing import packed_size, separate
 from caspo.train.units import Micro, make_units, plan_steps
-from caspo.types import StepPair, Tree
 
 __all__ = ["Devices", "Memory", "ModelSize", "Tokens", "count_tokens", "largest_forward", "memory"]
 

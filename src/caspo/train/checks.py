@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from caspo.core.errors import DataError
-from caspo.types import StepPair, Tree
+from caspo.records import StepPair, Tree
 
 __all__ = ["check_pairs", "check_tokens"]
 

@@ -22,9 +22,9 @@ from safetensors.numpy import load_file, save_file
 
 from caspo.core.errors import DataError
 from caspo.core.storage import write_file
+from caspo.records import TokenTrace, Tree
 from caspo.train.scoring import Scorer
 from caspo.train.tree_packing import NodeKey, cut, fill, packed_size
-from caspo.types import TokenTrace, Tree
 
 __all__ = ["Wanted", "fingerprint", "rescore", "score_trees"]
 

@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from caspo.confidence.logits import Distribution
 from caspo.core.errors import EngineError
+from caspo.records import Tree
 from caspo.train.attention import TreeAttention
 from caspo.train.tree_packing import NodeKey, PackedRow, join, pack, separate
-from caspo.types import Tree
 
 __all__ = ["CPU_ROWS", "GPU_ROWS", "NodeScores", "Scorer", "check_packing"]
 

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, model_validator
 
 from caspo.core.errors import DataError, EngineError
+from caspo.records import StepPair, Tree
 from caspo.train import losses
 from caspo.train.checks import check_pairs, check_tokens
 from caspo.train.lora import LoraSettings, add_adapters
@@ -24,7 +25,6 @@ from caspo.train.scoring import Scorer, check_packing
 from caspo.train.trainer import Job, LoopSettings, Metrics, fit
 from caspo.train.tree_packing import NodeKey, packed_size
 from caspo.train.units import Micro, Unit, make_units, micro_batches, plan_steps
-from caspo.types import StepPair, Tree
 
 __all__ = [
     "StepDPOSettings", "TrainingResult", "held_out", "pair_tokens", "reference_of", "step_loss", "train_step_dpo",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from caspo.types import ROOT, Node, Tree
+from caspo.records import ROOT, Node, Tree
 
 __all__ = ["NodeKey", "PackedRow", "cut", "fill", "join", "pack", "packed_size", "separate"]
 

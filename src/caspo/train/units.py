@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from caspo.records import Node, StepPair, Tree
 from caspo.train.tree_packing import cut, fill, packed_size, separate
-from caspo.types import Node, StepPair, Tree
 
 __all__ = ["Micro", "Unit", "judged_nodes", "make_units", "micro_batches", "plan_steps"]
 

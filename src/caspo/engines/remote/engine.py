@@ -32,7 +32,7 @@ from caspo.engines.remote.settings import RemoteSettings
 from caspo.engines.remote.stream import TopLists
 from caspo.engines.retries import Passing
 from caspo.engines.run import run
-from caspo.types import FIRST_PIECE
+from caspo.records import FIRST_PIECE
 
 __all__ = ["OpenAICompatibleEngine"]
 

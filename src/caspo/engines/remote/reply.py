@@ -19,7 +19,7 @@ import numpy as np
 
 from caspo.confidence.signals import TOLERANCE, entropy_bounds
 from caspo.core.errors import EngineError
-from caspo.types import Measured
+from caspo.records import Measured
 
 __all__ = ["RANKS", "BadReply", "Entry", "Position", "measure", "positions"]
 

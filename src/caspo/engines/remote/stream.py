@@ -18,7 +18,7 @@ from caspo.engines.remote.pool import Endpoint, Pool
 from caspo.engines.remote.probe import Features, neutral
 from caspo.engines.remote.reply import RANKS, BadReply, Entry, Position, measure, positions
 from caspo.engines.retries import Passing
-from caspo.types import Measured
+from caspo.records import Measured
 
 __all__ = ["Ended", "Known", "Side", "Token", "TopLists", "tokens"]
 
