@@ -228,5 +228,10 @@ def test_pages_import_what_is_public(page: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_no_module_is_named_like_one_of_the_standard_library(file: Path) -> None:
+    assert not {file.stem, file.parent.name} & sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_files_stay_small(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES, "split it by concept"
