@@ -101,6 +101,7 @@ class Recorder:
         self.engine = engine
         self.first: list[Request] = []
         self.after: dict[int, list[Request]] = {}
+        self.tokens = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
@@ -113,7 +114,9 @@ class Recorder:
             self.after[place] = list(on_done(place, completion)) if on_done else []
             return self.after[place]
 
-        return self.engine.generate(requests, noted)
+        found = self.engine.generate(requests, noted)
+        self.tokens = sum(len(completion.token_ids) for completion in found)
+        return found
 
 
 def throughput(engine: HFEngine, questions: Sequence[Question], turns: int) -> Figure:
@@ -125,20 +128,13 @@ def throughput(engine: HFEngine, questions: Sequence[Question], turns: int) -> F
     speeds: dict[str, list[float]] = {"annotate": [], "bare": []}
     for turn in range(turns):
         for side in ("annotate", "bare") if turn % 2 else ("bare", "annotate"):
-            tokens = 0
-
-            def count(n: int) -> None:
-                nonlocal tokens
-                tokens += n
-
             engine.forget()
             start = clock()
             if side == "annotate":
-                annotate(questions, engine, ReferenceJudge(), settings, 0, count)
+                annotate(questions, engine, ReferenceJudge(), settings, 0)
             else:
-                found = engine.generate(recorder.first, lambda place, completion: recorder.after[place])
-                tokens = sum(len(completion.token_ids) for completion in found)
-            speeds[side].append(tokens / (clock() - start))
+                engine.generate(recorder.first, lambda place, completion: recorder.after[place])
+            speeds[side].append(recorder.tokens / (clock() - start))  # the same seeds: the same tokens every time
     middle = {side: sorted(values)[turns // 2] for side, values in speeds.items()}
     requests = len(recorder.first) + sum(map(len, recorder.after.values()))
     note = (
