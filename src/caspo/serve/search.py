@@ -46,11 +46,12 @@ class Running:
         """Take a continuation in and tell what came of it; what to decode next."""
         with self._lock:
             wanted = [] if self._given_up else list(enumerate(self._search.receive(place, completion)))
-            if self._given_up:  # meanwhile
-                self._search.close()
-                return []
-            self._tell()
-            return wanted
+            if not self._given_up:
+                self._tell()
+        if self._given_up:  # while the lock was held, when `close` could not do it
+            self.close()
+            return []
+        return wanted
 
     def close(self) -> None:
         """Give the search up. Waits for nothing: one that thinks just now is closed by its own thread."""
