@@ -4,7 +4,7 @@ r"""The final answer of a solution by the kind of its question, ``question.meta[
 - ``choice``: one of ``meta["choices"]``; its letter where the options are lettered, else the option itself.
 - ``text``: what is stated, with its words and units.
 - ``literal``: a Python value, as it is written.
-- ``code``: the last fenced block, or the text from the first ``def``, ``class`` or import on.
+- ``code``: the program, see `code_of`.
 
 What is not covered: guessing where nothing is stated ("... so probably the second one").
 """
@@ -18,16 +18,15 @@ import warnings
 
 from caspo.answers.compare import normalised, same_answer
 from caspo.answers.extract import clean, extract_answer, last_boxed, last_marked, last_said, undecorated
+from caspo.answers.fenced import blocks, code_of
 from caspo.records import Question
 
-__all__ = ["code_of", "literal_of", "options", "stated_answer"]
+__all__ = ["literal_of", "options", "stated_answer"]
 
 MAX_LITERAL = 10000
 
 # A full stop after an initial ("James A. Garfield") or before a small letter ("st. gallen") ends no sentence.
 _TEXT_END = re.compile(r"(?<!\b[^\W\d_])[.!?](?=\s*$|\s+[A-Z])")
-_FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
-_CODE_START = re.compile(r"^(?:def|class|import|from|async def|@\w+)\b", re.MULTILINE)
 _LETTER = re.compile(
     r"(?:option|choice|answer)?\s*(?:\(\s*([A-Z])\s*\)|\[\s*([A-Z])\s*\]|([A-Z])(?=\s*(?:[.:),]|$)))\s*", re.IGNORECASE
 )
@@ -44,7 +43,7 @@ def stated_answer(question: Question, text: str) -> str | None:
     if kind == "choice":
         return _choice(question, text)
     if kind == "code":
-        return code_of(text)
+        return code_of(text, question.meta.get("entry_point") or question.meta.get("func_name"))
     if kind == "literal":
         return _literal(text)
     if kind == "text":
@@ -122,7 +121,7 @@ def _literal(text: str) -> str | None:
     boxed = text.rpartition("\\boxed{")[2] if "\\boxed{" in text else ""
     candidates += [boxed[: boxed.rfind("}")]] if "}" in boxed else []
     candidates += [said for said in (last_marked(text), _said_line(text)) if said]
-    candidates += _FENCED.findall(text)[-1:]
+    candidates += [block for _, block in blocks(text)][-1:]
     for candidate in candidates:
         for form in (candidate, candidate.rpartition("==")[2]):
             for spelt in (form, form.strip().rstrip("."), form.strip().strip("`").rstrip("."), undecorated(form)):
@@ -147,12 +146,3 @@ def literal_of(text: str) -> tuple[object] | None:
             return (ast.literal_eval(text.strip()),)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
-
-
-def code_of(text: str) -> str | None:
-    """The program of a solution."""
-    if blocks := [block for block in _FENCED.findall(text) if block.strip()]:
-        return str(blocks[-1])
-    if match := _CODE_START.search(text):
-        return text[match.start() :].rstrip()
-    return text.rstrip() if text.startswith(("    ", "\t")) and text.strip() else None

@@ -1,19 +1,24 @@
 """Runs a Python program that nobody has read, in a process that may compute, read files and print, and little else.
 
-Each run is a new process in a session of its own, with an empty environment, no inherited files but its three pipes, and
-an empty temporary folder to stand in, removed afterwards. Before the program starts, the process gives up its rights for
-good by a filter of system calls (Linux seccomp, which needs no privilege and binds root too). What the program may do is a
-list of calls; everything else fails with "Operation not permitted": sockets, new processes (threads are allowed), other
-programs, creating, changing or removing files, signals, changing limits. Processor time, wall time, memory and output are
-limited; what exceeds them is killed.
+Each run is a new process in a session of its own, with an empty environment, no inherited files but its pipes, no
+capabilities (root's powers), and an empty temporary folder to stand in, removed afterwards. Before the program starts, the
+process gives up its rights for good by a filter of system calls (Linux seccomp, which needs no privilege and binds root
+too). What the program may do is a list of calls; everything else fails with "Operation not permitted": sockets, new
+processes (threads are allowed), other programs, creating, changing or removing files, signals, changing limits. Processor
+time, wall time, memory and output are limited; what exceeds them is killed.
+
+Where the kernel has Landlock (Linux 5.13; not switched off), the program reads Python's own folders, the system's programs
+and libraries, and nothing else; no other process can be looked into. Where it has not, the program reads every file that
+you may read, and of your other processes what the system shows of them; this process makes its own memory, environment and
+open files unreadable while a program runs. `held_back` says which of the two this machine is.
+
+Tests (`run_tests`) run in a second process of that kind, which calls the program's and gets plain values back: the program
+never sees what is expected of it, and has no say in the comparison.
 
 What is not covered:
 
-- Reading. The program sees every file that you may read. It cannot send it anywhere, but what it prints comes back.
-- A program that sets out to fake its result. Tests that run in its own process (HumanEval's) are within its reach: it can
-  change what they compare, or read the mark that says they passed. It takes intent; leaving early, by whatever exit, does
-  not pass.
 - Bugs in the kernel, and what other programs can learn through timing. Run code of an enemy in a virtual machine.
+- Threads: there may be as many as memory holds.
 - Systems other than Linux on x86-64 and aarch64: there every run is refused.
 """
 
@@ -31,12 +36,19 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from caspo.core.errors import ConfigError
+from caspo.tasks import sandbox_lock
 
-__all__ = ["Limits", "Ran", "run_python"]
+__all__ = ["Limits", "Ran", "held_back", "run_python", "run_tests"]
+
+_RESULT = 4096
+"""Bytes that a process may say of its result."""
 
 
 @dataclass(frozen=True)
@@ -56,97 +68,175 @@ class Ran:
     """What became of a program."""
 
     finished: bool
-    """It ran to its last line: no exception, no exit, not killed."""
+    """It ran to its last line: no exception, no exit, not killed before that."""
     output: str
     """What it printed, up to the limit; bytes that are no UTF-8 are replaced."""
     reason: str
-    """Why it did not finish: "error: ...", "exit: ...", "killed: ...", "time limit", "output limit"; empty where it did."""
+    """Why it did not finish: "error: ...", "exit: ...", "killed: ...", "time limit", "output limit". Empty where it did and
+    then ended: a thread or an exit handler may go on past the limit of time, or the output past its own."""
 
 
-def run_python(source: str, stdin: str = "", limits: Limits | None = None) -> Ran:
-    """Run a program with this standard input.
+def run_python(
+    source: str | Sequence[str], stdin: str = "", limits: Limits | None = None, *, module: str = "__main__"
+) -> Ran:
+    """Run a program with this standard input, as the module of this name.
+
+    Several sources run one after the other, as one module; each may begin with ``from __future__``.
 
     Raises:
         ConfigError: this machine cannot hold a program back.
     """
+    sources = [source] if isinstance(source, str) else list(source)
+    with _Run(limits or Limits()) as run:
+        run.start({"role": "script", "sources": sources, "module": module}, stdin.encode(errors="surrogatepass"))
+        return run.outcome()
+
+
+def run_tests(program: Sequence[str], entry: str, tests: Sequence[str], limits: Limits | None = None) -> Ran:
+    """Run tests of what a program defines, which they know as ``candidate``; it finishes if they run to their last line.
+
+    Program and tests stand in a process each, with these limits each; what they print is dropped. `sandbox_exchange` says
+    which values go from one to the other. Tests whose arguments are not plain end with "error: Unplain: ...".
+
+    Args:
+        program: sources, run one after the other as one module that is not ``__main__``.
+        entry: a Python expression in it, the value that is tested.
+        tests: sources, run one after the other.
+        limits: of each process.
+
+    Raises:
+        ConfigError: this machine cannot hold a program back.
+    """
+    with _Run(limits or Limits()) as run:
+        (asked, ask), (told, tell) = os.pipe(), os.pipe()
+        run.start({"role": "program", "sources": list(program), "module": "program", "entry": entry}, None, asked, tell)
+        run.start({"role": "tests", "sources": list(tests), "module": "tests"}, None, told, ask)
+        return run.outcome()
+
+
+def held_back() -> str:
+    """What this machine keeps from a program, in words: all but Python's and the system's files, or less.
+
+    Raises:
+        ConfigError: nothing can be run here.
+    """
+    if _landlock():
+        return "A program reads Python's own files and the system's, no others, and cannot look into other processes."
+    return (
+        "This kernel has no Landlock (Linux 5.13 or newer; a container's profile may forbid it): a program reads every file "
+        "that you can read and, of your processes other than this one, what the system shows."
+    )
+
+
+def _landlock() -> bool:
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         raise ConfigError(
             f"Code can be run on Linux (x86-64, aarch64) only; this is {sys.platform} on {platform.machine()}. Grade "
             "code on such a machine, or in a container with Linux."
         )
-    limits = limits or Limits()
-    mark = f"finished {secrets.token_hex(16)}"
-    request = {"source": source, "mark": mark, "limits": {"seconds": int(-(-limits.seconds // 1)), "bytes": limits.memory}}
-    with tempfile.TemporaryDirectory(prefix="caspo-run-") as folder:
-        file = Path(folder) / "request.json"
-        file.write_text(json.dumps(request), encoding="utf-8")
-        result, result_end = os.pipe()
+    return sandbox_lock.landlock()
+
+
+class _Run:
+    """Processes that end together, with their pipes and their folder; the last one started tells what became of them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._landlock = limits, _landlock()
+        self._mark = f"finished {secrets.token_hex(16)}"
+        self._left = contextlib.ExitStack()
+
+    def __enter__(self) -> _Run:
+        if not self._landlock:
+            warnings.warn(held_back(), stacklevel=4)
+            self._left.enter_context(_unreadable())
+        self._folder = self._left.enter_context(tempfile.TemporaryDirectory(prefix="caspo-run-"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.close()
+
+    def start(self, request: dict[str, Any], stdin: bytes | None, *pipes: int) -> None:
+        """Start a process; without ``stdin`` it reads nothing, and what it prints is dropped. It takes the pipes over."""
+        (asked, ask), (self._result, result) = os.pipe(), os.pipe()
+        self._left.callback(os.close, self._result)
+        request |= {
+            "mark": self._mark, "pipes": pipes, "folder": self._folder, "landlock": self._landlock,
+            "limits": {"seconds": int(-(-self._limits.seconds // 1)), "bytes": self._limits.memory},
+        }  # fmt: skip
+        piped = subprocess.DEVNULL if stdin is None else subprocess.PIPE
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-B", str(Path(__file__).with_name("sandbox_child.py")), str(file), str(result_end)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+            self._process = process = subprocess.Popen(
+                [sys.executable, "-I", "-B", str(Path(__file__).with_name("sandbox_child.py")), str(asked), str(result)],
+                stdin=piped,
+                stdout=piped,
                 stderr=subprocess.DEVNULL,
-                cwd=folder,
+                cwd=self._folder,
                 env={"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                pass_fds=(result_end,),
+                pass_fds=(asked, result, *pipes),
                 start_new_session=True,
             )
+        except BaseException:
+            os.close(ask)
+            raise
         finally:
-            os.close(result_end)
-        try:
-            output, said, limit = _communicate(process, result, stdin.encode(), limits)
-        finally:
-            _end(process)
-            os.close(result)
-    if said.startswith("refused: "):
-        raise ConfigError(
-            f"Code cannot be run here: {said.removeprefix('refused: ')}. Nothing was run. Use a kernel (or a container) "
-            "that allows seccomp filters."
-        )
-    if said == mark and not limit:
-        return Ran(True, output, "")
-    code = process.returncode
-    died = f"killed: {signal.Signals(-code).name}" if code < 0 else f"exit: {code}"
-    return Ran(False, output, limit or (said if said != mark else "") or died)
+            for end in (asked, result, *pipes):
+                os.close(end)
+        feeder = threading.Thread(target=_feed, args=(ask, json.dumps(request).encode(), process, stdin), daemon=True)
+        feeder.start()
+        self._left.callback(feeder.join)
+        self._left.callback(_end, process)
+
+    def outcome(self) -> Ran:
+        """Wait for the last process, no longer than its time."""
+        process, limits = self._process, self._limits
+        found = {self._result: bytearray()}
+        room = {self._result: _RESULT}
+        if process.stdout is not None:
+            found[process.stdout.fileno()], room[process.stdout.fileno()] = bytearray(), limits.output
+        reached = _read(found, room, limits.seconds)
+        _end(process, 0.0 if reached else 1.0)
+        said = found.pop(self._result).decode(errors="replace")
+        if said.startswith("refused: "):
+            raise ConfigError(
+                f"Code cannot be run here: {said.removeprefix('refused: ')}. Nothing was run. Use a kernel (or a container) "
+                "that allows seccomp filters."
+            )
+        output = b"".join(found.values())[: limits.output].decode(errors="replace")
+        code = process.returncode
+        died = f"killed: {signal.Signals(-code).name}" if code < 0 else f"exit: {code}"
+        if said == self._mark:
+            return Ran(True, output, reached or ("" if code == 0 else died))
+        return Ran(False, output, reached or said or died)
 
 
-def _communicate(process: subprocess.Popen[bytes], result: int, stdin: bytes, limits: Limits) -> tuple[str, str, str]:
-    """What the program printed, what the child said of it, and the limit that was reached, if one was."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    feeder = threading.Thread(target=_feed, args=(process, stdin), daemon=True)
-    feeder.start()
-    found: dict[int, bytearray] = {process.stdout.fileno(): bytearray(), result: bytearray()}
-    output = found[process.stdout.fileno()]
-    deadline = time.monotonic() + limits.seconds
-    reached = ""
+def _read(found: dict[int, bytearray], room: dict[int, int], seconds: float) -> str:
+    """Read pipes to their ends, no more of each than there is room for; the limit that was reached, if one was."""
+    deadline = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
         for pipe in found:
             selector.register(pipe, selectors.EVENT_READ)
-        while selector.get_map() and not reached:
+        while selector.get_map():
             left = deadline - time.monotonic()
-            ready = selector.select(left) if left > 0 else []
-            if not ready and deadline <= time.monotonic():
-                reached = "time limit"
-            for key, _ in ready:
-                data = os.read(key.fd, 1 << 16)
-                found[key.fd] += data
+            if left <= 0 or not (ready := selector.select(left)):
+                return "time limit"
+            for pipe in (key.fd for key, _ in ready):
+                data = os.read(pipe, min(1 << 16, room[pipe] + 1 - len(found[pipe])))
+                found[pipe] += data
                 if not data:
-                    selector.unregister(key.fd)
-            if len(output) > limits.output:
-                reached = "output limit"
-    _end(process, 0.0 if reached else 1.0)
-    feeder.join()
-    return (bytes(output[: limits.output]).decode(errors="replace"), found[result][:2000].decode(errors="replace"), reached)
+                    selector.unregister(pipe)
+                if len(found[pipe]) > room[pipe]:
+                    return "output limit"
+    return ""
 
 
-def _feed(process: subprocess.Popen[bytes], stdin: bytes) -> None:
-    """Write the input; a program that does not read it is no error."""
-    assert process.stdin is not None
-    with contextlib.suppress(OSError):
-        process.stdin.write(stdin)
-        process.stdin.close()
+def _feed(ask: int, request: bytes, process: subprocess.Popen[bytes], stdin: bytes | None) -> None:
+    """Write the request and the input; a program that does not read it is no error."""
+    with contextlib.suppress(OSError), os.fdopen(ask, "wb") as file:
+        file.write(request)
+    if stdin is not None and process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.write(stdin)
+            process.stdin.close()
 
 
 def _end(process: subprocess.Popen[bytes], grace: float = 0.0) -> None:
@@ -160,4 +250,23 @@ def _end(process: subprocess.Popen[bytes], grace: float = 0.0) -> None:
             process.wait()
     for pipe in (process.stdin, process.stdout):
         with contextlib.suppress(OSError):  # input that was not read
-            pipe.close()  # type: ignore[union-attr]
+            if pipe is not None:
+                pipe.close()
+
+
+_hidden, _hidden_lock = [0], threading.Lock()
+
+
+@contextlib.contextmanager
+def _unreadable() -> Iterator[None]:
+    """While a program runs, no other process of this user may look into this one; several may run at a time."""
+    with _hidden_lock:
+        mine = _hidden[0] > 0 or sandbox_lock.hide(True)  # not if it is hidden anyway
+        _hidden[0] += mine
+    try:
+        yield
+    finally:
+        with _hidden_lock:
+            _hidden[0] -= mine
+            if mine and not _hidden[0]:
+                sandbox_lock.hide(False)

@@ -1,132 +1,80 @@
-"""The process behind `sandbox`: gives up its rights, then runs a program. Run as a script; needs nothing of caspo.
+"""The processes behind `sandbox`: each gives up its rights, then runs a program, or the tests of one. Needs nothing of caspo.
 
-Usage: ``python -I sandbox_child.py REQUEST RESULT_FD``; REQUEST is a JSON file with the program and its limits. When the
-program has run to its end, its mark is written to RESULT_FD; else the reason why not. See `sandbox` for what is covered.
+Usage: ``python -I sandbox_child.py REQUEST_FD RESULT_FD``; a request is read from REQUEST_FD to its end, JSON. By its
+``role`` the process
+
+- runs a program as a script (``script``), then ends as Python ends: threads are waited for, exit handlers run. Before
+  that, its mark is written to RESULT_FD, or the reason why it did not come to its last line;
+- loads a program and answers calls of what it defines (``program``): see `sandbox_exchange`. It reports nothing;
+- runs the tests of such a program (``tests``), which stands in another process, and reports as a script does.
 """
 
-import ctypes
 import json
 import os
-import platform
-import resource
 import sys
+import types
 
-# Names and numbers of the system calls that a Python program needs to compute, import, read files, use threads and
-# print: (x86-64, aarch64), None where the machine has no such call. All others fail with EPERM.
-_ALLOWED = {
-    "read": (0, 63), "write": (1, 64), "close": (3, 57), "stat": (4, None), "fstat": (5, 80), "lstat": (6, None),
-    "poll": (7, None), "lseek": (8, 62), "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214),
-    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "pread64": (17, 67),
-    "readv": (19, 65), "writev": (20, 66), "access": (21, None), "pipe": (22, None), "select": (23, None),
-    "sched_yield": (24, 124), "mremap": (25, 216), "madvise": (28, 233), "dup": (32, 23), "dup2": (33, None),
-    "nanosleep": (35, 101), "getitimer": (36, 102), "alarm": (37, None), "setitimer": (38, 103), "getpid": (39, 172),
-    "exit": (60, 93), "uname": (63, 160), "getcwd": (79, 17), "readlink": (89, None), "gettimeofday": (96, 169),
-    "getrlimit": (97, 163), "getrusage": (98, 165), "sysinfo": (99, 179), "times": (100, 153), "getuid": (102, 174),
-    "getgid": (104, 176), "geteuid": (107, 175), "getegid": (108, 177), "getppid": (110, 173), "getpgrp": (111, None),
-    "sigaltstack": (131, 132), "arch_prctl": (158, None), "gettid": (186, 178), "time": (201, None), "futex": (202, 98),
-    "sched_getaffinity": (204, 123), "getdents64": (217, 61), "set_tid_address": (218, 96), "clock_gettime": (228, 113),
-    "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "exit_group": (231, 94), "newfstatat": (262, 79),
-    "readlinkat": (267, 78), "faccessat": (269, 48), "pselect6": (270, 72), "ppoll": (271, 73),
-    "set_robust_list": (273, 99), "dup3": (292, 24), "pipe2": (293, 59), "getrandom": (318, 278), "membarrier": (324, 283),
-    "statx": (332, 291), "rseq": (334, 293), "faccessat2": (439, 439),
-}  # fmt: skip
-
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_TMPFILE & ~os.O_DIRECTORY
-_CLONE_THREAD = 0x10000
-
-# Calls that are allowed when (argument number, mask, value): argument & mask == value.
-_CONDITIONAL = [
-    ("open", (2, None), 1, _WRITING, 0),  # to read
-    ("openat", (257, 56), 2, _WRITING, 0),
-    ("clone", (56, 220), 0, _CLONE_THREAD, _CLONE_THREAD),  # threads, no processes
-    ("prlimit64", (302, 261), 2, 0xFFFFFFFF, 0),  # to ask, not to set
-    ("ioctl", (16, 29), 1, 0xFFFFFFFF, 0x5401),  # is it a terminal?
-    ("ioctl", (16, 29), 1, 0xFFFFFFFF, 0x5451),  # close on exec
-    ("fcntl", (72, 25), 1, 0xFFFFFFFC, 0),  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL
-    ("fcntl", (72, 25), 1, 0xFFFFFFFF, 1030),  # F_DUPFD_CLOEXEC
-]
-_CLONE3 = (435, 435)  # its flags lie in memory, where a filter cannot look: "no such call", so that libc uses clone
-
-_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-_LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
-_ALLOW, _EPERM, _ENOSYS, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38, 0x80000000
-_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - no more imports than needed
+import sandbox_lock  # noqa: E402
 
 
-class _Instruction(ctypes.Structure):
-    _fields_ = [("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte), ("k", ctypes.c_uint)]
+def _module(name: str) -> "dict[str, object]":
+    """The names of a new module, the one that the classes of a program find themselves in."""
+    module = sys.modules[name] = types.ModuleType(name)
+    return module.__dict__
 
 
-class _Program(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.POINTER(_Instruction))]
+def _execute(sources: "list[str]", names: "dict[str, object]") -> "str":
+    """Run sources one after the other in one module; why they did not come to their last line, empty if they did.
 
-
-def _rules() -> "list[tuple[int, int, int, int]]":
-    """The filter as BPF instructions (code, jump if true, jump if false, value)."""
-    column, audit = _MACHINES[platform.machine()]
-    rules = [
-        (_LOAD, 0, 0, 4), (_EQUAL, 1, 0, audit), (_RETURN, 0, 0, _KILL),  # calls of another architecture
-        (_LOAD, 0, 0, 0),
-        (_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _EPERM),  # x32
-        (_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _ENOSYS),
-    ]  # fmt: skip
-    for numbers in _ALLOWED.values():
-        if (number := numbers[column]) is not None:
-            rules += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
-    for _, numbers, argument, mask, value in _CONDITIONAL:
-        if (number := numbers[column]) is not None:
-            low = 16 + 8 * argument  # the lower half of the argument on these (little-endian) machines
-            rules += [
-                (_EQUAL, 0, 5, number),
-                (_LOAD, 0, 0, low), (_AND, 0, 0, mask), (_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ALLOW),
-                (_LOAD, 0, 0, 0),
-            ]  # fmt: skip
-    return [*rules, (_RETURN, 0, 0, _EPERM)]
-
-
-def _give_up_rights() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    rules = _rules()
-    instructions = (_Instruction * len(rules))(*(_Instruction(*rule) for rule in rules))
-    program = _Program(len(rules), instructions)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(_PR_SET_SECCOMP, _FILTER, ctypes.byref(program), 0, 0):
-        raise OSError(ctypes.get_errno(), "the kernel refuses the filter of system calls (seccomp)")
-
-
-def _limit(limits: "dict[str, int]") -> None:
-    for name in (resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
-        wanted = {resource.RLIMIT_CPU: limits["seconds"], resource.RLIMIT_AS: limits["bytes"]}.get(name, 0)
-        hard = resource.getrlimit(name)[1]
-        resource.setrlimit(name, (wanted, wanted) if hard == resource.RLIM_INFINITY else (min(wanted, hard),) * 2)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    Each is compiled by itself: ``from __future__`` may open any of them.
+    """
+    try:
+        for source in sources:
+            exec(compile(source, "program.py", "exec", dont_inherit=True), names)
+    except SystemExit as left:
+        return f"exit: {int(left.code) if isinstance(left.code, bool) else left.code}"
+    except BaseException as error:
+        return f"error: {type(error).__name__}: {str(error)[:500]}"
+    return ""
 
 
 def main() -> None:
-    """Read the request, lock the door, run the program."""
-    with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123 - no more imports than needed
+    """Read the request, lock the door, do what is asked."""
+    sandbox_lock.hide(True)  # the tests' process holds what the program must not see
+    with os.fdopen(int(sys.argv[1]), encoding="utf-8") as file:
         request = json.load(file)
-    os.unlink(sys.argv[1])  # noqa: PTH108
     result = int(sys.argv[2])
+    sources, role = request["sources"], request["role"]
+    if role != "script":
+        import sandbox_exchange
+    del sys.path[0]
     try:
-        _limit(request["limits"])
-        _give_up_rights()
+        sandbox_lock.lock(request["limits"], request["folder"], request["landlock"])
     except (OSError, ValueError, KeyError) as error:
         os.write(result, b"refused: " + str(error).encode())
-        return
+        os._exit(1)
     sys.argv[:] = ["program.py"]
-    reason = request["mark"]
-    try:
-        exec(compile(request["source"], "program.py", "exec"), {"__name__": "__main__"})
-    except SystemExit as left:
-        reason = f"exit: {left.code}"
-    except BaseException as error:
-        reason = f"error: {type(error).__name__}: {str(error)[:500]}"
-    try:
-        sys.stdout.flush()
-    except Exception as error:
-        reason = f"error: {type(error).__name__}: {str(error)[:500]}"
-    os.write(result, reason.encode(errors="replace"))
-    os._exit(0)  # no exit handlers, no threads to wait for
+    names = _module(request["module"])
+    if role == "script":
+        mark = request["mark"]
+        reason = _execute(sources, names)
+        os.write(result, (reason or mark).encode(errors="replace"))
+        if reason.startswith("error: "):
+            os._exit(1)
+        return
+    exchange = sandbox_exchange.Exchange(*request["pipes"])
+    if role == "program":
+        os.close(result)
+        sandbox_exchange.answer_calls(exchange, lambda: _execute(sources, names), lambda: eval(request["entry"], names))
+    else:
+        try:
+            names["candidate"] = sandbox_exchange.load(exchange)
+            reason = _execute(sources, names)
+        except sandbox_exchange.Refused as problem:
+            reason = str(problem)
+        os.write(result, (reason or request["mark"]).encode(errors="replace"))
+    os._exit(0)
 
 
 if __name__ == "__main__":
