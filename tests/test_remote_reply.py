@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caspo.engines.remote.reply import BadReply, Entry, Position, measure, positions
@@ -33,6 +34,46 @@ def test_the_entropy_is_within_its_bounds_whichever_tokens_are_missing(
         assert found.varentropy == pytest.approx(float((np.exp(logs) * logs**2).sum()) - entropy_of(logs) ** 2, abs=1e-6)
     else:
         assert np.isnan(found.varentropy)
+
+
+@settings(max_examples=400)
+@given(
+    st.lists(st.floats(-8, 8), min_size=2, max_size=20),
+    st.lists(st.sampled_from("abcd"), min_size=20, max_size=20),
+    st.integers(1, 6),
+    st.integers(0, 19),
+    st.booleans(),
+)
+def test_the_entropy_is_within_its_bounds_where_texts_collide(
+    logits: list[float], texts: list[str], k: int, taken: int, overwritten: bool
+) -> None:
+    """A mapping from texts, as vLLM and llama-cpp-python send it: a text that two tokens share keeps the first or the last
+    of them, and a sampled token that is not among the most probable is added."""
+    logs = np.sort(np.array(logits) - np.logaddexp.reduce(logits))[::-1]
+    k, taken = min(k, len(logs)), min(taken, len(logs) - 1)
+    top: dict[str, float] = {}
+    for place in [*range(k), *([taken] if taken >= k else [])]:
+        if overwritten or texts[place] not in top:
+            top[texts[place]] = float(logs[place])
+    reply = {"tokens": [texts[taken]], "token_logprobs": [float(logs[taken])], "top_logprobs": [top]}
+    (position,) = positions({"logprobs": reply}, k)
+    found = measure(position, k, len(logs))
+    assert found.entropy - 1e-6 <= entropy_of(logs) <= found.entropy_upper + 1e-6
+    assert found.max_logprob >= found.logprob
+
+
+def test_a_sampled_token_that_was_added_is_not_taken_for_one_of_the_most_probable() -> None:
+    """Two tokens read "a", so that of the best two one is missing, and the third, sampled, stands in its place."""
+    truth = np.log(np.array([0.6, 0.3, *[0.1 / 98] * 98]))
+    sampled = float(truth[2])
+    reply = {"tokens": ["c"], "token_logprobs": [sampled], "top_logprobs": [{"a": float(truth[0]), "c": sampled}]}
+    (position,) = positions({"logprobs": reply}, 2)
+    found = measure(position, 2, 100)
+    assert found.entropy <= entropy_of(truth) <= found.entropy_upper
+    # The same list by ids is what it says: then no token is above the last of it, and 0.4 is spread over hundreds.
+    entries = (Entry(0, None, math.log(0.6)), Entry(2, None, sampled))
+    with pytest.raises(BadReply, match="more than the"):
+        measure(Position(entries[1], entries), 2, 100)
 
 
 @pytest.mark.parametrize(

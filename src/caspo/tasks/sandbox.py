@@ -196,11 +196,12 @@ class _Run:
         reached = _read(found, room, limits.seconds)
         _end(process, 0.0 if reached else 1.0)
         said = found.pop(self._result).decode(errors="replace")
-        if said.startswith("refused: "):
+        if said.startswith("refused: "):  # said before the program starts; it cannot take "locked" back
             raise ConfigError(
                 f"Code cannot be run here: {said.removeprefix('refused: ')}. Nothing was run. Use a kernel (or a container) "
                 "that allows seccomp filters."
             )
+        said = said.removeprefix("locked: ")
         output = b"".join(found.values())[: limits.output].decode(errors="replace")
         code = process.returncode
         died = f"killed: {signal.Signals(-code).name}" if code < 0 else f"exit: {code}"

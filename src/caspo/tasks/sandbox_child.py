@@ -54,6 +54,7 @@ def main() -> None:
     except (OSError, ValueError, KeyError) as error:
         os.write(result, b"refused: " + str(error).encode())
         os._exit(1)
+    os.write(result, b"locked: ")
     sys.argv[:] = ["program.py"]
     names = _module(request["module"])
     if role == "script":

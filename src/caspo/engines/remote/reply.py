@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from caspo.confidence.signals import TOLERANCE, entropy_bounds
+from caspo.confidence.signals import MASS_TOLERANCE, TOLERANCE, entropy_bounds
 from caspo.core.errors import EngineError
 from caspo.records import Measured
 
@@ -125,33 +126,52 @@ def _logprob(value: Any) -> float:
 def measure(position: Position, k: int, vocab_size: int) -> Measured:
     """Entropy, its upper bound and the rest of one position, of whose ``k`` most probable tokens the server was asked.
 
-    Where fewer came, because two of them read alike and stood in one mapping, a token above the last may be missing: the
-    lower bound then is that of all the rest in one token. Varentropy is NaN unless the whole vocabulary was there: a few
-    tokens bound it badly.
+    Where a token above the last may be missing (`_whole`), the lower bound is that of all the rest in one token. Varentropy
+    is NaN unless the whole vocabulary was there: a few tokens bound it badly.
 
     Raises:
         BadReply: the probabilities cannot be those of the most probable tokens.
     """
     logs = np.array([entry.logprob for entry in position.top])
     probs = np.exp(logs)
-    if not math.isfinite(position.taken.logprob):
+    taken = position.taken.logprob
+    if not math.isfinite(taken):
         raise BadReply("the server sent a token of probability 0")
-    if position.taken.logprob > logs[0] + TOLERANCE and len(logs) >= min(k, vocab_size):
+    whole = _whole(position, min(k, vocab_size))
+    if whole and taken > logs[0] + TOLERANCE:
         raise BadReply("the sampled token is more probable than the most probable one")
-    try:
-        low, high = (float(bound[0]) for bound in entropy_bounds(logs[None], vocab_size))
-    except EngineError as error:
-        if len(logs) >= min(k, vocab_size):
+    if whole:
+        try:
+            low, high = (float(bound[0]) for bound in entropy_bounds(logs[None], vocab_size))
+        except EngineError as error:
             raise BadReply(str(error)) from error
-        low = high = math.inf
+    else:
+        low, high = _bounds_of_some(probs, vocab_size)
     varentropy = math.nan
     if len(logs) >= vocab_size:
         finite = np.where(probs > 0, logs, 0.0)
         varentropy = max(0.0, float((probs * finite**2).sum() - (probs * finite).sum() ** 2))
-    elif len(logs) < k:
-        rest = max(0.0, 1.0 - float(probs.sum()))
-        known = float(-(probs * np.where(probs > 0, logs, 0.0)).sum())
-        low = known - (rest * math.log(rest) if rest > 0 else 0.0)
-        high = low + rest * math.log(max(1, vocab_size - len(logs)))
     margin = float(probs[0] - (probs[1] if len(probs) > 1 else max(0.0, 1.0 - probs[0])))
-    return Measured(low, position.taken.logprob, float(logs[0]), max(0.0, margin), varentropy, entropy_upper=high)
+    return Measured(low, taken, max(taken, float(logs[0])), max(0.0, margin), varentropy, entropy_upper=high)
+
+
+def _whole(position: Position, k: int) -> bool:
+    """Whether the k most probable tokens are all there.
+
+    In a mapping from texts, two tokens that read alike are one entry, and a sampled token that is not among the most
+    probable is one more. Where the sampled token is the last of k entries, it may stand for one that is missing.
+    """
+    last = position.top[-1]
+    if len(position.top) < k:
+        return False
+    return last.token is not None or abs(last.logprob - position.taken.logprob) > TOLERANCE
+
+
+def _bounds_of_some(probs: NDArray[np.float64], vocab_size: int) -> tuple[float, float]:
+    """Bounds of the entropy from the probabilities of some tokens, whichever: the rest in one token, or spread evenly."""
+    mass = float(probs.sum())
+    if mass > 1.0 + MASS_TOLERANCE:
+        raise BadReply(f"the probabilities of different tokens sum to {mass:.6g}, which is above 1")
+    rest = max(0.0, 1.0 - mass)
+    low = float(-(probs * np.log(np.where(probs > 0, probs, 1.0))).sum()) - (rest * math.log(rest) if rest > 0 else 0.0)
+    return low, low + rest * math.log(max(1, vocab_size - len(probs)))
