@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import threading
+import time
+import tracemalloc
+import warnings
 from pathlib import Path
 
 import pytest
 
 from caspo.core.errors import ConfigError
-from caspo.tasks import sandbox
-from caspo.tasks.sandbox import Limits, run_python
+from caspo.tasks import sandbox, sandbox_lock
+from caspo.tasks.sandbox import Limits, held_back, run_python
 
 linux = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="the sandbox needs Linux"
@@ -121,14 +125,35 @@ def test_nothing_of_ours_is_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @linux
-def test_exit_handlers_and_threads_hold_nothing_up() -> None:
-    """The result is there when the last line has run."""
+def test_a_program_ends_as_python_ends() -> None:
+    """Threads that nobody joins are waited for, exit handlers run, whatever holds output is flushed."""
     program = """
-import atexit, threading, time
-atexit.register(time.sleep, 99)
-threading.Thread(target=time.sleep, args=(99,)).start()
+import atexit, io, os, sys, threading, time
+def late():
+    time.sleep(0.2)
+    print("from a thread")
+threading.Thread(target=late).start()
+buffered = io.TextIOWrapper(os.fdopen(os.dup(1), "wb"))
+buffered.write("from a file of its own\\n")
+atexit.register(lambda: print("at exit"))
+print("last line", flush=True)
 """
-    assert run_python(program, limits=SHORT).finished
+    ran = run_python(program)
+    assert (ran.finished, ran.reason) == (True, "")
+    assert sorted(ran.output.splitlines()) == ["at exit", "from a file of its own", "from a thread", "last line"]
+    assert run_python(program + "sys.exit(0)").output.splitlines()[-2:] == ["at exit", "from a file of its own"]
+
+
+@linux
+@pytest.mark.parametrize(
+    "last", ["atexit.register(time.sleep, 99)", "threading.Thread(target=time.sleep, args=(99,)).start()"]
+)
+def test_what_goes_on_after_the_last_line_ends_at_the_limit(last: str) -> None:
+    """It ran to its last line, and it did not end in time: both are said."""
+    started = time.monotonic()
+    ran = run_python(f"import atexit, threading, time\nprint(1)\n{last}", limits=SHORT)
+    assert (ran.finished, ran.reason) == (True, "time limit")
+    assert time.monotonic() - started < 10
 
 
 @linux
@@ -148,6 +173,135 @@ def test_runs_side_by_side_do_not_meet() -> None:
     for thread in threads:
         thread.join()
     assert found == {i: f"{i}\n" for i in range(6)}
+
+
+FLOOD = """
+import os
+data = b"x" * (1 << 20)
+for place in range(3, 64):
+    try:
+        while True: os.write(place, data)
+    except OSError: pass
+"""
+
+
+@linux
+@pytest.mark.parametrize(
+    "program", [FLOOD, f"import threading\nfor _ in range(4): threading.Thread(target=exec, args=({FLOOD!r},)).start()"]
+)
+def test_the_pipe_of_the_result_cannot_be_flooded(program: str) -> None:
+    """What a process says of its result is a few words; this one's memory does not grow with what is sent instead."""
+    tracemalloc.start()
+    ran = run_python(program, limits=SHORT)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (ran.finished, ran.reason) == (False, "output limit")
+    assert peak < 2 << 20
+
+
+@linux
+def test_a_program_cannot_speak_for_the_machine() -> None:
+    """That nothing can be run here is said before a program starts; said by one, it stops no evaluation."""
+    write = (
+        "import os\nfor place in range(3, 64):\n try: os.write(place, b'refused: by me')\n except OSError: pass\nos._exit(0)"
+    )
+    ran = run_python(write)
+    assert (ran.finished, ran.reason) == (False, "refused: by me")
+
+
+@linux
+@pytest.mark.parametrize("powerless", [False, True], ids=["as-we-are", "as-anybody"])
+@pytest.mark.parametrize("landlock", [True, False])
+def test_the_process_that_runs_a_program_cannot_be_looked_into(landlock: bool, powerless: bool, tmp_path: Path) -> None:
+    """Memory, environment, open files: as root or not (a root without powers is held to what anybody is held to), by
+    Landlock where the kernel has it, and without it. The process of the tests is as closed."""
+    if landlock and not sandbox_lock.landlock():
+        pytest.skip("this kernel has no Landlock")
+    file = tmp_path / "file"
+    file.write_text("precious", encoding="utf-8")
+
+    def told(*words: str) -> list[str]:
+        command = [sys.executable, str(Path(__file__).with_name("sandbox_parent.py")), str(file), *words]
+        environment = {"WORD": "hunter2", "PYTHONPATH": os.pathsep.join(sys.path)}
+        ran = subprocess.run(
+            [*command, *(["powerless"] if powerless else [])], env=environment, capture_output=True, text=True, timeout=60,
+            check=True,
+        )  # fmt: skip
+        return ran.stdout.splitlines()
+
+    assert told(*([] if landlock else ["no-landlock"])) == ["[] ", ""]
+    (seen,) = told("control")  # any other process of this user sees all of it, so the above says something
+    if seen == "[]":
+        pytest.skip("this machine lets no process look into another")
+    assert seen == "['environment', 'file', 'memory']"
+
+
+@linux
+def test_this_process_is_as_open_afterwards_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it must hide by itself it does so while programs run, several at a time too, and says what it cannot hide."""
+    monkeypatch.setattr(sandbox_lock, "landlock", lambda: False)
+    assert "no Landlock" in held_back()
+    with pytest.warns(UserWarning, match="every file that you can read"):
+        run_python("print(1)")
+    if not sandbox_lock.hide(True):
+        pytest.skip("this process is hidden anyway")
+    sandbox_lock.hide(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        threads = [threading.Thread(target=run_python, args=(f"import time; time.sleep({i} / 4)",)) for i in (1, 2, 3)]
+        for thread in threads:
+            thread.start()
+        threads[0].join()
+        assert not sandbox_lock.hide(True), "two are under way, and it was not hidden"
+        for thread in threads:
+            thread.join()
+    assert sandbox_lock.hide(True), "nothing is under way, and it was hidden"
+    sandbox_lock.hide(False)
+
+
+@linux
+def test_files_that_are_not_pythons_are_not_read(tmp_path: Path) -> None:
+    """Benchmarks with their answers, keys, other processes' command lines: where the kernel has Landlock."""
+    if not sandbox_lock.landlock():
+        pytest.skip("this kernel has no Landlock")
+    file = tmp_path / "answers.jsonl"
+    file.write_text("42", encoding="utf-8")
+    for path in (str(file), __file__, "/etc/shadow", f"/proc/{os.getpid()}/cmdline"):
+        assert run_python(f"print(open({path!r}).read())").reason.startswith("error: PermissionError"), path
+    for path in (str(tmp_path), "/proc", "/", "/etc"):
+        assert run_python(f"import os\nos.listdir({path!r})").reason.startswith("error: PermissionError"), path
+    program = "import hashlib, random, numpy.linalg, os\nhashlib.md5(b''), open(os.devnull), open('/etc/hostname')"
+    assert run_python(program).finished
+    assert "no others" in held_back()
+
+
+@linux
+def test_root_is_nobody_in_there() -> None:
+    """No capabilities, and none to be had."""
+    status = run_python("print(open('/proc/self/status').read())").output
+    told = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert {told[name].strip("0") for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {""}
+    assert (told["NoNewPrivs"], told["Seccomp"]) == ("1", "2")
+
+
+@linux
+def test_a_program_does_not_outlive_us() -> None:
+    """Killed at any moment, we leave nothing that runs."""
+    script = "from caspo.tasks.sandbox import run_python\nrun_python('import time; time.sleep(60)')"
+    deadline = time.monotonic() + 60
+    with subprocess.Popen([sys.executable, "-c", script], env={"PYTHONPATH": os.pathsep.join(sys.path)}) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (found := children.read_text(encoding="utf-8").split() if children.exists() else ["-"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1)  # it has locked itself up by now
+        process.kill()
+    if found == ["-"]:
+        pytest.skip("this kernel does not tell the children of a process")
+    status = Path(f"/proc/{found[0]}/status")
+    while status.exists() and "State:\tZ" not in status.read_text(encoding="utf-8"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,9 @@ def code_of(text: str, name: str | None = None) -> str | None:
 def defines(code: str, name: str) -> bool:
     """Whether a function, class or variable of this name is defined, at whatever depth."""
     word = re.escape(name)
-    return bool(re.search(rf"^[ \t]*(?:(?:async\s+)?def|class)\s+{word}\b|^{word}\s*(?::[^=\n]*)?=(?!=)", code, re.MULTILINE))
+    return bool(
+        re.search(rf"^[ \t]*(?:(?:async\s+)?def|class)\s+{word}\b|^{word}\s*(?::[^=\n]*)?=(?!=)", code, re.MULTILINE)
+    )
 
 
 def blocks(text: str) -> list[tuple[str, str]]:

@@ -45,6 +45,7 @@ _SPELT: dict[Any, Callable[[Any], Any]] = {
     datetime.date: datetime.date.isoformat,
     datetime.time: datetime.time.isoformat,
     datetime.datetime: datetime.datetime.isoformat,
+    type(...): lambda x: None,
     datetime.timedelta: lambda x: [x.days, x.seconds, x.microseconds],
 }
 _READ: dict[str, Callable[[Any], Any]] = {name: kind for kinds in (_PARTS, _PAIRS) for kind, name in kinds.items()}
