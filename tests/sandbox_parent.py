@@ -7,10 +7,9 @@ FILE is kept open; ``control``: any other process of this user looks instead; ``
 from __future__ import annotations
 
 import ctypes
-import os
 import subprocess
 import sys
-import warnings
+from pathlib import Path
 
 from caspo.tasks import sandbox_lock
 from caspo.tasks.sandbox import run_python, run_tests
@@ -55,13 +54,12 @@ def opened():
 def main() -> None:
     """Look."""
     file, *words = sys.argv[1:]
-    warnings.simplefilter("ignore")
     if "no-landlock" in words:
         sandbox_lock.landlock = lambda: False
     if "powerless" in words:
         sandbox_lock._drop_capabilities(ctypes.CDLL(None, use_errno=True))
     secret = "".join(["the expected ", "output is 42"])
-    with open(file, encoding="utf-8") as held:
+    with Path(file).open(encoding="utf-8") as held:
         assert held.readable()
         looking = f"{LOOK}\nprint(look(os.getppid()))"
         if "control" in words:

@@ -19,7 +19,14 @@ linux = pytest.mark.skipif(
 )
 SHORT = Limits(seconds=10, memory=1 << 29)
 
-PROMPT = 'from typing import List\n\ndef helper(n: int) -> int:\n    return n + 1\n\ndef double(n: int) -> int:\n    """Twice."""\n'
+PROMPT = '''from typing import List
+
+def helper(n: int) -> int:
+    return n + 1
+
+def double(n: int) -> int:
+    """Twice."""
+'''
 TEST = (
     "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(helper(4)) == 10\n    assert double(1) == 2\n"
 )
@@ -40,6 +47,17 @@ METHOD = Question(
 )  # fmt: skip
 DOUBLE = "def double(n):\n    return 2 * n\n"
 ADD = "a, b = map(int, input().split())\nprint(a + b)\n"
+AT_EXIT = """
+import os, io, atexit
+sys.stdout = io.StringIO()
+atexit.register(lambda: os.write(1, sys.stdout.getvalue().encode()))
+"""
+UNJOINED = """
+import threading
+def main():
+    print(sum(map(int, input().split())))
+threading.Thread(target=main).start()
+"""
 PUT = "class Solution:\n    def put(self, xs, x):\n        return xs + [x]\n"
 
 
@@ -63,9 +81,9 @@ PUT = "class Solution:\n    def put(self, xs, x):\n        return xs + [x]\n"
         (CONTEST, ADD),
         (CONTEST, f"from __future__ import annotations\n{ADD}"),
         (CONTEST, "if __name__ == '__main__':\n    print(sum(map(int, input().split())))\n"),
-        (CONTEST, "def main():\n    print(sum(map(int, input().split())))\nimport threading\nthreading.Thread(target=main).start()\n"),
+        (CONTEST, UNJOINED),
         (CONTEST, f"{ADD}sys.exit(False)\n"),
-        (CONTEST, "import os, io, atexit\nsys.stdout = io.StringIO()\natexit.register(lambda: os.write(1, sys.stdout.getvalue().encode()))\n" + ADD),
+        (CONTEST, f"{AT_EXIT}{ADD}"),
         (CONTEST, f"{ADD}sys.stdout.close()\n"),
         (CONTEST, f"{ADD}sys.stdout.flush()\nimport os\nos._exit(0)\n"),
         (METHOD, PUT),
@@ -81,35 +99,114 @@ def test_right_programs_pass(question: Question, code: str) -> None:
     assert grade_code(question, code)
 
 
-EQUAL = "class Yes:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n    def __hash__(self): return 0\n    def __abs__(self): return 0\n    __sub__ = __rsub__ = lambda self, other: 0\n"
+EQUAL = """
+class Yes:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __hash__(self): return 0
+    def __abs__(self): return 0
+    __sub__ = __rsub__ = lambda self, other: 0
+"""
 TRICKS = {
-    "leaves": "def double(n):\n    import os\n    os._exit(0)\n",
-    "exits": "def double(n):\n    raise SystemExit(0)\n",
-    "is equal to all": EQUAL + "def double(n): return Yes()\n",
-    "a list of it": EQUAL + "class L(list, Yes): pass\ndef double(n): return L()\n",
-    "a number of it": EQUAL + "class I(Yes, int): pass\ndef double(n): return I(0)\n",
-    "a number of numpy's": "import numpy\nclass F(numpy.float64):\n    def __eq__(self, other): return True\ndef double(n): return F(0)\n",
-    "an array": "import numpy\ndef double(n): return numpy.ones(())\n",
-    "replaces check": "import sys\ndef double(n):\n    f = sys._getframe()\n    while f:\n        f.f_globals['check'] = f.f_globals['candidate'] = print\n        f = f.f_back\n",
-    "replaces assert": "import builtins, sys\nbuiltins.AssertionError = ValueError\ndef double(n):\n    sys.excepthook = print\n    raise ValueError\n",
-    "looks for the mark": (
-        "import gc, os\ndef double(n):\n    for x in gc.get_objects():\n        for y in x.values() if isinstance(x, dict) else []:\n"
-        "            for p in range(3, 30):\n                try: os.write(p, str(y).encode()) if str(y).startswith('finished ') else 0\n"
-        "                except OSError: pass\n    os._exit(0)\n"
-    ),
-    "writes everywhere": "import os\nfor p in range(3, 64):\n    try: os.write(p, b'finished')\n    except OSError: pass\ndef double(n): return None\n",
-    "answers too early": (
-        "import os, json, struct\ndef double(n):\n    m = json.dumps(['value', 4, []]).encode()\n    for p in range(3, 64):\n"
-        "        try: os.write(p, (struct.pack('<Q', len(m)) + m))\n        except OSError: pass\n    return 4\n"
-    ),
-    "fills the pipe": "import os\ndef double(n):\n    for p in range(3, 64):\n        try:\n            while True: os.write(p, b'\\xff' * (1 << 20))\n        except OSError: pass\n",
-    "looks for what is expected": (
-        "import gc, sys\ndef double(n):\n    texts = [str(x) for x in gc.get_objects()] + [str(f.f_globals) for f in sys._current_frames().values()]\n"
-        "    return 2 * n if any(''.join(['candidate(hel', 'per(4))']) in x for x in texts) else None\n"
-    ),
-    "exits before": "raise SystemExit(0)\n" + DOUBLE,
-    "at exit": "import atexit, os\natexit.register(os._exit, 0)\ndef double(n): return None\n",
-}  # fmt: skip
+    "leaves": """
+def double(n):
+    import os
+    os._exit(0)
+""",
+    "exits": """
+def double(n):
+    raise SystemExit(0)
+""",
+    "is equal to all": EQUAL
+    + """
+def double(n): return Yes()
+""",
+    "a list of it": EQUAL
+    + """
+class L(list, Yes): pass
+def double(n): return L()
+""",
+    "a number of it": EQUAL
+    + """
+class I(Yes, int): pass
+def double(n): return I(0)
+""",
+    "a number of numpy's": """
+import numpy
+class F(numpy.float64):
+    def __eq__(self, other): return True
+def double(n): return F(0)
+""",
+    "an array": """
+import numpy
+def double(n): return numpy.ones(())
+""",
+    "replaces check": """
+import sys
+def double(n):
+    f = sys._getframe()
+    while f:
+        f.f_globals['check'] = f.f_globals['candidate'] = print
+        f = f.f_back
+""",
+    "replaces assert": """
+import builtins, sys
+builtins.AssertionError = ValueError
+def double(n):
+    sys.excepthook = print
+    raise ValueError
+""",
+    "looks for the mark": """
+import gc, os
+def double(n):
+    for x in gc.get_objects():
+        for y in x.values() if isinstance(x, dict) else []:
+            for p in range(3, 30) if str(y).startswith('finished ') else []:
+                try: os.write(p, str(y).encode())
+                except OSError: pass
+    os._exit(0)
+""",
+    "writes everywhere": """
+import os
+for p in range(3, 64):
+    try: os.write(p, b'finished')
+    except OSError: pass
+def double(n): return None
+""",
+    "answers too early": """
+import os, json, struct
+def double(n):
+    m = json.dumps(['value', 4, []]).encode()
+    for p in range(3, 64):
+        try: os.write(p, (struct.pack('<Q', len(m)) + m))
+        except OSError: pass
+    return 4
+""",
+    "fills the pipe": """
+import os
+def double(n):
+    for p in range(3, 64):
+        try:
+            while True: os.write(p, b'\\xff' * (1 << 20))
+        except OSError: pass
+""",
+    "looks for what is expected": """
+import gc, sys
+def double(n):
+    texts = [str(x) for x in gc.get_objects()]
+    texts += [str(f.f_globals) for f in sys._current_frames().values()]
+    return 2 * n if any(''.join(['candidate(hel', 'per(4))']) in x for x in texts) else None
+""",
+    "exits before": """
+raise SystemExit(0)
+"""
+    + DOUBLE,
+    "at exit": """
+import atexit, os
+atexit.register(os._exit, 0)
+def double(n): return None
+""",
+}
 
 
 @linux
@@ -122,9 +219,10 @@ def test_no_trick_passes(name: str) -> None:
 
 
 VALUES = [
-    "None", "True", "3", "-(10 ** 5000)", "0.1 + 0.2", "1e300", "float('inf')", "2j + 1", "'\\ud800é'", "b'\\x00'", "[1, [2, (3,)], {4}]",
-    "{1: 'a', (2, 3): {'b': None}}", "frozenset({1})", "range(3, 9, 2)", "Decimal('1.10')", "Fraction(22, 7)", "deque([1, 2])",
-    "OrderedDict([('b', 1), ('a', 2)])", "Counter('aab')", "datetime.date(2020, 1, 2)", "datetime.datetime(2020, 1, 2, 3, 4)",
+    "None", "True", "3", "-(10 ** 5000)", "0.1 + 0.2", "1e300", "float('inf')", "2j + 1", "'\\ud800é'", "b'\\x00'",
+    "[1, [2, (3,)], {4}]", "{1: 'a', (2, 3): {'b': None}}", "frozenset({1})",
+    "range(3, 9, 2)", "Decimal('1.10')", "Fraction(22, 7)", "deque([1, 2])",
+    "OrderedDict([('c', 1)])", "Counter('aab')", "datetime.date(2020, 1, 2)", "datetime.datetime(2020, 1, 2, 3, 4)",
     "datetime.timedelta(1, 2, 3)", "bytearray(b'ab')", "...", "numpy.float32(0.1)", "numpy.int64(7)", "numpy.bool_(True)",
 ]  # fmt: skip
 IMPORTS = (

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import secrets
@@ -36,9 +37,9 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,11 @@ def _landlock() -> bool:
     return sandbox_lock.landlock()
 
 
+@cache
+def _warn_once() -> None:
+    logging.getLogger(__name__).warning(held_back())
+
+
 class _Run:
     """Processes that end together, with their pipes and their folder; the last one started tells what became of them."""
 
@@ -147,7 +153,7 @@ class _Run:
 
     def __enter__(self) -> _Run:
         if not self._landlock:
-            warnings.warn(held_back(), stacklevel=4)
+            _warn_once()
             self._left.enter_context(_unreadable())
         self._folder = self._left.enter_context(tempfile.TemporaryDirectory(prefix="caspo-run-"))
         return self

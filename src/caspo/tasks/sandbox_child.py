@@ -1,4 +1,4 @@
-"""The processes behind `sandbox`: each gives up its rights, then runs a program, or the tests of one. Needs nothing of caspo.
+"""The processes behind `sandbox`: each gives up its rights, then runs a program or its tests. Needs nothing of caspo.
 
 Usage: ``python -I sandbox_child.py REQUEST_FD RESULT_FD``; a request is read from REQUEST_FD to its end, JSON. By its
 ``role`` the process
@@ -15,7 +15,7 @@ import sys
 import types
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - no more imports than needed
-import sandbox_lock  # noqa: E402
+import sandbox_lock
 
 
 def _module(name: str) -> "dict[str, object]":
@@ -47,7 +47,7 @@ def main() -> None:
     result = int(sys.argv[2])
     sources, role = request["sources"], request["role"]
     if role != "script":
-        import sandbox_exchange
+        import sandbox_exchange  # type: ignore[import-not-found]
     del sys.path[0]
     try:
         sandbox_lock.lock(request["limits"], request["folder"], request["landlock"])

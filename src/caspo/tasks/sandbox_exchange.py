@@ -36,6 +36,7 @@ MAX_MESSAGE = 1 << 28
 _PARTS: dict[Any, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset", deque: "deque"}
 _PAIRS: dict[Any, str] = {dict: "dict", OrderedDict: "OrderedDict", Counter: "Counter"}
 _SPELT: dict[Any, Callable[[Any], Any]] = {
+    int: hex,
     complex: lambda x: [x.real, x.imag],
     bytes: bytes.hex,
     bytearray: bytearray.hex,
@@ -79,6 +80,9 @@ _BASES: dict[Any, Callable[[Any], Any]] = {
     OrderedDict: lambda x: OrderedDict(OrderedDict.items(x)),
     dict: lambda x: dict(dict.items(x)),
     type({}.keys()): set,
+    numbers.Integral: int,
+    numbers.Rational: lambda x: Fraction(int(x.numerator), int(x.denominator)),
+    numbers.Real: float,
 }
 _ANSWERS: dict[str, Callable[..., Any]] = {
     "call": lambda value, *args, **names: value(*args, **names),
@@ -259,6 +263,9 @@ def _become(value: Any, state: Any) -> None:
         value.update(state)
 
 
+_SPELT[Remote] = lambda x: x._place
+
+
 def encode(value: Any, kept: list[Any] | None) -> Any:
     """A value as JSON holds it. What is not plain is ``kept``, to be asked for; without a place to keep it, it is refused.
 
@@ -266,33 +273,32 @@ def encode(value: Any, kept: list[Any] | None) -> Any:
     ['tuple', [1, ['list', [2.5, 'x']]]]
     """
     kind = type(value)
-    if value is None or kind in (bool, float, str):
+    if value is None or kind in (bool, float, str) or (kind is int and abs(value) < 1 << 53):
         return value
-    if kind is int:
-        return value if -(1 << 53) < value < 1 << 53 else ["int", hex(value)]
+    if (spelt := _spelt(value, kind, kept)) is not None:
+        return spelt
+    if kept is None:
+        raise Unplain(f"an argument of a test is of type {kind.__name__}")
+    for base, plain in _BASES.items():
+        if isinstance(value, base):
+            return encode(plain(value), kept)
+    kept.append(value)
+    return ["Remote", len(kept) - 1]
+
+
+def _spelt(value: Any, kind: Any, kept: list[Any] | None) -> Any:
+    """The name of a known type, and what makes the value of it; None for others."""
     if kind in _PARTS:
         return [_PARTS[kind], [encode(part, kept) for part in value]]
     if kind in _PAIRS:
         return [_PAIRS[kind], ["list", [["tuple", [encode(key, kept), encode(x, kept)]] for key, x in value.items()]]]
     if kind in _SPELT:
         return [kind.__name__, _SPELT[kind](value)]
-    if kind is Remote:
-        return ["kept", value._place]
-    if kind.__module__ == "numpy" and hasattr(value, "dtype"):
-        return _encode_array(value, kind, kept)
-    if kept is None:
-        raise Unplain(f"an argument of a test is of type {kind.__name__}")
-    for base, plain in _BASES.items():
-        if isinstance(value, base):
-            return encode(plain(value), kept)
-    if isinstance(value, numbers.Integral):
-        return encode(int(value), kept)
-    if isinstance(value, numbers.Rational):
-        return encode(Fraction(int(value.numerator), int(value.denominator)), kept)
-    if isinstance(value, numbers.Real):
-        return encode(float(value), kept)
-    kept.append(value)
-    return ["kept", len(kept) - 1]
+    if kind.__module__ != "numpy" or not hasattr(value, "dtype"):
+        return None
+    if value.dtype.hasobject:
+        return ["array", ["O", list(value.shape), [encode(part, kept) for part in value.ravel().tolist()]]]
+    return ["array" if kind.__name__ == "ndarray" else "scalar", [value.dtype.str, list(value.shape), value.tobytes().hex()]]
 
 
 def decode(value: Any, found: Callable[[int], Any]) -> Any:
@@ -300,7 +306,7 @@ def decode(value: Any, found: Callable[[int], Any]) -> Any:
     if not isinstance(value, list):
         return value
     name, inner = value
-    if name == "kept":
+    if name == "Remote":
         return found(inner)
     if name in _PARTS.values():
         return _READ[name](decode(part, found) for part in inner)
@@ -309,12 +315,6 @@ def decode(value: Any, found: Callable[[int], Any]) -> Any:
     if name == "array" and inner[0] == "O":
         inner = ["O", inner[1], [decode(part, found) for part in inner[2]]]
     return _READ[name](inner)
-
-
-def _encode_array(value: Any, kind: type, kept: list[Any] | None) -> Any:
-    if value.dtype.hasobject:
-        return ["array", ["O", list(value.shape), [encode(part, kept) for part in value.ravel().tolist()]]]
-    return ["array" if kind.__name__ == "ndarray" else "scalar", [value.dtype.str, list(value.shape), value.tobytes().hex()]]
 
 
 def _array(dtype: str, shape: list[int], data: Any) -> Any:

@@ -108,7 +108,7 @@ class _Beneath(ctypes.Structure):
 
 def landlock() -> bool:
     """Whether this kernel holds a process to a list of files, and away from processes outside (Landlock, Linux 5.13)."""
-    return ctypes.CDLL(None).syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1) > 0
+    return bool(ctypes.CDLL(None).syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1) > 0)
 
 
 def hide(hidden: bool) -> bool:
