@@ -13,6 +13,7 @@ import pytest
 from caspo.confidence import SIGNALS
 from caspo.core.storage import write_json
 from caspo.data.annotate import judge_trees
+from caspo.engines.base import Completion, Request
 from caspo.evaluate import run
 from caspo.evaluate.estimates import wilson
 from caspo.evaluate.metrics import round_metrics
@@ -20,7 +21,7 @@ from caspo.evaluate.run import EvaluateSettings, Outcome, evaluate_methods, read
 from caspo.evaluate.step_figures import step_changes, step_rows
 from caspo.formats.parquet import write_trees
 from caspo.judges.base import StepJudge
-from caspo.records import ROOT, Label, Node, Question, Step, Tree, Verdict
+from caspo.records import ROOT, Label, Measured, Node, Question, Step, TokenTrace, Tree, Verdict
 from caspo.tasks.base import grade
 from caspo.testing.scripted import Script, Scripted, ScriptedEngine
 from tiny import same_tree, trace
@@ -343,6 +344,36 @@ def test_majority_of_all_samples_is_what_the_method_found(tmp_path: Path) -> Non
         assert curve[-1]["accuracy"] == found["accuracy"]
         assert curve[-1]["tokens"] == pytest.approx(found["generated_tokens_per_question"])
         assert [curve[-1]["low"], curve[-1]["high"]] == found["accuracy_ci95"]
+
+
+class SplitRoots(ScriptedEngine):
+    """Its root sign is made of several tokens: one by one they are no character, and only the whole text is right."""
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        return [piece.replace("√", "\ufffd") for piece in super().pieces(token_ids)]
+
+    def play(self, request: Request) -> Completion:
+        text = "So it is.\nThe answer is √2." if request.seed % 2 else "The answer is 1."
+        ids = self.encode(text)
+        trace = TokenTrace.of([Measured(0.1, -0.1, -0.1, 0.5, 0.1)] * len(ids))
+        return Completion(ids, text, trace, "eos")
+
+
+def test_samples_are_graded_by_their_whole_text(tmp_path: Path) -> None:
+    """Not by the tree's, which is put together token by token: pass@1 is the mean of what each sample came to."""
+
+    class Roots(StoryTask):
+        def grade(self, question: Question, answer: str | None) -> bool:
+            return answer == "√2"
+
+    evaluate_methods(Roots(), lambda: SplitRoots({}), SETTINGS.model_copy(update={"cat": None}), 3, tmp_path)
+    outcomes, _ = read_outcomes(tmp_path, "self_consistency")
+    right = [sum(sample.correct for sample in outcome.samples) for outcome in outcomes]
+    assert {sample.answer for outcome in outcomes for sample in outcome.samples} == {"√2", "1"}
+    assert all(len(outcome.samples) == 5 for outcome in outcomes)
+    assert any(right)
+    for outcome, count in zip(outcomes, right, strict=True):
+        assert outcome.correct == (count > 2)
 
 
 def test_finished_chunks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,6 +182,17 @@ def double(n):
         except OSError: pass
     return 4
 """,
+    "asks to be judged in its own process": """
+import os, json, struct
+class Yes:
+    def __eq__(self, other): return True
+m = json.dumps("error: Unplain: an argument").encode()
+for p in range(3, 64):
+    try: os.write(p, struct.pack("<Q", len(m)) + m)
+    except OSError: pass
+def double(n):
+    return Yes()
+""",
     "fills the pipe": """
 import os
 def double(n):

@@ -263,3 +263,6 @@ class Solution:
     generated_tokens: int
     """All tokens the engine decoded for this question, those of pruned paths included."""
     abstained: bool = False
+    answers: tuple[str | None, ...] = ()
+    """What each sampled solution states, in the order of their numbers: of methods that sample whole solutions. The tree
+    merges equal ones and holds their texts step by step; these are of their whole texts."""

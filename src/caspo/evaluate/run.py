@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import Field, create_model
 
-from caspo.answers import stated_answer
 from caspo.core.config import Config
 from caspo.core.storage import read_json, write_json
 from caspo.engines.base import Engine
@@ -90,7 +89,7 @@ class Outcome:
     """This question's share of its chunk's time."""
     abstained: bool
     samples: tuple[Sample, ...] = ()
-    """What each sampled solution came to, in no order; none for methods that do not draw several alike."""
+    """What each sampled solution came to, in their order; none for methods that do not draw several alike."""
 
 
 def evaluate_methods(
@@ -140,7 +139,7 @@ def _solve_chunk(
     records: list[dict[str, Any]] = []
     for question, solution in zip(questions, solutions, strict=True):
         grade = cache(partial(task.grade, question))  # running code takes seconds, and samples agree often
-        drawn = _sampled_answers(solution.tree, method.settings.samples) if method.alike else []
+        drawn = solution.answers if method.alike else ()
         outcome = Outcome(
             question.id,
             solution.answer,
@@ -154,14 +153,3 @@ def _solve_chunk(
         records.append(vars(outcome))
     write_trees(file.with_suffix(".parquet"), [s.tree for s in solutions])
     write_json(file, records)
-
-
-def _sampled_answers(tree: Tree, samples: int) -> list[str | None]:
-    """The answers of the samples that were merged into a tree: a sample ended where a node was met more often than
-    its children. The merging lost their order."""
-    answers: list[str | None] = []
-    for node in tree.nodes:
-        ended = node.count - sum(child.count for child in tree.children(node.id))
-        text = "".join(n.step.text for n in tree.path(node.id))
-        answers += [stated_answer(tree.question, text)] * ended
-    return answers + [None] * (samples - len(answers))  # what is missing was blank

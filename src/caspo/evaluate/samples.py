@@ -40,7 +40,7 @@ def sample_figures(outcomes: Sequence[Outcome], *, majority: bool) -> dict[str, 
     Args:
         outcomes: of one method; without samples both figures are None.
         majority: whether the method's own answer is the majority of all samples. Then it is taken for the last maj@k:
-            the samples have lost the order that decides a tie.
+            random draws have another order, which decides a tie.
     """
     if not outcomes or not all(outcome.samples for outcome in outcomes):
         return {"pass_at_k": None, "maj_at_k": None}

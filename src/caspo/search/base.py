@@ -83,7 +83,8 @@ class Method(ABC, Generic[S]):
     thrifty: ClassVar[bool] = False
     """Whether it decodes little more than one solution a question, so that it is run on all questions of an evaluation."""
     alike: ClassVar[bool] = False
-    """Whether its tree is that of ``settings.samples`` whole solutions, all drawn alike: what pass@k and maj@k are of."""
+    """Whether its solution's ``answers`` are those of ``settings.samples`` whole solutions, all drawn alike: what pass@k
+    and maj@k are of."""
 
     def __init__(self, settings: S | None = None) -> None:
         self.settings: S = settings or self.settings_type()

@@ -118,5 +118,6 @@ def majority(tree: TreeBuilder, found: Sequence[Completion]) -> Solution:
 
 
 def solution(tree: TreeBuilder, found: Sequence[Completion], answer: str | None, confidence: float) -> Solution:
-    """This answer, with the tree and the price of all samples."""
-    return Solution(tree.question.id, answer, confidence, tree.build(), sum(len(one.token_ids) for one in found))
+    """This answer, with those of all samples, their tree and their price."""
+    tokens, answers = sum(len(one.token_ids) for one in found), tuple(answers_of(tree, found))
+    return Solution(tree.question.id, answer, confidence, tree.build(), tokens, answers=answers)

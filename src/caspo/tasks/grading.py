@@ -1,4 +1,4 @@
-"""How the answers of benchmarks are graded: choices, text, literals, maths. Code is in `code`.
+"""How the answers of benchmarks are graded: choices, text, literals, maths. Code is in `programs`.
 
 A grader takes the question and the answer that `stated_answer` found, never a whole solution. Tolerance exists only where
 the benchmark's own grader has it:

@@ -235,7 +235,7 @@ def load(exchange: Exchange) -> Remote:
 
     exchange.send("load")
     if reason := received():
-        raise Refused(str(reason))
+        raise Refused(f"not loaded: {str(reason)[:600]}")
     return Remote(ask, 0)
 
 
