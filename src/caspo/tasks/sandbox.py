@@ -73,9 +73,9 @@ class Ran:
     output: str
     """What it printed, up to the limit; bytes that are no UTF-8 are replaced."""
     reason: str
-    """Why it did not finish: "error: ...", "exit: ...", "killed: ...", "not loaded: ..." (a program that is tested),
-    "time limit", "output limit". Empty where it did and
-    then ended: a thread or an exit handler may go on past the limit of time, or the output past its own."""
+    """Why it did not finish: "error: ...", "exit: ...", "killed: ...", "time limit", "output limit", and of one that is
+    tested "not loaded: ...". Empty where it did and then ended: a thread, an exit handler or the output may go on past a
+    limit."""
 
 
 def run_python(

@@ -15,7 +15,7 @@ import sys
 import types
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - no more imports than needed
-import sandbox_lock
+import sandbox_lock  # type: ignore[import-not-found]
 
 
 def _module(name: str) -> "dict[str, object]":
