@@ -163,5 +163,5 @@ def _sampled_answers(tree: Tree, samples: int) -> list[str | None]:
     for node in tree.nodes:
         ended = node.count - sum(child.count for child in tree.children(node.id))
         text = "".join(n.step.text for n in tree.path(node.id))
-        answers += [stated_answer(tree.question, text)] * ended
+        answers += [stated_answer(tree.question, text, ended=node.final)] * ended
     return answers + [None] * (samples - len(answers))  # what is missing was blank
