@@ -123,6 +123,31 @@ def test_it_stops_when_the_leader_cannot_be_overtaken() -> None:
     assert len(starts(engine)) == 2, "the bound of probabilities holds for no other signal"
 
 
+def test_what_a_search_that_stops_early_did_not_explore_counts_against_its_answer() -> None:
+    """One path of 0.6 is not unanimous: an unexplored 0.4 may say something else, and a full search may find it."""
+    early, engine = counted(fork((GOOD, 0.6, 5), (BAD, 0.4, 6)))
+    assert len(engine.requests) == 1
+    assert early.confidence == pytest.approx(0.6 * math.exp(-2), rel=1e-5)
+    some, _ = counted(fork((GOOD, 0.45, 5), ("5\n", 0.3, 5), ("6\n", 0.25, 6)), width=1)
+    assert some.confidence == pytest.approx(0.75 * math.exp(-2), rel=1e-5)
+    alone, _ = counted(fork((GOOD, 0.6, 5), (BAD, 0.4, 6)), paths=1)
+    assert alone.confidence == pytest.approx(math.exp(-2), rel=1e-5), "no other path was to come"
+    spent, _ = counted(fork((GOOD, 0.45, 5), (BAD, 0.4, 6)), budget=len(GOOD + FIVE) + 1)
+    assert spent.confidence == pytest.approx(0.45 / 0.85 * math.exp(-2), rel=1e-5), "the budget ended it"
+
+
+def test_a_path_cut_in_its_answer_has_not_finished() -> None:
+    """ "The answer is 125." that is cut after 12 states nothing, however sure the model was."""
+    text = "The answer is 125."
+    for limit in range(1, len(text) + 1):
+        solution, _ = counted({"Q\n": [Scripted(text, 1, 0.0, eos=True)]}, max_tokens=limit)
+        assert (solution.answer, solution.confidence) == (None, 0.0)
+        assert set(decisions(solution).values()) == {"cut"}
+    said = text + " Let us look again: 5 * 25 is 125"
+    solution, _ = counted({"Q\n": [Scripted(said, 1, 0.0, eos=True)]}, max_tokens=len(said) - 2)
+    assert (solution.answer, set(decisions(solution).values())) == ("125", {"finished"}), "what follows cannot change it"
+
+
 def test_most_probable_branches_first() -> None:
     """Of the open branches the most probable are decoded, at most `paths` in all."""
     script = {

@@ -145,6 +145,33 @@ def test_maths_is_the_default() -> None:
     assert stated_answer(ask("Numerical", "5"), "The answer is 5 cm.") == "5"
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "stated"),
+    [
+        ("math", "The answer is 12", None),
+        ("math", "The answer is 12.", None),  # 12.5
+        ("math", "The answer is 12.\n", "12"),
+        ("math", "The answer is 12. Let us", "12"),
+        ("math", "The answer is $x = 3$", None),  # or x = 5
+        ("math", r"So \boxed{12} dollars", "12"),
+        ("math", r"So \boxed{12", None),
+        ("math", "#### 12", None),
+        ("math", "#### 12\n\nQuestion: How", "12"),
+        ("choice", "The answer is (B)", "B"),
+        ("choice", "The answer is a d", None),
+        ("text", "The answer is James A", None),
+        ("literal", "[ANSWER]12[/ANSWER]", "12"),
+        ("literal", "The answer is 12", None),
+        ("code", "```python\nx = 1\n```\n", "x = 1"),
+        ("code", "```python\nx = 1\n", None),
+        ("code", "def f():\n    return 1", None),
+    ],
+)
+def test_a_text_that_was_cut_states_what_more_of_it_could_not_change(kind: str, text: str, stated: str | None) -> None:
+    """A limit that falls into an answer makes another answer of it: better none."""
+    assert stated_answer(ask(kind, choices=OPTIONS), text, ended=False) == stated
+
+
 @pytest.mark.parametrize("kind", ["choice", "text", "literal", "code", "math"])
 @pytest.mark.parametrize("piece", [r"\boxed{", "answer is ", "```\n", "[ANSWER]", "(A) ", "=", " ", "A. "])
 def test_hostile_text_ends(kind: str, piece: str) -> None:

@@ -32,13 +32,27 @@ _LETTER = re.compile(
 )
 
 
-def stated_answer(question: Question, text: str) -> str | None:
+_MORE = ("5", "x", " or 5")
+"""What may follow a text that was cut: a digit, a letter, another value."""
+
+
+def stated_answer(question: Question, text: str, *, ended: bool = True) -> str | None:
     """The final answer that ``text`` states to ``question``, or None where it states none.
+
+    ``ended=False`` is for a text that was cut at a limit: "The answer is 12" may have become 125, so an answer counts only
+    where more text could not have changed it.
 
     >>> choice = Question("Which?", "B", meta={"answer_type": "choice", "choices": ["a cat", "a dog"]})
     >>> stated_answer(choice, "The answer is (B)."), stated_answer(choice, "The answer is a dog.")
     ('B', 'B')
     """
+    answer = _stated(question, text)
+    if ended or answer is None or all(_stated(question, text + more) == answer for more in _MORE):
+        return answer
+    return None
+
+
+def _stated(question: Question, text: str) -> str | None:
     kind = question.meta.get("answer_type", "math")
     if kind == "choice":
         return _choice(question, text)

@@ -263,7 +263,7 @@ class _Test:
         while self.prefix is not None and self._decided() is None and self.samples < self.settings.samples:
             found = yield [self._request(self.prefix, number) for number in self._next()]
             for completion in found:
-                answer = stated_answer(self.question, self.text + completion.text)
+                answer = stated_answer(self.question, self.text + completion.text, ended=completion.finish == "eos")
                 self.samples += 1
                 self.successes += same_answer(answer, self.question.answer)
                 self.tokens += len(completion.token_ids)

@@ -112,7 +112,7 @@ class Beam(Method[BeamSettings]):
             node,
             score + (path.score if settings.score == "cumulative" else 0.0),
             tokens,
-            stated_answer(tree.question, "".join(tree.texts(node))),
+            stated_answer(tree.question, "".join(tree.texts(node)), ended=completion.finish != "length"),
             ended=completion.finish != "stop" or tokens >= settings.max_tokens,
         )
 

@@ -12,7 +12,8 @@ A path's confidence is cumulative over its steps (``prune_signal``); under ``pru
 step as soon as no continuation can save it, unless fewer than ``min_survivors`` paths are there. Finished paths vote for
 their answers with the weight of their rank score: with `logprob_sum` the votes are the probabilities of the paths, and the
 vote approaches what self-consistency estimates by sampling, from its largest terms down. The confidence in the answer is
-its share of the votes times the cumulative confidence of its best path.
+its share of the votes times the cumulative confidence of its best path. What was not explored has a vote too, against it:
+that of one more path, which leaves the others at the most probable place still open and goes on as surely as they do.
 
 Three signals, because "is this step right?" and "which of these siblings is right?" are different questions: entropy
 answers the first, but siblings share the entropy of the position at which they part, and choosing among them by entropy is
@@ -128,6 +129,9 @@ class _Branch:
     """Probability of the better ones."""
     probability: float = 1.0
     """Probability of the token to come, at most."""
+    odds: float = 1.0
+    """Of a path through here beside the first one, if it goes on as surely: its tokens' p over that of the tokens that the
+    first path, or another, took where they part."""
     priority: float = 0.0
     """Log of the rank score of a path through here; no lower than that of any such path if the rank signal is a sum."""
 
@@ -207,12 +211,12 @@ class _Paths:
             if node >= known:
                 self._state[node] = self._after(parent, step)
                 if self._method.branches(step):
-                    self._open_step(parent, step.token_ids, step.trace, fixed)
+                    self._open_step(branch.odds, parent, step.token_ids, step.trace, fixed)
             parent, fixed = node, 0
             if node != nodes[-1]:
                 tree.decide(node, "expanded")
         if nodes and nodes[-1] >= known:
-            self._end(nodes[-1], completion)
+            self._end(nodes[-1], completion, branch.odds)
 
     def _after(self, parent: int, step: Step) -> _State:
         before, settings = self._state[parent], self._settings
@@ -222,7 +226,7 @@ class _Paths:
             before.tokens + len(step.token_ids),
         )
 
-    def _end(self, leaf: int, completion: Completion) -> None:
+    def _end(self, leaf: int, completion: Completion, odds: float) -> None:
         """Prune the path, open its next step, or take it in as finished."""
         tree, settings, state = self._tree, self._settings, self._state[leaf]
         survivors = len(self._finished)
@@ -233,41 +237,44 @@ class _Paths:
             return
         if completion.finish == "stop" and state.tokens < settings.max_tokens:
             tree.decide(leaf, "dropped")  # unless it is gone on with
-            self._open.append(_Branch(leaf, priority=state.rank))
+            self._open.append(_Branch(leaf, priority=state.rank, odds=odds))
             return
-        answer = stated_answer(tree.question, "".join(tree.texts(leaf)))
-        whole = completion.finish == "eos" or answer is not None
+        ended = completion.finish == "eos"
+        answer = stated_answer(tree.question, "".join(tree.texts(leaf)), ended=ended)
+        whole = ended or answer is not None
         tree.decide(leaf, "finished" if whole else "cut")
         if whole:
             self._finished.append(_Finished(answer, state.rank, state.confidence))
 
     # Branch: at the most uncertain token of an unsure step, the next most probable token first.
 
-    def _open_step(self, parent: int, ids: tuple[int, ...], trace: TokenTrace, fixed: int) -> None:
-        """Open a branch at the most uncertain token of a step, of those from ``fixed`` on."""
+    def _open_step(self, odds: float, parent: int, ids: tuple[int, ...], trace: TokenTrace, fixed: int) -> None:
+        """Open a branch at the most uncertain token of a step, of those from ``fixed`` on, in a path of these odds."""
         if fixed >= len(ids):
             return
         at = fixed + int(np.argmax(trace.entropy[fixed:]))
         first = math.exp(float(trace.max_logprob[at]))
-        branch = _Branch(parent, ids[:at], trace[: at + 1], rank=2, taken=first)
+        branch = _Branch(parent, ids[:at], trace[: at + 1], rank=2, taken=first, probability=first, odds=odds)
         self._open_branch(branch, first - float(trace.margin[at]))
 
     def _open_next_rank(self, branch: _Branch, new: TokenTrace) -> None:
         """After the token of one rank, that of the next."""
         took = math.exp(float(new.logprob[0]))
         if branch.rank < self._settings.children:
-            following = replace(branch, rank=branch.rank + 1, taken=branch.taken + took)
+            odds = branch.odds * took / branch.probability
+            following = replace(branch, rank=branch.rank + 1, taken=branch.taken + took, probability=took, odds=odds)
             self._open_branch(following, min(took, 1 - following.taken))
 
     def _open_branch(self, branch: _Branch, probability: float) -> None:
-        """Note a branch whose token has at most this probability."""
+        """Note a branch whose token has at most this probability; it has that of the better one before."""
         if probability <= _NONE:
             return
         logprob = np.append(branch.trace.logprob[:-1], np.float32(math.log(probability)))
         trace = replace(branch.trace, logprob=logprob)
         score = math.log(step_score(trace, self._settings.rank_signal))
         priority = self._state[branch.parent].rank + score
-        self._open.append(replace(branch, trace=trace, probability=probability, priority=priority))
+        odds = branch.odds * probability / branch.probability
+        self._open.append(replace(branch, trace=trace, probability=probability, priority=priority, odds=odds))
 
     # Prune and stop: what cannot stay above the threshold goes, and all of it once the answer is settled.
 
@@ -275,9 +282,8 @@ class _Paths:
         """The branches to decode next; none if the search is over."""
         settings = self._settings
         left = settings.paths - self._begun
-        possible = [branch for branch in self._open if self._possible(branch) and (left > 0 or not branch.starts)]
-        self._open = sorted(possible, key=lambda branch: -branch.priority)
-        if not self._open or self._settled(left):
+        self._open = sorted(filter(self._possible, self._open), key=lambda branch: -branch.priority)
+        if self._settled(left):
             return []
         number = settings.width if settings.budget is None else min(settings.width, settings.budget - self._tokens)
         chosen: list[_Branch] = []
@@ -327,7 +333,10 @@ class _Paths:
         """The answer of the finished paths."""
         paths, question = self._finished, self._tree.question
         best = max((path.rank for path in paths), default=0.0)
-        answer, share = vote([path.answer for path in paths], [math.exp(path.rank - best) for path in paths])
+        weights = [math.exp(path.rank - best) for path in paths]
+        answer, share = vote([path.answer for path in paths], weights)
+        if answer is not None:
+            share *= sum(weights) / (sum(weights) + max((branch.odds for branch in self._open), default=0.0))
         agreeing = [path for path in paths if same_answer(path.answer, answer)]
         confidence = share * max(agreeing, key=lambda path: path.rank).confidence if agreeing else 0.0
         abstained = answer is not None and confidence < self._settings.abstain_below

@@ -13,5 +13,9 @@ def answer_path(tree: Tree, answer: str | None) -> tuple[Node, ...]:
     inner = {node.parent for node in tree.nodes}
     ends = [node for node in tree.nodes if node.id not in inner and node.decision in ("", "finished")]
     paths = [tree.path(node.id) for node in ends or [n for n in tree.nodes if n.id not in inner]]
-    reached = [p for p in paths if same_answer(stated_answer(tree.question, "".join(n.step.text for n in p)), answer)]
+    reached = [p for p in paths if same_answer(_stated(tree, p), answer)]
     return max(reached or paths, key=lambda p: sum(float(n.step.trace.logprob.sum()) for n in p), default=())
+
+
+def _stated(tree: Tree, path: tuple[Node, ...]) -> str | None:
+    return stated_answer(tree.question, "".join(node.step.text for node in path), ended=path[-1].final)

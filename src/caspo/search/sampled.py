@@ -108,8 +108,8 @@ def grow(tree: TreeBuilder, engine: Engine, found: Sequence[Completion]) -> list
 
 
 def answers_of(tree: TreeBuilder, found: Sequence[Completion]) -> list[str | None]:
-    """The answer that each sample states."""
-    return [stated_answer(tree.question, one.text) for one in found]
+    """The answer that each sample states, as far as one that was cut at its limit does."""
+    return [stated_answer(tree.question, one.text, ended=one.finish == "eos") for one in found]
 
 
 def majority(tree: TreeBuilder, found: Sequence[Completion]) -> Solution:
