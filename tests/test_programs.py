@@ -11,6 +11,7 @@ import pytest
 from caspo.answers import stated_answer
 from caspo.answers.fenced import blocks, code_of
 from caspo.records import Question
+from caspo.tasks.grading import GRADERS
 from caspo.tasks.programs import grade_code
 from caspo.tasks.sandbox import Limits, run_tests
 
@@ -337,6 +338,22 @@ SOLUTIONS = [
 def test_the_program_of_a_solution_is_found(question: Question, text: str) -> None:
     """In whatever fence, whatever stands after it."""
     assert grade_code(question, stated_answer(question, text)), stated_answer(question, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "So it returns\n~~~python\n[1, 'a']\n~~~",
+        "1. So:\n   ```\n   [1, 'a']\n   ```",
+        "```python\n[1, 'a']\n```\nTry it:\n```bash\npython f.py\n```",
+        "```python\ndef f(x):\n    return x\n```\nOutput:\n```\n[1, 'a']\n```",
+        "[ANSWER]f(3) == [1, 'a'][/ANSWER]",
+    ],
+)
+def test_the_value_of_a_solution_is_found(text: str) -> None:
+    """CRUXEval's answers, in whatever fence."""
+    question = Question("What does f(3) return?", "[1, 'a']", id="x", meta={"answer_type": "literal"})
+    assert GRADERS["literal"](question, stated_answer(question, text))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from caspo.records import Question
 __all__ = ["literal_of", "options", "stated_answer"]
 
 MAX_LITERAL = 10000
+_SHELLS = ("bash", "sh", "shell", "zsh", "console", "powershell", "cmd")
 
 # A full stop after an initial ("James A. Garfield") or before a small letter ("st. gallen") ends no sentence.
 _TEXT_END = re.compile(r"(?<!\b[^\W\d_])[.!?](?=\s*$|\s+[A-Z])")
@@ -135,7 +136,7 @@ def _literal(text: str) -> str | None:
     boxed = text.rpartition("\\boxed{")[2] if "\\boxed{" in text else ""
     candidates += [boxed[: boxed.rfind("}")]] if "}" in boxed else []
     candidates += [said for said in (last_marked(text), _said_line(text)) if said]
-    candidates += [block for _, block in blocks(text)][-1:]
+    candidates += [block for language, block in blocks(text) if language not in _SHELLS][-1:]
     for candidate in candidates:
         for form in (candidate, candidate.rpartition("==")[2]):
             for spelt in (form, form.strip().rstrip("."), form.strip().strip("`").rstrip("."), undecorated(form)):
