@@ -41,7 +41,7 @@ def calibrate(
     from caspo.loop.thresholds import CalibrateSettings, calibrate_stage
 
     loaded = load(recipe, overrides, skip_bad=skip_bad)
-    tell_left_out(loaded.task, "train")
+    tell_left_out(loaded.task, ["train"])
     settings = CalibrateSettings(recipe=loaded, alpha=alpha, delta=delta, questions=questions)
     engine = cache(lambda: open_engine(loaded.model))
     with bars() as show:

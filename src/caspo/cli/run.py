@@ -43,7 +43,7 @@ def run(
     from caspo.loop.run import run_recipe
 
     loaded = load_recipe(CaspoRecipe, recipe, [*(overrides or ()), *(["task.skip_bad=true"] if skip_bad else [])])
-    tell_left_out(loaded.task, "test", *(["train"] if loaded.rounds or loaded.validation.questions else []))
+    tell_left_out(loaded.task, ("test", "train") if loaded.rounds or loaded.validation.questions else ("test",))
     with bars() as show:
         metrics = run_recipe(loaded, target, show.stage)
     output.print(metrics_table(metrics), *signals_tables(metrics), sep="\n")

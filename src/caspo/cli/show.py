@@ -15,16 +15,8 @@ if TYPE_CHECKING:
     from caspo.loop.task import TaskSettings
 
 __all__ = [
-    "Bars",
-    "bars",
-    "comparison_tables",
-    "judge_table",
-    "metrics_table",
-    "output",
-    "signals_tables",
-    "tell",
-    "tell_left_out",
-]
+    "Bars", "bars", "comparison_tables", "judge_table", "metrics_table", "output", "signals_tables", "tell", "tell_left_out",
+]  # fmt: skip
 
 output = Console(highlight=False)
 """Results, to stdout."""
@@ -38,7 +30,7 @@ def tell(bad: BadRows | None) -> None:
         console.print(str(bad), highlight=False, markup=False, soft_wrap=True)
 
 
-def tell_left_out(task: TaskSettings, *splits: Literal["train", "test"]) -> None:
+def tell_left_out(task: TaskSettings, splits: Sequence[Literal["train", "test"]]) -> None:
     """Say which rows of the files of a task are left out, where the recipe allows it."""
     from caspo.core.rows import BadRows
     from caspo.loop.task import open_task

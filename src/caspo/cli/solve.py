@@ -21,7 +21,7 @@ __all__ = ["calibrated", "solve"]
 
 def solve(
     question: Annotated[
-        str, typer.Argument(help="A question, a file of them (JSONL, .jsonl.gz, Parquet), 'stories', or a benchmark.")
+        str, typer.Argument(help="A question, a file of them (JSONL, gzip, Parquet), 'stories', a benchmark.")
     ],
     settings: MethodSettings = None,
     model: ModelOption = "smollm2-135m",

@@ -64,7 +64,7 @@ def annotate(
         if rescore is not None:
             trees = rescore_stage(settings.model, settings.training, rescore, out / "tree")
         else:
-            tell_left_out(settings.task, "train")
+            tell_left_out(settings.task, ["train"])
             questions = training_questions(settings, 1)
             engine = cache(lambda: open_engine(settings.model))
             with bars() as show:

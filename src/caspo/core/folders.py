@@ -86,7 +86,7 @@ def _refuse_other(out: Path, settings: Config, command: str, writes: Sequence[st
     keys = _differing(out / _RECIPE, settings)
     if keys and made is None:
         raise ResumeError(
-            f"{out / _RECIPE} is there, and it is not of a run in this folder: it is your own, or an earlier version wrote it. "
+            f"{out / _RECIPE} is there, and it is of no run in this folder: it is your own, or an earlier version wrote it. "
             "A run keeps its settings under that name. Choose another --out, for example a new folder."
         )
     if keys:
@@ -98,8 +98,8 @@ def _refuse_other(out: Path, settings: Config, command: str, writes: Sequence[st
     before = (made or {}).get(command)
     if before is None and found:
         raise ResumeError(
-            f"{out} holds {', '.join(found)}, which `caspo {command}` writes, but this command did not make them there (or an "
-            "earlier version did, which did not note what from). They would be mixed or lost. Choose another --out."
+            f"{out} holds {', '.join(found)}, which `caspo {command}` writes, but it did not make them there (or an earlier "
+            "version did, which did not note what from). They would be mixed or lost. Choose another --out."
         )
     if before is not None and found and (others := _changed(before, told)):
         raise ResumeError(

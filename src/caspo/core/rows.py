@@ -99,8 +99,8 @@ def read_rows(
 def lone_surrogate(value: Any) -> str | None:
     """The first lone surrogate in a text, or in the texts of a JSON value: half a character, which UTF-8 cannot hold."""
     if isinstance(value, str):
-        half = re.search("[\ud800-\udfff]", value)
-        return None if half is None else f"\\u{ord(half[0]):04x}"
+        found = re.search("[\ud800-\udfff]", value)
+        return None if found is None else f"\\u{ord(found[0]):04x}"
     parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return next((half for part in parts if (half := lone_surrogate(part))), None)
 

@@ -39,8 +39,8 @@ def is_refusal(error: BaseException) -> bool:
 def explain_os_error(error: BaseException, path: Path) -> StorageError:
     """The `StorageError` for a refused write to ``path``, with what to do about it."""
     return StorageError(
-        f"Could not write {path}: {getattr(error, 'strerror', None) or error}. Nothing was lost: what was finished before is "
-        "kept. Free some space or choose a folder you may write to (--out), then run the same command again."
+        f"Could not write {path}: {getattr(error, 'strerror', None) or error}. Nothing was lost: what was finished before "
+        "is kept. Free some space or choose a folder you may write to (--out), then run the same command again."
     )
 
 

@@ -10,7 +10,6 @@ from pydantic import Field
 
 from caspo.core.config import Config
 from caspo.core.errors import ConfigError, DataError
-from caspo.core.folders import Inputs
 from caspo.data.annotate import AnnotateSettings
 from caspo.data.pairs import PairSettings
 from caspo.engines.models import model_inputs
@@ -31,7 +30,7 @@ class AnnotateStage(AnnotateSettings):
     """Sampling of the trees that pairs are made from."""
 
     questions: int = Field(200, ge=1)
-    """Training questions in each round. Every round takes the next ones; of a file that ends, the last round takes the rest."""
+    """Training questions in each round; every round takes new ones. Where a file ends, the last round takes the rest."""
 
 
 class ValidationStage(Config):
@@ -121,12 +120,12 @@ def check_rounds(recipe: CaspoRecipe) -> None:
             held = f" beside the {recipe.validation.questions} of validation" if recipe.validation.questions else ""
             raise DataError(
                 f"Round {index} of {recipe.rounds} has no training question left: every round takes "
-                f"{recipe.annotate.questions} new ones (annotate.questions), and the rounds before it take all there are{held}. "
+                f"{recipe.annotate.questions} new ones (annotate.questions), and those before it take all there are{held}. "
                 "Give a file with more questions, set annotate.questions lower, or run fewer rounds."
             )
 
 
-def recipe_inputs(recipe: CaspoRecipe, *, questions: bool = True) -> Inputs:
+def recipe_inputs(recipe: CaspoRecipe, *, questions: bool = True) -> dict[str, list[Path]]:
     """What a recipe names that lies on this machine: files of ``questions`` and labels, and folders of models.
 
     Raises:

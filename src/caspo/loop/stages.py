@@ -33,7 +33,8 @@ from caspo.train.trainer import remove_checkpoints
 from caspo.train.units import judged_nodes
 
 __all__ = [
-    "ANNOTATE_WRITES", "PAIRS_WRITES", "TRAIN_WRITES", "TrainingData", "annotate_stage", "pairs_stage", "read_rounds", "rescore_stage", "train_stage", "trees_and_pairs",
+    "ANNOTATE_WRITES", "PAIRS_WRITES", "TRAIN_WRITES", "TrainingData", "annotate_stage", "pairs_stage",
+    "read_rounds", "rescore_stage", "train_stage", "trees_and_pairs",
 ]  # fmt: skip
 
 ANNOTATE_WRITES = ("tree", "verdicts.jsonl")
@@ -70,8 +71,8 @@ def pairs_stage(trees: Sequence[Tree], settings: PairSettings, tokenizer: Any, f
     """Build the pairs of the trees into ``folder``: ``pairs.parquet``, and ``report.json`` with what was dropped."""
     if not trees:
         raise DataError(
-            "There are no trees to build pairs from: the files hold none with a step. Either no question was sampled, or the "
-            "model wrote nothing on any; `caspo solve` with this model shows what it writes."
+            "There are no trees to build pairs from: the files hold none with a step. Either no question was sampled, or "
+            "the model wrote nothing on any; `caspo solve` with this model shows what it writes."
         )
     pairs, report = build_pairs(trees, settings)
     if not pairs:

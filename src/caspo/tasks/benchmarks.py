@@ -181,7 +181,8 @@ def open_benchmark(
 ) -> QuestionSet:
     """A benchmark by its name, from the folder ``data`` or, without one, from the hub.
 
-    ``bad`` takes the rows of its file that cannot be used; without it the first one is an error. ``run_code`` allows to run what models write, in the sandbox; without it, benchmarks of code can be read and not graded.
+    ``bad`` takes the rows of its file that cannot be used; without it the first one is an error. ``run_code`` allows to
+    run what models write, in the sandbox; without it, benchmarks of code can be read and not graded.
 
     Raises:
         ConfigError: no such benchmark, or it has no such split.

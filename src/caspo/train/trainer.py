@@ -312,7 +312,7 @@ class _PlanTrainer(Trainer):
 
 
 class _Checkpoints(TrainerCallback):
-    """Asks for a checkpoint every so often and at the end, marks it when it is whole, and then removes the ones before it."""
+    """Asks for a checkpoint every so often and at the end, marks it when it is whole, and removes the ones before it."""
 
     def __init__(self, seconds: float, out: Path) -> None:
         self.seconds, self.out = seconds, out
