@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +50,8 @@ class BadRows:
 
 def looks_like_rows(name: str) -> bool:
     """Whether a text is the name of a file of rows, one that is there or one that is not, and no question."""
-    return bool(re.fullmatch(r"\S+\.(jsonl?|ndjson|parquet)(\.\w+)?", name.strip(), re.IGNORECASE)) or Path(name).is_file()
+    named = re.fullmatch(r"\S+\.(jsonl?|ndjson|parquet|csv|tsv)(\.\w+)?", name.strip(), re.IGNORECASE)
+    return named is not None or os.path.isfile(name)  # noqa: PTH113 - a question may be too long for Path
 
 
 def stem_of(path: Path) -> str:
