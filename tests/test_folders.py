@@ -1,4 +1,4 @@
-"""Output folders: whose they are, what they were made from, that one process works in one, and that nothing else is touched."""
+"""Output folders: whose they are, what they were made from, one process at a time, and nothing else is touched."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_inputs_that_would_be_overwritten(tmp_path: Path, monkeypatch: pytest.Mo
         ("other", Path("base/weights")),
     ):
         with (
-            pytest.raises(ConfigError, match="--in: .* would be overwritten"),
+            pytest.raises(ConfigError, match=r"--in: .* would be overwritten"),
             claimed(Path(out), Recipe(), "train", writes, {"--in": [file]}),
         ):
             pass

@@ -1,4 +1,4 @@
-"""One reader for users' files: packed or not, JSON lines, arrays or Parquet; bad rows are named, and left out only if asked."""
+"""One reader for users' files, packed or not, JSON lines or Parquet; bad rows are named, and left out only if asked."""
 
 from __future__ import annotations
 

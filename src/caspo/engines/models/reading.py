@@ -134,8 +134,8 @@ def open_tokenizer(kind: Any, folder: Path, name: str, **options: Any) -> PreTra
     """
     if not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):  # transformers may make an empty one up
         raise ModelError(
-            f"{name!r} has no tokenizer: {folder} holds none of its files (tokenizer.json, tokenizer.model, vocab.json). Copy "
-            "them from the model that this one was made of: AutoTokenizer.from_pretrained(original).save_pretrained(folder)."
+            f"{name!r} has no tokenizer: {folder} holds none of its files (tokenizer.json, tokenizer.model, vocab.json). "
+            "Take those of the model it was made of: AutoTokenizer.from_pretrained(original).save_pretrained(folder)."
         )
     try:
         with quiet():
