@@ -55,14 +55,19 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
         lines = (json.dumps({"question": q.text, "answer": q.answer}) for q in questions)
         write_text(folder / f"{split}.jsonl", "\n".join(lines) + "\n")
     task = {"name": "jsonl", "train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")}
-    annotate = {"questions": 20, "samples": 4}
-    file = str(write_recipe(folder / "run.yaml", task=task, rounds=2, annotate=annotate, validation={"questions": 6}))
+    annotate = {"questions": 10, "samples": 4}
+    evaluate = {**RECIPE["evaluate"], "questions": 3, "self_consistency": None}
+    file = str(
+        write_recipe(
+            folder / "run.yaml", task=task, evaluate=evaluate, rounds=2, annotate=annotate, validation={"questions": 4}
+        )
+    )
     stories = str(write_recipe(folder / "stories.yaml"))
-    more = str(write_recipe(folder / "more.yaml", annotate={"questions": 90, "samples": 4}))
+    more = str(write_recipe(folder / "more.yaml", annotate={"questions": 45, "samples": 3}))
     write_text(folder / "supervised.yaml", yaml.safe_dump(SUPERVISED))
     trees, pairs = str(folder / "made" / "tree"), str(folder / "made" / "pairs.parquet")
     labelled = str(folder / "labelled.jsonl")
-    long = json.dumps({**RECIPE["train"], "epochs": 12, "batch_pairs": 4})
+    long = json.dumps({**RECIPE["train"], "epochs": 5, "batch_pairs": 4})
     for command in (
         ("annotate", stories, "--out", str(folder / "made")),
         ("pairs", stories, "--trees", trees, "--out", str(folder / "made")),
@@ -70,14 +75,14 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
     ):
         assert start(command).wait(300) == 0, command
     return {
-        "run": Stage(("run", file), 16),
+        "run": Stage(("run", file), 14),
         "annotate": Stage(("annotate", more), 8),
         "rescore": Stage(("annotate", stories, "--rescore", trees), 5),
         "pairs": Stage(("pairs", stories, "--trees", trees), 4),
         "train": Stage(("train", stories, "--trees", trees, "--pairs", pairs, f"train={long}"), 9),
         "supervised": Stage(("run", str(folder / "supervised.yaml")), 7),
-        "judge": Stage(("judge", labelled), 4),
-        "calibrate": Stage(("calibrate", stories, "--alpha", "0.45", "--delta", "0.45", "--questions", "60"), 5),
+        "judge": Stage(("judge", labelled), 5),
+        "calibrate": Stage(("calibrate", stories, "--alpha", "0.45", "--delta", "0.45", "--questions", "60"), 4),
     }
 
 
@@ -123,13 +128,13 @@ def test_killed_anywhere(stages: dict[str, Stage], name: str, tmp_path: Path) ->
     seconds = time.monotonic() - began
     wanted = results(whole)
     kills = finished = 0
-    for name in FOREIGN:
-        write_text(out / name, name)
+    for foreign in FOREIGN:
+        write_text(out / foreign, foreign)
     while kills < stage.kills or not finished:
         process = start((*stage.command, "--out", str(out)))
         try:
-            # The first seconds are imports; a run that goes on has less to do than one that begins.
-            code = process.wait(rng.uniform(1.5, max(3.0, 0.8 * seconds)) if kills < stage.kills else 600)
+            # The first part is imports, and a run that goes on has less to do than one that begins.
+            code = process.wait(rng.uniform(0.2, 0.8) * seconds if kills < stage.kills else 600)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -138,10 +143,11 @@ def test_killed_anywhere(stages: dict[str, Stage], name: str, tmp_path: Path) ->
             continue
         assert code == 0
         finished += 1
+        seconds *= 0.9  # on a busier machine the first time was long: aim earlier
         assert results(out) == wanted
         assert {n: (out / n).read_text() for n in FOREIGN} == {n: n for n in FOREIGN}
         assert all((out / n / ".notes").read_text() == n for n in INSIDE if (out / n / ".notes").exists())
-        assert not [p for p in out.rglob(f"{PARTIAL}*")]
+        assert not list(out.rglob(f"{PARTIAL}*"))
         if kills < stage.kills:  # once more from the beginning
             shutil.rmtree(out)
             for foreign in FOREIGN:
