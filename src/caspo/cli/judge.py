@@ -63,7 +63,7 @@ def judge(
     tell(bad)
     # Of the source a digest of what the judge is told stands among the settings: labels may be corrected.
     run = JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=digest(solutions))
-    inputs = task_files(task) | model_inputs({"--model": model, "model": getattr(task.judge, "model", None)})
+    inputs = task_files(task, []) | model_inputs({"--model": model, "model": getattr(task.judge, "model", None)})
     with claimed(out, run, "judge", _WRITES, inputs):
         base = None if model is None else ModelSettings(name=model)
         chosen = open_judge(task, base, out / "verdicts.jsonl")

@@ -129,7 +129,7 @@ def _questions(
         from caspo.loop.task import TaskSettings, open_task, task_files
 
         settings = TaskSettings(name=question, data=data, run_code=run_code, skip_bad=bad is not None)
-        task, files = open_task(settings, "test", bad), task_files(settings).get("task.data", [])
+        task, files = open_task(settings, "test", bad), task_files(settings, ["test"]).get("task.data", [])
     elif data is not None or run_code:
         raise ConfigError(
             f"--data and --run-code are for benchmarks, and {question[:60]!r} is none. They are {', '.join(BENCHMARKS)}."

@@ -57,7 +57,7 @@ def annotate(
     from caspo.loop.task import open_judge
 
     settings = load(recipe, overrides, skip_bad=skip_bad)
-    inputs = recipe_inputs(settings, questions=rescore is None)
+    inputs = recipe_inputs(settings, ["train"] if rescore is None else [])
     if rescore is not None:
         inputs["--rescore"] = tree_files(rescore)
     with claimed(out, settings, "annotate", ANNOTATE_WRITES, inputs):
@@ -122,7 +122,7 @@ def train(
     from caspo.loop.stages import TRAIN_WRITES, read_rounds, train_stage
 
     settings = load(recipe, overrides)
-    inputs = recipe_inputs(settings, questions=False) | model_inputs({"--reference": reference})
+    inputs = recipe_inputs(settings, []) | model_inputs({"--reference": reference})
     for number, (folder, file) in enumerate(zip(trees, pairs, strict=False), start=1):
         which = f" ({number} of {len(trees)})" if len(trees) > 1 else ""
         inputs |= {f"--trees{which}": tree_files(folder), f"--pairs{which}": [file]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -125,17 +126,19 @@ def check_rounds(recipe: CaspoRecipe) -> None:
             )
 
 
-def recipe_inputs(recipe: CaspoRecipe, *, questions: bool = True) -> dict[str, list[Path]]:
-    """What a recipe names that lies on this machine: files of ``questions`` and labels, and folders of models.
+def recipe_inputs(recipe: CaspoRecipe, splits: Sequence[Literal["train", "test"]]) -> dict[str, list[Path]]:
+    """What a recipe names that lies on this machine: files of the questions of ``splits``, and folders of models.
+
+    Without a split nothing is asked and nothing judged.
 
     Raises:
         DataError: a file of questions is not there.
     """
     models = {"model.name": recipe.model.name, "model.tokenizer": recipe.model.tokenizer}
-    if questions:
+    if splits:
         models["task.judge.model"] = getattr(recipe.task.judge, "model", None)
-    found = task_files(recipe.task) if questions else {}
+    found = task_files(recipe.task, splits) if splits else {}
     for key, path in ((key, path) for key, paths in found.items() for path in paths):
         if not path.is_file():
-            raise DataError(f"{key}: {path} is no file. Check the path.")
+            raise DataError(f"{key}: {path}: no such file. Check the path.")
     return {**found, **model_inputs(models)}

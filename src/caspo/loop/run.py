@@ -71,7 +71,8 @@ def run_recipe(recipe: CaspoRecipe, out: Path, show: OnStage = lambda name, done
         check_local(recipe.model, "A run with rounds of training")
         _ = recipe.training  # that it is missing is said before anything is measured
         check_rounds(recipe)
-    with claimed(out, recipe, "run", _WRITES, recipe_inputs(recipe)):
+    trains = recipe.rounds > 0 or recipe.validation.questions > 0
+    with claimed(out, recipe, "run", _WRITES, recipe_inputs(recipe, ("train", "test") if trains else ("test",))):
         clock = _Clock(out, show)
         if not (out / "environment.json").exists():
             write_json(out / "environment.json", _environment(recipe))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -74,11 +75,15 @@ def open_task(settings: TaskSettings, split: Literal["train", "test"], bad: BadR
     return JsonlTask(path, split=split, bad=left_out)
 
 
-def task_files(settings: TaskSettings) -> dict[str, list[Path]]:
-    """The files that the questions and the labels of a judge are read from, by their keys."""
-    found = {f"task.{key}": [path] for key, path in (("train", settings.train), ("test", settings.test)) if path is not None}
-    if settings.name in TABLE and settings.data is not None:
-        found["task.data"] = benchmark_files(settings.name, settings.data)
+def task_files(settings: TaskSettings, splits: Sequence[Literal["train", "test"]]) -> dict[str, list[Path]]:
+    """The files that the questions of these splits and the labels of the judge are read from, by their keys."""
+    found: dict[str, list[Path]] = {}
+    for split in splits:
+        if settings.name in TABLE and (split == "test" or settings.train is None):
+            if settings.data is not None:
+                found.setdefault("task.data", []).extend(benchmark_files(settings.name, settings.data, split))
+        elif settings.name != "stories" and (path := settings.train if split == "train" else settings.test) is not None:
+            found[f"task.{split}"] = [path]
     if isinstance(settings.judge, LabelsSettings):
         found["task.judge.files"] = list(settings.judge.files)
     return found

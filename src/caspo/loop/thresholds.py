@@ -106,11 +106,6 @@ def calibrate_stage(settings: CalibrateSettings, engine: Callable[[], Engine], o
         ConfigError: the recipe does not evaluate CaT; alpha or delta is no probability.
         ResumeError: ``out/calibration`` was made with other settings, other questions or another model.
     """
-    with claimed(out / "calibration", settings, "calibrate", ("pruning", "abstention"), recipe_inputs(settings.recipe)):
-        return _calibrate(settings, engine, out, on_done)
-
-
-def _calibrate(settings: CalibrateSettings, engine: Callable[[], Engine], out: Path, on_done: OnDone) -> Calibration:
     recipe, alpha, delta = settings.recipe, settings.alpha, settings.delta
     cat = recipe.evaluate.of(ConfidenceTree)
     if cat is None:
@@ -124,6 +119,20 @@ def _calibrate(settings: CalibrateSettings, engine: Callable[[], Engine], out: P
             "needed, and some more for those that get no answer. Ask for more (--questions), or for a higher alpha."
         )
     work = out / "calibration"
+    with claimed(work, settings, "calibrate", ("pruning", "abstention"), recipe_inputs(recipe, ["train"])):
+        return _calibrate(settings, cat, questions, engine, out, on_done)
+
+
+def _calibrate(
+    settings: CalibrateSettings,
+    cat: ConfidenceTreeSettings,
+    questions: Sequence[Question],
+    engine: Callable[[], Engine],
+    out: Path,
+    on_done: OnDone,
+) -> Calibration:
+    """`calibrate_stage` in a folder that is claimed, on enough questions."""
+    recipe, alpha, delta, work = settings.recipe, settings.alpha, settings.delta, out / "calibration"
     task = open_task(recipe.task, "train")
     half = (len(questions) + 1) // 2
 

@@ -223,10 +223,9 @@ def open_benchmark(
     return QuestionSet(name, split, rows, source, grader)
 
 
-def benchmark_files(name: str, folder: Path) -> list[Path]:
-    """The files of a benchmark that are in a folder, of all its splits."""
-    named = (file for split in TABLE[name].hub.splits for file in _names(name, split))
-    return sorted({folder / file for file in named if (folder / file).exists()})
+def benchmark_files(name: str, folder: Path, split: str) -> list[Path]:
+    """The file in a folder that a split of a benchmark is read from; none where there is none."""
+    return [folder / file for file in _names(name, split) if (folder / file).exists()][:1]
 
 
 def _names(name: str, split: str) -> list[str]:
@@ -236,13 +235,12 @@ def _names(name: str, split: str) -> list[str]:
 
 
 def _file(folder: Path, name: str, split: str) -> Path:
-    wanted = _names(name, split)
-    for file in wanted:
-        if (folder / file).exists():
-            return folder / file
+    if found := benchmark_files(name, folder, split):
+        return found[0]
+    wanted = [file for file in _names(name, split) if file.endswith(".jsonl")]
     raise DataError(
-        f"{folder} does not hold {' or '.join(file for file in wanted if file.endswith('.jsonl'))}. It may be packed "
-        "(.jsonl.gz) or Parquet. Give the folder that holds it, or leave out the folder to take the benchmark from the hub."
+        f"{folder} does not hold {' or '.join(wanted)}. It may be packed (.jsonl.gz) or Parquet. Give the folder that holds "
+        "it, or leave out the folder to take the benchmark from the hub."
     )
 
 
