@@ -98,10 +98,11 @@ def training_questions(recipe: CaspoRecipe, index: int) -> list[Question]:
     number = recipe.annotate.questions
     task = open_task(recipe.task, "train")
     if isinstance(task, QuestionSet):
-        once = {question.text: question for question in task.questions("train") if question.text not in held}
-        rows = list(once.values())
-        random.Random(recipe.seed + 1000).shuffle(rows)
-        return rows[(index - 1) * number : index * number]
+        rows = task.questions("train")
+        if number + len(held) < len(rows):  # a file that is used whole comes in its own order
+            random.Random(recipe.seed + 1000).shuffle(rows)
+        once = {question.text: question for question in rows if question.text not in held}
+        return list(once.values())[(index - 1) * number : index * number]
     found: list[Question] = []
     for earlier in range(1, index + 1):  # problems that are made, without an end; now and then one is made twice
         held |= {question.text for question in found}
