@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Trainer
 
 from caspo.cli.main import main
 from caspo.core.errors import CaspoError, StorageError
@@ -22,6 +24,7 @@ from caspo.loop import stages, warm_start
 from caspo.loop.recipe import CaspoRecipe, training_questions
 from caspo.loop.run import run_recipe
 from caspo.loop.warm_start import SupervisedRecipe, run_supervised
+from caspo.tasks.jsonl import JsonlTask
 from caspo.tasks.stories import StoriesTask
 from caspo.train import trainer
 from stories_run import RECIPE, pair_rows, write_recipe
@@ -279,6 +282,51 @@ def test_a_full_disk_at_the_end_of_a_supervised_run(tmp_path: Path, full_disk: l
     assert warm_start.run_supervised(recipe, out) == out / "model"
 
 
+def test_a_disk_with_room_for_the_result_alone(
+    caspo: Command, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint is for safety: where it cannot be written the result is all the same."""
+    recipe = write_recipe(tmp_path / "r.yaml", train={**RECIPE["train"], "checkpoint_seconds": 1e6})
+
+    def refuse(*args: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Trainer, "save_model", refuse)
+    pairs = ("--trees", made / "a" / "tree", "--pairs", made / "a" / "pairs.parquet")
+    assert '"loss_first"' in caspo("train", recipe, *pairs, "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+    assert not (tmp_path / "out" / "train").exists()
+    often = write_recipe(tmp_path / "often.yaml")
+    assert "Could not write a checkpoint" in caspo("train", often, *pairs, "--out", tmp_path / "out2")
+
+
+def test_a_full_disk_while_the_reference_is_scored(
+    caspo: Command, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scores lie in the cache, which the message names."""
+    from caspo.train import reference
+
+    def refuse(*args: Any) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(reference, "save_file", refuse)
+    monkeypatch.setenv("CASPO_CACHE", str(tmp_path / "cache"))
+    pairs = ("--trees", made / "a" / "tree", "--pairs", made / "a" / "pairs.parquet")
+    told = caspo("train", write_recipe(tmp_path / "r.yaml"), *pairs, "--reference", made / "base", "--out", tmp_path / "out")
+    assert "No space left" in told
+    assert "CASPO_CACHE" in told
+
+
+def test_the_stage_itself_keeps_what_is_there(made: Path, tmp_path: Path) -> None:
+    """Called from Python, where nobody has claimed the folder."""
+    recipe = CaspoRecipe.model_validate(RECIPE)
+    data = [(read_trees(made / "a" / "tree"), made / "a" / "pairs.parquet")]
+    shutil.copytree(made / "base", tmp_path / "model")
+    for source, message in (("stories-tiny", "did not write it"), (str(tmp_path / "model"), "would be overwritten")):
+        with pytest.raises(CaspoError, match=message):
+            stages.train_stage(source, recipe.model, data, recipe.training, 0, tmp_path, lambda step, total: None)
+
+
 def test_stopped_early_and_saved_later(
     caspo: Command, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: list[str]
 ) -> None:
@@ -318,6 +366,7 @@ def test_rounds_share_no_question(tmp_path: Path, held: int) -> None:
     assert [len(texts) for texts in rounds] == [30, 30, 30, 10 - held, 0]
     drawn = [text for texts in rounds for text in texts]
     assert len(set(drawn)) == len(drawn) == 100 - held
+    assert rounds[0] != sorted(rounds[0], key=[q.text for q in JsonlTask(tmp_path / "q.jsonl").questions("test")].index)
     assert rounds[0] != [q.text for q in training_questions(recipe.model_copy(update={"seed": 7}), 1)]
 
 

@@ -84,6 +84,7 @@ def annotate(
 def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -> None:
     """Build preference pairs from annotated trees: OUT/pairs.parquet (loads in TRL as it is) and OUT/report.json."""
     from caspo.cli.show import output
+    from caspo.core.errors import ConfigError
     from caspo.core.folders import claimed
     from caspo.core.storage import read_json
     from caspo.engines.models import read_tokenizer, resolve
@@ -91,6 +92,8 @@ def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -
     from caspo.loop.stages import PAIRS_WRITES, pairs_stage
 
     settings = load(recipe, overrides)
+    if trees.is_dir() and trees.resolve() == out.resolve():
+        raise ConfigError(f"{out} is the folder of the trees, and pairs in it would be read as trees. Choose another --out.")
     with claimed(out, settings, "pairs", PAIRS_WRITES, {"--trees": tree_files(trees)}):
         tokenizer = read_tokenizer(resolve(settings.model.tokenizer or settings.model.name))
         pairs_stage(read_trees(trees), settings.pairs, tokenizer, out)

@@ -16,11 +16,12 @@ import numpy as np
 
 from caspo.confidence import SIGNALS, fit
 from caspo.core.errors import ConfigError, DataError
+from caspo.core.folders import refuse_overwriting
 from caspo.core.storage import read_json, write_directory, write_json, write_text
 from caspo.data.annotate import AnnotateSettings, annotate
 from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
 from caspo.engines.base import Engine
-from caspo.engines.models import cache_dir, load
+from caspo.engines.models import cache_dir, load, model_inputs
 from caspo.engines.opening import ModelSettings, check_local
 from caspo.formats.parquet import read_trees, tree_files, write_trees
 from caspo.judges.base import Judge
@@ -29,7 +30,7 @@ from caspo.train.checks import check_tokens
 from caspo.train.reference import rescore, score_trees
 from caspo.train.scoring import Scorer, check_packing
 from caspo.train.step_dpo import StepDPOSettings, reference_of, train_step_dpo
-from caspo.train.trainer import remove_checkpoints
+from caspo.train.trainer import has_ended, remove_checkpoints
 from caspo.train.units import judged_nodes
 
 __all__ = [
@@ -156,6 +157,12 @@ def train_stage(
         remove_checkpoints(out / "train")  # left where a kill came between the two
         return dict(read_json(file))
     check_local(model, "Training")
+    read = {"source": source, "reference": reference}
+    refuse_overwriting(out, TRAIN_WRITES, {**model_inputs(read), "pairs": [pairs_file for _, pairs_file in data]})
+    if (out / "model").exists() and not has_ended(out / "train"):
+        raise ConfigError(
+            f"{out / 'model'} is there, and this training did not write it: its own would be lost. Choose another --out."
+        )
     trees, pairs = trees_and_pairs(data)
     scores = None
     if reference is not None and reference != source:

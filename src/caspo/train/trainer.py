@@ -30,7 +30,7 @@ from caspo.core.config import Config
 from caspo.core.errors import ConfigError, EngineError, StorageError
 from caspo.core.storage import is_refusal, write_text
 
-__all__ = ["Fitted", "Job", "LoopSettings", "Metrics", "fit", "remove_checkpoints"]
+__all__ = ["Fitted", "Job", "LoopSettings", "Metrics", "fit", "has_ended", "remove_checkpoints"]
 
 Item = TypeVar("Item")
 Metrics = dict[str, tuple[float, float]]
@@ -122,7 +122,7 @@ def fit(
     assert all(p.dtype == torch.float32 for p in trainable), "trainable weights must be float32 masters"
     _without_dropout(model)
     checkpoint = _checkpoint(out)
-    if checkpoint is not None and (checkpoint / _WHOLE).read_text(encoding="utf-8") == _ENDED:
+    if checkpoint is not None and has_ended(out):
         job = replace(job, plan=job.plan[: _step_of(checkpoint)])  # it may have stopped early: no step is left
     trainer = _PlanTrainer(model, job, settings, out, seed, on_step)
     bars = logging.is_progress_bar_enabled()
@@ -194,7 +194,8 @@ class _PlanTrainer(Trainer):
             restore_callback_states_from_checkpoint=measured and job.patience > 0,
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for `accelerate launch`, not for DataParallel
-        callbacks: list[Any] = [_Checkpoints(settings.checkpoint_seconds, out)]
+        self.checkpoints = _Checkpoints(settings.checkpoint_seconds, out)
+        callbacks: list[Any] = [self.checkpoints]
         if measured and job.patience:
             callbacks.append(EarlyStoppingCallback(job.patience))
         callbacks += _reporters(settings.report_to, out.parent)
@@ -250,6 +251,15 @@ class _PlanTrainer(Trainer):
         if not math.isfinite(loss):
             self._refuse(f"The loss is {loss}", self.state.global_step + 1)
         return torch.tensor(loss, device=self.args.device)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A disk without room for the last checkpoint may have room for the result, which is then all that is lacking."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if not (self.checkpoints.ended and is_refusal(error) and self.args.world_size == 1):
+                raise
+            shutil.rmtree(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", ignore_errors=True)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss and metrics of the validation step, each with ``eval_`` before its name."""
@@ -345,8 +355,8 @@ class _Checkpoints(TrainerCallback):
         self.saved = time.monotonic()
         if args.world_size > 1:
             torch.distributed.barrier()
-        if state.is_world_process_zero:
-            newest = self.out / f"checkpoint-{state.global_step}"
+        newest = self.out / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and newest.exists():
             write_text(newest / _WHOLE, _ENDED if self.ended else "")
             for old in self.out.glob("checkpoint-*"):
                 if old != newest and str(old) != state.best_model_checkpoint:
@@ -360,6 +370,12 @@ def remove_checkpoints(out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # not there, or somebody keeps something in it
         out.rmdir()
+
+
+def has_ended(out: Path) -> bool:
+    """Whether the training with its checkpoints in ``out`` came to its end."""
+    checkpoint = _checkpoint(out)
+    return checkpoint is not None and (checkpoint / _WHOLE).read_text(encoding="utf-8") == _ENDED
 
 
 def _step_of(checkpoint: Path) -> int:
