@@ -127,7 +127,16 @@ def test_several_commands_in_one_folder(tmp_path: Path) -> None:
     assert read_json(tmp_path / "out" / "made_from.json").keys() == {"annotate", "train"}
 
 
-@pytest.mark.parametrize("name", ["model/weights", "log.jsonl", "round-1/x"])
+def test_dotfiles_where_results_will_be(tmp_path: Path) -> None:
+    """They are in nobody's way, and stay."""
+    write_text(tmp_path / "round-1" / ".keep", "mine")
+    write_text(tmp_path / "round-1" / ".deep" / "x", "mine")
+    before = tree(tmp_path)
+    claim(tmp_path)
+    assert {name: tree(tmp_path).get(name, b"gone") for name in before} == before
+
+
+@pytest.mark.parametrize("name", ["model/weights", "model/.keep", "log.jsonl", "round-1/x"])
 def test_files_of_somebody_else(tmp_path: Path, name: str) -> None:
     """A name that we would write to is taken: nothing is read, written or removed there."""
     write_text(tmp_path / name, "mine")

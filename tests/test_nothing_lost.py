@@ -273,12 +273,13 @@ def test_a_full_disk_at_the_end_of_a_supervised_run(tmp_path: Path, full_disk: l
         run_supervised(recipe, out)
     full_disk.clear()
     (out / "train" / ".notes").write_text("mine")
+    (out / "train" / "checkpoint-mine").mkdir()
     steps: list[int] = []
     run_supervised(recipe, out, lambda step, total, metrics: steps.append(step))
     assert not steps
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (out, tmp_path / "whole")]
     assert weights[0] == weights[1]
-    assert [p.name for p in (out / "train").iterdir()] == [".notes"]
+    assert {p.name for p in (out / "train").iterdir()} == {".notes", "checkpoint-mine"}
     assert warm_start.run_supervised(recipe, out) == out / "model"
 
 
@@ -427,6 +428,25 @@ def test_labelled_files_packed_and_with_bad_rows(caspo: Command, tmp_path: Path)
         ("export", file, "--format", "steps", "--out", file),
     ):
         assert "SOURCE: " in caspo(*command, "--skip-bad")
+
+
+def test_judging_another_file_is_refused(caspo: Command, tmp_path: Path) -> None:
+    """What is judged is named, with its digest; labels that were corrected are told to no judge, and change nothing."""
+    row = {"question": "1 + 1?", "steps": ["1 + 1 = 2", "So 2."], "first_error": -1}
+    file = tmp_path / "l.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    assert "1 solutions" in caspo("judge", file, "--out", tmp_path / "out")
+    file.write_text(json.dumps({**row, "first_error": 1}) + "\n")
+    assert "1 solutions" in caspo("judge", file, "--out", tmp_path / "out")
+    file.write_text(json.dumps({**row, "question": "2 - 1?"}) + "\n")
+    assert "solutions: l, 1 with digest" in caspo("judge", file, "--out", tmp_path / "out")
+
+
+def test_hidden_files_are_no_trees(made: Path, tmp_path: Path) -> None:
+    """Some systems put a dotfile beside every file that they copy."""
+    shutil.copytree(made / "a" / "tree", tmp_path / "tree")
+    (tmp_path / "tree" / "._part-0000.parquet").write_bytes(b"Mac OS X")
+    assert len(read_trees(tmp_path / "tree")) == len(read_trees(made / "a" / "tree"))
 
 
 def test_no_trees_give_no_pairs(caspo: Command, tmp_path: Path) -> None:

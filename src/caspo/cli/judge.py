@@ -44,7 +44,7 @@ def judge(
     from caspo.cli.show import bars, judge_table, output, tell
     from caspo.core.config import settings_from
     from caspo.core.folders import claimed, refuse_overwriting
-    from caspo.core.rows import BadRows
+    from caspo.core.rows import BadRows, stem_of
     from caspo.engines.models import model_inputs
     from caspo.engines.opening import ModelSettings
     from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
@@ -62,7 +62,8 @@ def judge(
     solutions = read_solutions(source, bad)[:limit]
     tell(bad)
     # Of the source a digest of what the judge is told stands among the settings: labels may be corrected.
-    run = JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=digest(solutions))
+    told = f"{stem_of(source)}, {len(solutions)} with digest {digest(solutions)}"
+    run = JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=told)
     inputs = task_files(task, []) | model_inputs({"--model": model, "model": getattr(task.judge, "model", None)})
     with claimed(out, run, "judge", _WRITES, inputs):
         base = None if model is None else ModelSettings(name=model)
@@ -72,8 +73,8 @@ def judge(
         scores = None if score_against is None else score_judge(name, judged, out)
     if scores is None:
         counts = Counter(label for one in judged for label in one.verdicts)
-        told = ", ".join(f"{counts[label]} {label}" for label in ("right", "wrong", "unknown"))
-        output.print(f"{len(judged)} solutions, steps: {told}; verdicts in {out}")
+        shares = ", ".join(f"{counts[label]} {label}" for label in ("right", "wrong", "unknown"))
+        output.print(f"{len(judged)} solutions, steps: {shares}; verdicts in {out}")
         return
     output.print(judge_table(scores))
     output.print(f"Scores: {out / 'scores.json'}")

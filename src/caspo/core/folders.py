@@ -82,7 +82,7 @@ def refuse_overwriting(out: Path, writes: Sequence[str], inputs: Inputs) -> None
 def _refuse_other(out: Path, settings: Config, command: str, writes: Sequence[str], told: Mapping[str, Any]) -> None:
     """Raise `ResumeError` unless ``out`` is new, or this command with these settings and inputs began it."""
     made = _made_from(out / _MADE_FROM)
-    found = [place.name for name in writes for place in sorted(out.glob(name))]
+    found = [place.name for name in writes for place in sorted(out.glob(name)) if _taken(place)]
     keys = _differing(out / _RECIPE, settings)
     if keys and made is None:
         raise ResumeError(
@@ -107,6 +107,13 @@ def _refuse_other(out: Path, settings: Config, command: str, writes: Sequence[st
             + "\n".join(f"  {line}" for line in others)
             + f"\nChoose another --out, or delete {', '.join(found)} in {out} to start over."
         )  # fmt: skip
+
+
+def _taken(place: Path) -> bool:
+    """Whether somebody's results may stand there. Dotfiles in a folder are none, but a model is stored as a whole folder."""
+    if not place.is_dir() or place.name == "model":
+        return True
+    return any(not inside.name.startswith(".") for inside in place.iterdir())
 
 
 def _made_from(file: Path) -> dict[str, Any] | None:

@@ -75,7 +75,7 @@ def tree_files(path: Path) -> list[Path]:
     Raises:
         DataError: a folder without any.
     """
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    files = sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path} holds no *.parquet files of trees. Check the path.")
     return files

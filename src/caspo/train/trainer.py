@@ -358,7 +358,7 @@ class _Checkpoints(TrainerCallback):
         newest = self.out / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and newest.exists():
             write_text(newest / _WHOLE, _ENDED if self.ended else "")
-            for old in self.out.glob("checkpoint-*"):
+            for old in _checkpoints(self.out):
                 if old != newest and str(old) != state.best_model_checkpoint:
                     shutil.rmtree(old, ignore_errors=True)
         return control
@@ -366,10 +366,14 @@ class _Checkpoints(TrainerCallback):
 
 def remove_checkpoints(out: Path) -> None:
     """Remove the checkpoints that `fit` left in ``out``, and the folder if nothing else is in it."""
-    for folder in out.glob("checkpoint-*"):
+    for folder in _checkpoints(out):
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # not there, or somebody keeps something in it
         out.rmdir()
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    return [folder for folder in out.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdecimal()]
 
 
 def has_ended(out: Path) -> bool:
@@ -384,7 +388,7 @@ def _step_of(checkpoint: Path) -> int:
 
 def _checkpoint(out: Path) -> Path | None:
     """The newest checkpoint that was written to its end."""
-    whole = [folder for folder in out.glob("checkpoint-*") if (folder / _WHOLE).exists()]
+    whole = [folder for folder in _checkpoints(out) if (folder / _WHOLE).exists()]
     return max(whole, key=_step_of) if whole else None
 
 

@@ -24,7 +24,7 @@ def model_files(folder: Path) -> list[Path]:
     """Weights, configuration, tokenizer and code, in the order of their names; not what is kept beside them
     (a calibrator, thresholds)."""
     found = {file for pattern in (*_MODEL, *_TOKENIZER) for file in folder.glob(pattern) if file.is_file()}
-    return sorted(found)
+    return sorted(file for file in found if not file.name.startswith("."))
 
 
 def model_inputs(names: Mapping[str, str | None]) -> dict[str, list[Path]]:
