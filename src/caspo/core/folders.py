@@ -23,7 +23,7 @@ from caspo.core.config import Config, flatten, parse_yaml
 from caspo.core.errors import ConfigError, ResumeError
 from caspo.core.storage import PARTIAL, explain_os_error, read_json, write_json, write_text
 
-__all__ = ["Inputs", "claimed", "refuse_overwriting"]
+__all__ = ["Inputs", "claimed", "refuse_overwriting", "was_claimed"]
 
 Inputs = Mapping[str, Sequence[Path]]
 """What is read, by the option or key that names it: the files, of a folder those that are read."""
@@ -77,6 +77,11 @@ def refuse_overwriting(out: Path, writes: Sequence[str], inputs: Inputs) -> None
                     f"{name}: {file} would be overwritten: it is read, and {out / taken} is where the result is written. "
                     "Nothing was done. Choose another --out."
                 )
+
+
+def was_claimed(folder: Path) -> bool:
+    """Whether a command has ever worked in a folder, so that what stands there under its names is ours."""
+    return (folder / _MADE_FROM).exists()
 
 
 def _refuse_other(out: Path, settings: Config, command: str, writes: Sequence[str], told: Mapping[str, Any]) -> None:

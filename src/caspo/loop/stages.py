@@ -16,7 +16,7 @@ import numpy as np
 
 from caspo.confidence import SIGNALS, fit
 from caspo.core.errors import ConfigError, DataError
-from caspo.core.folders import refuse_overwriting
+from caspo.core.folders import refuse_overwriting, was_claimed
 from caspo.core.storage import read_json, write_directory, write_json, write_text
 from caspo.data.annotate import AnnotateSettings, annotate
 from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
@@ -159,7 +159,7 @@ def train_stage(
     check_local(model, "Training")
     read = {"source": source, "reference": reference}
     refuse_overwriting(out, TRAIN_WRITES, {**model_inputs(read), "pairs": [pairs_file for _, pairs_file in data]})
-    if (out / "model").exists() and not has_ended(out / "train"):
+    if (out / "model").exists() and not has_ended(out / "train") and not (was_claimed(out) or was_claimed(out.parent)):
         raise ConfigError(
             f"{out / 'model'} is there, and this training did not write it: its own would be lost. Choose another --out."
         )
