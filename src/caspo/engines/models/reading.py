@@ -117,7 +117,9 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     kind: Any = PreTrainedTokenizerFast
     settings = read_json(file) if file.is_file() else None
     if not isinstance(settings, dict) or settings.get("tokenizer_class") != PreTrainedTokenizerFast.__name__:
-        from transformers import AutoTokenizer as kind
+        from transformers import AutoTokenizer
+
+        kind = AutoTokenizer
     tokenizer = open_tokenizer(kind, folder, name)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
