@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 from pydantic import Field
 
-from caspo.core.config import Config, claim_folder, load_recipe, settings_from
-from caspo.core.errors import ConfigError, ResumeError
+from caspo.core.config import Config, load_recipe, parse_yaml, settings_from
+from caspo.core.errors import ConfigError
 
 
 class Adapter(Config):
@@ -83,33 +82,35 @@ def test_no_file_or_no_text(tmp_path: Path) -> None:
         load_recipe(Recipe, tmp_path / "binary")
 
 
-def test_folder_of_the_same_recipe(tmp_path: Path) -> None:
-    """The first run writes the recipe with its defaults filled in; the same recipe goes on."""
-    asked = Recipe(train=Train(learning_rate=1e-5, lora=Adapter()))
-    claim_folder(tmp_path / "run", asked)
-    written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8"))
-    assert written["train"] == {"learning_rate": 1e-5, "lora": {"rank": 16}}
-    claim_folder(tmp_path / "run", asked)
-    assert load_recipe(Recipe, tmp_path / "run" / "recipe.yaml") == asked
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nlevels: [1]\nname: b\n", "the key 'name' is written twice, in line 1 and line 3"),
+        ("train:\n  learning_rate: 1\n  lora:\n    rank: 2\n    rank: 3\n", "'rank' is written twice, in line 4 and line 5"),
+        ("train: {learning_rate: 1, learning_rate: 2}", "'learning_rate' is written twice, in line 1;"),
+        ("- a: 1\n  a: 2\n", "'a' is written twice"),
+    ],
+)
+def test_a_key_written_twice(tmp_path: Path, text: str, message: str) -> None:
+    """YAML forbids it, and its usual readers take the last one without a word: the key and both lines are named."""
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(Recipe, recipe(tmp_path, text))
 
 
-def test_folder_of_another_recipe(tmp_path: Path) -> None:
-    """Each differing key is named with both values, and nothing is overwritten."""
-    claim_folder(tmp_path, Recipe())
-    before = (tmp_path / "recipe.yaml").read_bytes()
-    with pytest.raises(ResumeError) as error:
-        claim_folder(tmp_path, Recipe(name="y", levels=(1,), train=Train(lora=Adapter(rank=4))))
-    message = str(error.value)
-    assert "name: x there, y now" in message
-    assert "levels: [1, 2] there, [1] now" in message
-    assert "train.lora.rank: (absent) there, 4 now" in message
-    assert "learning_rate" not in message
-    assert (tmp_path / "recipe.yaml").read_bytes() == before
+def test_a_key_twice_in_an_override(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'rank' is written twice"):
+        load_recipe(Recipe, recipe(tmp_path), ["train.lora={rank: 1, rank: 2}"])
 
 
-@pytest.mark.parametrize("content", [b"", b"name: [", b"- 1", b"\xff\xfe\x00\x01", b"\x00"])
-def test_damaged_recipe_in_the_folder(tmp_path: Path, content: bytes) -> None:
-    """A recipe.yaml that cannot be read back stops the run instead of being mistaken for another or overwritten."""
-    (tmp_path / "recipe.yaml").write_bytes(content)
-    with pytest.raises(ResumeError, match="is damaged"):
-        claim_folder(tmp_path, Recipe())
+def test_what_yaml_allows_to_stand_twice() -> None:
+    """Keys of different mappings, aliases and merged mappings."""
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: *a\nd: [{x: 1}, {x: 1}]\n"
+    same = {"x": 1, "y": 2}
+    assert parse_yaml(text) == {"a": same, "b": {"x": 3, "y": 2}, "c": same, "d": [{"x": 1}, {"x": 1}]}
+    assert parse_yaml("") is None
+
+
+def test_half_a_character_in_a_recipe(tmp_path: Path) -> None:
+    """No file could hold it: said before anything is done."""
+    with pytest.raises(ConfigError, match=r"\\ud83d, half of a character"):
+        load_recipe(Recipe, recipe(tmp_path, 'name: "a \\ud83d"\n'))

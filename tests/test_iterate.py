@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import yaml
-from filelock import FileLock
 
 from caspo.confidence import SIGNALS
 from caspo.confidence.calibration import Calibrator
 from caspo.core.errors import ConfigError, DataError, ResumeError
+from caspo.core.folders import claimed
 from caspo.core.storage import read_json
 from caspo.loop import stages
 from caspo.loop.recipe import CaspoRecipe
@@ -273,10 +273,11 @@ def test_killed_at_ten_random_moments(finished: Path, tmp_path: Path) -> None:
 def test_run_again_does_nothing_anew(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finished run loads no model; what was left between two writes is swept up."""
     out = copy(finished, tmp_path)
-    (out / "round-1" / "train").mkdir()
-    (out / "round-1" / "train" / "checkpoint.safetensors").write_text("left")
-    (out / "round-1" / ".model.abc").mkdir()
-    (out / "round-1" / "pairs" / ".pairs.parquet.abc").write_text("half")
+    (out / "round-1" / "train" / "checkpoint-3").mkdir(parents=True)
+    (out / "round-1" / "train" / "checkpoint-3" / "model.safetensors").write_text("left")
+    (out / "round-1" / ".caspo-partial.model.abc").mkdir()
+    (out / "round-1" / "pairs" / ".caspo-partial.pairs.parquet.abc").write_text("half")
+    (out / ".caspo-partial.metrics.json.abc").write_text("half")
     monkeypatch.setattr(stages, "load", None)
     run_recipe(recipe(), out)
     assert_same_run(out, finished)
@@ -292,8 +293,8 @@ def test_another_recipe_in_the_same_folder(finished: Path, tmp_path: Path) -> No
 
 
 def test_two_processes_in_one_folder(tmp_path: Path) -> None:
-    """The second is told so."""
-    with FileLock(tmp_path / ".lock"), pytest.raises(ConfigError, match="Another process is running in"):
+    """The second is told so, and by which process."""
+    with claimed(tmp_path, recipe(), "run", [], {}), pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
         run_recipe(recipe(), tmp_path)
 
 

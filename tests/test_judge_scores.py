@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caspo.core.config import claim_folder
 from caspo.core.errors import ResumeError
+from caspo.core.folders import claimed
 from caspo.core.storage import read_json, write_json
 from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
 from caspo.evaluate.judge_scores import FIGURES, Judged, judge_scores
@@ -142,13 +142,14 @@ def test_runs_go_on_and_ask_again_where_the_judge_failed(tmp_path: Path) -> None
     judge = Failing()
     run = JudgeRun(judge={"name": "failing"}, solutions=digest(solutions))
     for calls, share in ((1, 0.0), (2, 1.0), (2, 1.0)):
-        claim_folder(tmp_path, run)
-        found = judge_solutions(solutions, judge, tmp_path)
+        with claimed(tmp_path, run, "judge", ["part-*.json"], {}):
+            found = judge_solutions(solutions, judge, tmp_path)
         assert judge.calls == calls
         assert score_judge("failing", found, tmp_path)["sets"]["all"]["coverage"]["value"] == share
     assert read_json(tmp_path / "scores.json")["judge"] == "failing"
-    with pytest.raises(ResumeError, match="solutions"):
-        claim_folder(tmp_path, JudgeRun(judge={"name": "failing"}, solutions=digest(solutions[1:])))
+    other = JudgeRun(judge={"name": "failing"}, solutions=digest(solutions[1:]))
+    with pytest.raises(ResumeError, match="solutions"), claimed(tmp_path, other, "judge", ["part-*.json"], {}):
+        pass
 
 
 def test_failures_in_files_of_earlier_versions_are_asked_about_again(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         (json.dumps(PROCESS_BENCH).encode() + b'\n{"id": "gs', "line 2: the last line is cut off"),
         (b'{"id": \n' + json.dumps(PROCESS_BENCH).encode() + b"\n", "line 1: not JSON"),
         (json.dumps([PROCESS_BENCH]).encode()[:-9], "the JSON array is cut off"),
-        (b'{"id": "\xff"}\n', "byte 9 is not UTF-8"),
+        (b'{"id": "\xff"}\n', "line 1: byte 9 of the line is not UTF-8"),
     ):
         file.write_bytes(data)
         with pytest.raises(DataError, match=message):

@@ -302,6 +302,51 @@ def test_a_tokenizer_without_eos(tiny: Path, tmp_path: Path) -> None:
         models.load(str(folder))
 
 
+def both(folder: Path) -> list[str]:
+    """What is said when a model is loaded, and when only its tokenizer is."""
+    told = []
+    for use in (lambda: models.load(str(folder)), lambda: models.read_tokenizer(models.resolve(str(folder)))):
+        with pytest.raises(ModelError) as error:
+            use()
+        told.append(str(error.value))
+    return told
+
+
+@pytest.mark.parametrize("left", [(), ("tokenizer_config.json",)])
+def test_a_folder_without_a_tokenizer(tiny: Path, tmp_path: Path, left: tuple[str, ...]) -> None:
+    """Its settings alone are none: that is said, and where to take it from."""
+    folder = copy(tiny, tmp_path / "copy")
+    for file in folder.iterdir():
+        if file.name.startswith(("tokenizer", "special")) and file.name not in left:
+            file.unlink()
+    for told in both(folder):
+        assert f"{str(folder)!r} has no tokenizer" in told
+        assert "save_pretrained" in told
+
+
+def test_a_damaged_tokenizer(tiny: Path, tmp_path: Path) -> None:
+    folder = copy(tiny, tmp_path / "copy")
+    os.truncate(folder / "tokenizer.json", 100)
+    assert all("The tokenizer of " in told and "copy them again" in told for told in both(folder))
+
+
+def test_a_tokenizer_larger_than_the_embedding(tiny: Path, tmp_path: Path) -> None:
+    """Tokens that the model has no row for are refused by name; a padding token of that kind is never used."""
+    from transformers import AutoTokenizer
+
+    folder = copy(tiny, tmp_path / "copy")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(folder)
+    assert len(models.load(str(folder))[1]) == len(models.read_tokenizer(folder)) == rows + 1
+    tokenizer.add_tokens(["tomato", "ten"])
+    tokenizer.save_pretrained(folder)
+    for told in both(folder):
+        assert f"has 2 tokens that the model does not know ('tomato' is {rows + 1}, 'ten' is {rows + 2})" in told
+        assert f"its embedding has {rows} rows" in told
+
+
 @pytest.mark.parametrize("option", [{"dtype": "int8"}, {"device": "abacus"}])
 def test_options_that_make_no_sense(tiny: Path, option: dict[str, str]) -> None:
     with pytest.raises(ConfigError):

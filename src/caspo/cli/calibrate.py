@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caspo.cli.options import SkipBad
 from caspo.cli.run import Overrides
 from caspo.cli.stages import load
 
@@ -26,6 +27,7 @@ def calibrate(
     alpha: Annotated[float, typer.Option(help="Risk of pruning the last right path, and of a wrong answer.")] = 0.1,
     delta: Annotated[float, typer.Option(help="Probability that more answers than that are wrong all the same.")] = 0.1,
     questions: Annotated[int, typer.Option(min=2, help="Questions held out for it, of the training split.")] = 400,
+    skip_bad: SkipBad = False,
     overrides: Overrides = None,
 ) -> None:
     """Choose CaT's thresholds for pruning and abstention with a guarantee: OUT/thresholds.json and OUT/calibrator.json.
@@ -34,11 +36,12 @@ def calibrate(
     """
     from functools import cache
 
-    from caspo.cli.show import bars, output
+    from caspo.cli.show import bars, output, tell_left_out
     from caspo.engines.opening import open_engine
     from caspo.loop.thresholds import CalibrateSettings, calibrate_stage
 
-    loaded = load(recipe, overrides)
+    loaded = load(recipe, overrides, skip_bad=skip_bad)
+    tell_left_out(loaded.task, ["train"])
     settings = CalibrateSettings(recipe=loaded, alpha=alpha, delta=delta, questions=questions)
     engine = cache(lambda: open_engine(loaded.model))
     with bars() as show:

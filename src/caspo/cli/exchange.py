@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from caspo.cli.options import SkipBad
 from caspo.core.errors import ConfigError
 
 __all__ = ["export", "import_labelled"]
@@ -18,24 +19,31 @@ def export(
     to: Annotated[str, typer.Option("--format", help="processbench, prm800k, math_shepherd, steps, step_dpo or dataset.")],
     pairs: Annotated[Path | None, typer.Option(help="File of the pairs built from the trees; step_dpo needs it.")] = None,
     generator: Annotated[str, typer.Option(help="The model that wrote the steps, for the records.")] = "caspo",
+    skip_bad: SkipBad = False,
 ) -> None:
     """Write annotated trees as ProcessBench, PRM800K, Math-Shepherd, plain steps, Step-DPO, or as this project's dataset.
 
     For TRL nothing needs exporting: pairs.parquet of `caspo pairs` is its preference format.
     """
-    from caspo.cli.show import output
+    from caspo.cli.show import output, tell
+    from caspo.core.folders import refuse_overwriting
+    from caspo.core.rows import BadRows
     from caspo.data.dataset import write_dataset
     from caspo.data.pairs import read_pairs
     from caspo.formats import WRITTEN, pairs_as_step_dpo, read_labelled, trees_as, trees_of, write_rows
-    from caspo.formats.parquet import read_trees
+    from caspo.formats.parquet import holds_trees, read_trees, tree_files
 
     known = (*WRITTEN, "step_dpo", "dataset")
     if to not in known:
         raise ConfigError(f"There is no format {to!r}. Choose one of {', '.join(known)}.")
     if (to == "step_dpo") != (pairs is not None):
         raise ConfigError("The format step_dpo, and no other, is made of pairs: give it with --pairs, or leave both out.")
-    is_trees = source.is_dir() or source.suffix == ".parquet"
-    trees = read_trees(source) if is_trees else trees_of(read_labelled(source))
+    is_trees = holds_trees(source)
+    read = {"SOURCE": tree_files(source) if is_trees else [source], "--pairs": [] if pairs is None else [pairs]}
+    refuse_overwriting(out.parent, [out.name], read)
+    bad = BadRows() if skip_bad else None
+    trees = read_trees(source) if is_trees else trees_of(read_labelled(source, bad))
+    tell(bad)
     if to == "dataset":
         write_dataset(out, trees, generator)
         output.print(f"{sum(len(tree.nodes) for tree in trees)} steps in {out}")
@@ -53,18 +61,24 @@ def export(
 
 def import_labelled(
     source: Annotated[
-        Path, typer.Argument(help="ProcessBench, PRM800K, Math-Shepherd, Step-DPO, MR-GSM8K or steps, JSON or JSONL.")
+        Path, typer.Argument(help="ProcessBench, PRM800K, Math-Shepherd, Step-DPO, MR-GSM8K or steps; JSONL, JSON, Parquet.")
     ],
     model: Annotated[str, typer.Option(help="Whose tokenizer and prompt: bundled name, folder or hub name.")],
     out: Annotated[Path, typer.Option(help="File of trees to write, *.parquet.")],
+    skip_bad: SkipBad = False,
 ) -> None:
     """Make annotated trees of labelled solutions; `caspo annotate --rescore` then gives them a model's entropies."""
-    from caspo.cli.show import output
+    from caspo.cli.show import output, tell
+    from caspo.core.folders import refuse_overwriting
+    from caspo.core.rows import BadRows
     from caspo.engines.models import read_tokenizer, resolve
     from caspo.formats import read_labelled, trees_of
     from caspo.formats.parquet import write_trees
 
-    solutions = read_labelled(source)
+    refuse_overwriting(out.parent, [out.name], {"SOURCE": [source]})
+    bad = BadRows() if skip_bad else None
+    solutions = read_labelled(source, bad)
+    tell(bad)
     trees = trees_of(solutions, read_tokenizer(resolve(model)))
     write_trees(out, trees)
     steps = sum(len(tree.nodes) for tree in trees)

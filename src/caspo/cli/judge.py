@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
+from caspo.cli.options import SkipBad
 from caspo.core.errors import ConfigError
 
 __all__ = ["judge"]
+
+_WRITES = ("part-[0-9]*.json", "scores.json", "verdicts.jsonl")
 
 
 def judge(
@@ -29,6 +32,7 @@ def judge(
         str | None, typer.Option(help="labels: how good the judge is, the labels (or verdicts) of the file being the truth.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Solutions to judge, the first of the file.")] = None,
+    skip_bad: SkipBad = False,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the judge, for example samples=8.")
     ] = None,
@@ -37,12 +41,15 @@ def judge(
 
     Killed, the same command goes on.
     """
-    from caspo.cli.show import bars, judge_table, output
-    from caspo.core.config import claim_folder, settings_from
+    from caspo.cli.show import bars, judge_table, output, tell
+    from caspo.core.config import settings_from
+    from caspo.core.folders import claimed, refuse_overwriting
+    from caspo.core.rows import BadRows, stem_of
+    from caspo.engines.models import model_inputs
     from caspo.engines.opening import ModelSettings
     from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
     from caspo.formats import read_solutions
-    from caspo.loop.task import TaskSettings, open_judge
+    from caspo.loop.task import TaskSettings, open_judge, task_files
 
     if score_against not in (None, "labels"):
         raise ConfigError(f"--score-against is {score_against!r}; the only truth there is are the labels of the file.")
@@ -50,16 +57,24 @@ def judge(
     assert task.judge is not None
     if name == "rollouts" and model is None:
         raise ConfigError("The judge rollouts has a model complete the steps: name it with --model.")
-    solutions = read_solutions(source)[:limit]
-    claim_folder(out, JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=digest(solutions)))
-    base = None if model is None else ModelSettings(name=model)
-    chosen = open_judge(task, base, out / "verdicts.jsonl")
-    with bars() as show:
-        judged = judge_solutions(solutions, chosen, out, lambda done, total: show.stage("judge", done, total))
-    if score_against is None:
+    refuse_overwriting(out, _WRITES, {"SOURCE": [source]})
+    bad = BadRows() if skip_bad else None
+    solutions = read_solutions(source, bad)[:limit]
+    tell(bad)
+    # Of the source a digest of what the judge is told stands among the settings: labels may be corrected.
+    told = f"{stem_of(source)}, {len(solutions)} with digest {digest(solutions)}"
+    run = JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=told)
+    inputs = task_files(task, []) | model_inputs({"--model": model, "model": getattr(task.judge, "model", None)})
+    with claimed(out, run, "judge", _WRITES, inputs):
+        base = None if model is None else ModelSettings(name=model)
+        chosen = open_judge(task, base, out / "verdicts.jsonl")
+        with bars() as show:
+            judged = judge_solutions(solutions, chosen, out, lambda done, total: show.stage("judge", done, total))
+        scores = None if score_against is None else score_judge(name, judged, out)
+    if scores is None:
         counts = Counter(label for one in judged for label in one.verdicts)
-        told = ", ".join(f"{counts[label]} {label}" for label in ("right", "wrong", "unknown"))
-        output.print(f"{len(judged)} solutions, steps: {told}; verdicts in {out}")
+        shares = ", ".join(f"{counts[label]} {label}" for label in ("right", "wrong", "unknown"))
+        output.print(f"{len(judged)} solutions, steps: {shares}; verdicts in {out}")
         return
-    output.print(judge_table(score_judge(name, judged, out)))
+    output.print(judge_table(scores))
     output.print(f"Scores: {out / 'scores.json'}")

@@ -8,8 +8,8 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 __all__ = [
-    "METHODS_HERE", "EngineOption", "MethodOption", "MethodSettings", "ModelOption", "NamesMethods", "TokenizerOption",
-    "UrlOption",
+    "METHODS_HERE", "EngineOption", "MethodOption", "MethodSettings", "ModelOption", "NamesMethods", "SkipBad",
+    "TokenizerOption", "UrlOption",
 ]  # fmt: skip
 
 METHODS_HERE = "{methods}"
@@ -38,4 +38,7 @@ EngineOption = Annotated[str | None, typer.Option(help="hf, llama_cpp, or openai
 UrlOption = Annotated[list[str] | None, typer.Option(help="Address of a server of the model; once for every server.")]
 TokenizerOption = Annotated[
     str | None, typer.Option(help="Hub name or folder of a server's tokenizer, where it tells no vocabulary (vLLM).")
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out rows of the file that cannot be used, and tell which and why.")
 ]

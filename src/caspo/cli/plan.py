@@ -98,8 +98,10 @@ def _devices(file: Path | None, number: int | None, sharding: str | None) -> Dev
 def _accelerate(file: Path) -> tuple[int, Literal["none", "full"]]:
     import yaml
 
+    from caspo.core.config import parse_yaml
+
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = parse_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"Cannot read accelerate: {file} of the recipe: {error.strerror}. Check the path, or make one with `accelerate "

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from caspo.cli.options import SkipBad
 from caspo.core.errors import ConfigError
 
 __all__ = ["Overrides", "run"]
@@ -18,13 +19,16 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="YAML file, for example recipes/demo/recipe.yaml.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<folder of the recipe> by default.")] = None,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Run a recipe from beginning to end. Killed at any moment, the same command goes on."""
-    from caspo.cli.show import bars, metrics_table, output, signals_tables
+    from caspo.cli.show import bars, metrics_table, output, signals_tables, tell_left_out
     from caspo.core.config import load_recipe
 
     target = out or Path("runs") / (recipe.resolve().parent.name)
     if _kind(recipe) == "supervised":
+        if skip_bad:
+            raise ConfigError("--skip-bad is for files of questions, and a supervised recipe reads none. Leave it out.")
         from caspo.loop.warm_start import SupervisedRecipe, run_supervised
 
         with bars() as show:
@@ -38,8 +42,10 @@ def run(
     from caspo.loop.recipe import CaspoRecipe
     from caspo.loop.run import run_recipe
 
+    loaded = load_recipe(CaspoRecipe, recipe, [*(overrides or ()), *(["task.skip_bad=true"] if skip_bad else [])])
+    tell_left_out(loaded.task, ("test", "train") if loaded.rounds or loaded.validation.questions else ("test",))
     with bars() as show:
-        metrics = run_recipe(load_recipe(CaspoRecipe, recipe, overrides or ()), target, show.stage)
+        metrics = run_recipe(loaded, target, show.stage)
     output.print(metrics_table(metrics), *signals_tables(metrics), sep="\n")
     output.print(f"Report: {target / 'report.html'}   figures: {target / 'metrics.json'}")
 
@@ -47,8 +53,10 @@ def run(
 def _kind(recipe: Path) -> str:
     import yaml
 
+    from caspo.core.config import parse_yaml
+
     try:
-        data = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        data = parse_yaml(recipe.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return "caspo"  # loading it as a recipe will say what is wrong
     kind = data.get("kind", "caspo") if isinstance(data, dict) else "caspo"

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-__all__ = ["Bars", "bars", "comparison_tables", "judge_table", "metrics_table", "output", "signals_tables"]
+if TYPE_CHECKING:
+    from caspo.core.rows import BadRows
+    from caspo.loop.task import TaskSettings
+
+__all__ = [
+    "Bars", "bars", "comparison_tables", "judge_table", "metrics_table", "output", "signals_tables", "tell", "tell_left_out",
+]  # fmt: skip
 
 output = Console(highlight=False)
 """Results, to stdout."""
 console = Console(stderr=True)
 """Progress, to stderr."""
+
+
+def tell(bad: BadRows | None) -> None:
+    """Say which rows of a file were left out, if any were; to stderr, as they are no result."""
+    if bad is not None and bad.found:
+        console.print(str(bad), highlight=False, markup=False, soft_wrap=True)
+
+
+def tell_left_out(task: TaskSettings, splits: Sequence[Literal["train", "test"]]) -> None:
+    """Say which rows of the files of a task are left out, where the recipe allows it."""
+    from caspo.core.rows import BadRows
+    from caspo.loop.task import open_task
+
+    for split in splits if task.skip_bad else ():
+        bad = BadRows()
+        open_task(task, split, bad)
+        tell(bad)
 
 
 class Bars:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caspo.cli.options import EngineOption, MethodOption, MethodSettings, ModelOption, TokenizerOption, UrlOption
+from caspo.cli.options import EngineOption, MethodOption, MethodSettings, ModelOption, SkipBad, TokenizerOption, UrlOption
 
 if TYPE_CHECKING:
+    from caspo.core.rows import BadRows
     from caspo.model import Solved
     from caspo.records import Question
     from caspo.search import ConfidenceTree
@@ -19,7 +20,9 @@ __all__ = ["calibrated", "solve"]
 
 
 def solve(
-    question: Annotated[str, typer.Argument(help="A question, a JSONL file of them, 'stories', or a benchmark.")],
+    question: Annotated[
+        str, typer.Argument(help="A question, a file of them (JSONL, gzip, Parquet), 'stories', a benchmark.")
+    ],
     settings: MethodSettings = None,
     model: ModelOption = "smollm2-135m",
     engine: EngineOption = None,
@@ -36,17 +39,24 @@ def solve(
         Path | None, typer.Option(help="File of `caspo calibrate`: CaT with its settings and guarantees.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON Lines file for the solutions.")] = None,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Solve questions with CaT (or another method) and show each step with the model's confidence in it."""
     import json
 
-    from caspo.cli.show import bars, output
+    from caspo.cli.show import bars, output, tell
+    from caspo.core.folders import refuse_overwriting
+    from caspo.core.rows import BadRows
     from caspo.core.storage import write_text
     from caspo.model import load
     from caspo.search import method_of
 
     chosen = method_of(method, settings or ()) if thresholds is None else calibrated(thresholds, method, model, settings)
-    questions, grade = _questions(question, limit, seed, data, run_code)
+    bad = BadRows() if skip_bad else None
+    questions, grade, files = _questions(question, limit, seed, data, run_code, bad)
+    if out is not None:
+        refuse_overwriting(out.parent, [out.name], {"QUESTION": files})
+    tell(bad)
     told = {} if instruction is None else {"instruction": instruction}
     loaded = load(model, url=url, engine=engine, tokenizer=tokenizer, device=device, **told)
     done = 0
@@ -102,10 +112,11 @@ def calibrated(file: Path, method: str, model: str, settings: list[str] | None) 
 
 
 def _questions(
-    question: str, limit: int, seed: int, data: Path | None, run_code: bool
-) -> tuple[list[Question], Callable[[Question, str | None], bool]]:
-    """What to solve, and how it is graded."""
+    question: str, limit: int, seed: int, data: Path | None, run_code: bool, bad: BadRows | None
+) -> tuple[list[Question], Callable[[Question, str | None], bool], list[Path]]:
+    """What to solve, how it is graded, and the files that it comes from."""
     from caspo.core.errors import ConfigError, DataError
+    from caspo.core.rows import looks_like_rows
     from caspo.records import Question
     from caspo.tasks.base import Task, grade
     from caspo.tasks.benchmarks import BENCHMARKS, TABLE
@@ -115,20 +126,23 @@ def _questions(
     if question in BENCHMARKS or question == "stories":
         if question in BENCHMARKS and TABLE[question].answer_type == "code" and not run_code:
             raise ConfigError(f"{question} is graded by running what the model writes. Allow it: --run-code.")
-        from caspo.loop.task import TaskSettings, open_task
+        from caspo.loop.task import TaskSettings, open_task, task_files
 
-        task = open_task(TaskSettings(name=question, data=data, run_code=run_code), "test")
+        settings = TaskSettings(name=question, data=data, run_code=run_code, skip_bad=bad is not None)
+        task, files = open_task(settings, "test", bad), task_files(settings, ["test"]).get("task.data", [])
     elif data is not None or run_code:
         raise ConfigError(
             f"--data and --run-code are for benchmarks, and {question[:60]!r} is none. They are {', '.join(BENCHMARKS)}."
         )
-    elif question.endswith((".jsonl", ".json")):
-        task = JsonlTask(Path(question))
+    elif looks_like_rows(question):
+        task, files = JsonlTask(Path(question), bad=bad), [Path(question)]
     elif not question.strip():
         raise DataError("The question is empty: there is nothing to solve. Give a question with some text.")
+    elif bad is not None:
+        raise ConfigError(f"--skip-bad is for files of questions, and {question[:60]!r} is none. Leave it out.")
     else:
-        return [Question(question, id="question")], grade
-    return task.questions("test", limit, seed), task.grade
+        return [Question(question, id="question")], grade, []
+    return task.questions("test", limit, seed), task.grade, files
 
 
 def _show(solution: Solved, right: bool | None) -> None:

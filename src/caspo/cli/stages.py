@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caspo.cli.options import SkipBad
 from caspo.cli.run import Overrides
 
 if TYPE_CHECKING:
@@ -22,14 +23,12 @@ Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Trees = Annotated[Path, typer.Option(help="Folder (or file) of annotated trees.")]
 
 
-def load(recipe: Path, overrides: list[str] | None, out: Path | None = None) -> CaspoRecipe:
-    """The recipe, with this process on its threads and ``out``, if there is one, made its folder."""
-    from caspo.core.config import claim_folder, load_recipe
+def load(recipe: Path, overrides: list[str] | None, *, skip_bad: bool = False) -> CaspoRecipe:
+    """The recipe, with this process on its threads."""
+    from caspo.core.config import load_recipe
     from caspo.loop.recipe import CaspoRecipe
 
-    loaded = load_recipe(CaspoRecipe, recipe, overrides or ())
-    if out is not None:
-        claim_folder(out, loaded)
+    loaded = load_recipe(CaspoRecipe, recipe, [*(overrides or ()), *(["task.skip_bad=true"] if skip_bad else [])])
     if loaded.threads:
         import torch
 
@@ -43,33 +42,41 @@ def annotate(
     rescore: Annotated[
         Path | None, typer.Option(help="Trees of any engine, to be given this model's exact entropies instead.")
     ] = None,
+    skip_bad: SkipBad = False,
     overrides: Overrides = None,
 ) -> None:
     """Sample step trees on the training questions and judge every step: OUT/tree/*.parquet."""
     from functools import cache
 
-    from caspo.cli.show import bars, output
+    from caspo.cli.show import bars, output, tell_left_out
+    from caspo.core.folders import claimed
     from caspo.engines.opening import open_engine
-    from caspo.loop.recipe import training_questions
-    from caspo.loop.stages import annotate_stage, rescore_stage
+    from caspo.formats.parquet import tree_files
+    from caspo.loop.recipe import recipe_inputs, training_questions
+    from caspo.loop.stages import ANNOTATE_WRITES, annotate_stage, rescore_stage
     from caspo.loop.task import open_judge
 
-    settings = load(recipe, overrides, out)
+    settings = load(recipe, overrides, skip_bad=skip_bad)
+    inputs = recipe_inputs(settings, ["train"] if rescore is None else [])
     if rescore is not None:
-        trees = rescore_stage(settings.model, settings.training, rescore, out / "tree")
-    else:
-        questions = training_questions(settings, 1)
-        engine = cache(lambda: open_engine(settings.model))
-        with bars() as show:
-            trees = annotate_stage(
-                questions,
-                engine,
-                open_judge(settings.task, settings.model, out / "verdicts.jsonl"),
-                settings.annotate,
-                settings.seed,
-                out / "tree",
-                lambda done, total: show.stage("sample and judge", done, total),
-            )
+        inputs["--rescore"] = tree_files(rescore)
+    with claimed(out, settings, "annotate", ANNOTATE_WRITES, inputs):
+        if rescore is not None:
+            trees = rescore_stage(settings.model, settings.training, rescore, out / "tree")
+        else:
+            tell_left_out(settings.task, ["train"])
+            questions = training_questions(settings, 1)
+            engine = cache(lambda: open_engine(settings.model))
+            with bars() as show:
+                trees = annotate_stage(
+                    questions,
+                    engine,
+                    open_judge(settings.task, settings.model, out / "verdicts.jsonl"),
+                    settings.annotate,
+                    settings.seed,
+                    out / "tree",
+                    lambda done, total: show.stage("sample and judge", done, total),
+                )
     steps = sum(len(tree.nodes) for tree in trees)
     output.print(f"{len(trees)} trees with {steps} distinct steps in {out / 'tree'}")
 
@@ -77,14 +84,19 @@ def annotate(
 def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -> None:
     """Build preference pairs from annotated trees: OUT/pairs.parquet (loads in TRL as it is) and OUT/report.json."""
     from caspo.cli.show import output
+    from caspo.core.errors import ConfigError
+    from caspo.core.folders import claimed
     from caspo.core.storage import read_json
     from caspo.engines.models import read_tokenizer, resolve
-    from caspo.formats.parquet import read_trees
-    from caspo.loop.stages import pairs_stage
+    from caspo.formats.parquet import read_trees, tree_files
+    from caspo.loop.stages import PAIRS_WRITES, pairs_stage
 
-    settings = load(recipe, overrides, out)
-    tokenizer = read_tokenizer(resolve(settings.model.tokenizer or settings.model.name))
-    pairs_stage(read_trees(trees), settings.pairs, tokenizer, out)
+    settings = load(recipe, overrides)
+    if trees.is_dir() and trees.resolve() == out.resolve():
+        raise ConfigError(f"{out} is the folder of the trees, and pairs in it would be read as trees. Choose another --out.")
+    with claimed(out, settings, "pairs", PAIRS_WRITES, {"--trees": tree_files(trees)}):
+        tokenizer = read_tokenizer(resolve(settings.model.tokenizer or settings.model.name))
+        pairs_stage(read_trees(trees), settings.pairs, tokenizer, out)
     output.print_json(data=read_json(out / "report.json"))
 
 
@@ -101,27 +113,38 @@ def train(
     For several devices: accelerate launch --config_file FILE -m caspo.cli.main train ...
     """
     import os
+    from contextlib import nullcontext
 
     from accelerate import PartialState
 
     from caspo.cli.show import bars, output
-    from caspo.loop.stages import read_rounds, train_stage
+    from caspo.core.folders import claimed
+    from caspo.engines.models import model_inputs
+    from caspo.formats.parquet import tree_files
+    from caspo.loop.recipe import recipe_inputs
+    from caspo.loop.stages import TRAIN_WRITES, read_rounds, train_stage
 
-    data = read_rounds(trees, pairs)
-    settings = load(recipe, overrides, out)
+    settings = load(recipe, overrides)
+    inputs = recipe_inputs(settings, []) | model_inputs({"--reference": reference})
+    for number, (folder, file) in enumerate(zip(trees, pairs, strict=False), start=1):
+        which = f" ({number} of {len(trees)})" if len(trees) > 1 else ""
+        inputs |= {f"--trees{which}": tree_files(folder), f"--pairs{which}": [file]}
     first = int(os.environ.get("RANK", "0")) == 0
-    PartialState(cpu=settings.model.device == "cpu")  # under a launcher: meet the others, take this process's device
-    with bars() as show:
-        result = train_stage(
-            settings.model.name,
-            settings.model,
-            data,
-            settings.training,
-            settings.seed,
-            out,
-            lambda step, total: show.stage("train", step, total) if first else None,
-            reference,
-        )
+    # Of several processes the first has the folder; the others meet it when they read it.
+    with claimed(out, settings, "train", TRAIN_WRITES, inputs) if first else nullcontext():
+        data = read_rounds(trees, pairs)
+        PartialState(cpu=settings.model.device == "cpu")  # under a launcher: meet the others, take this process's device
+        with bars() as show:
+            result = train_stage(
+                settings.model.name,
+                settings.model,
+                data,
+                settings.training,
+                settings.seed,
+                out,
+                lambda step, total: show.stage("train", step, total) if first else None,
+                reference,
+            )
     if first:
         output.print_json(data=result)
 
@@ -130,6 +153,7 @@ def evaluate(
     out: Out,
     recipe: Annotated[Path | None, typer.Argument(help="YAML file with the settings of the stage.")] = None,
     overrides: Overrides = None,
+    skip_bad: SkipBad = False,
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option(metavar="A B", help="Two finished runs instead of a recipe: RUN or RUN/round-K, or one with :METHOD."),
@@ -149,7 +173,7 @@ def evaluate(
     if (recipe is None) == (compare is None):
         raise ConfigError("Give either a RECIPE to evaluate, or --compare A B with two finished runs.")
     if recipe is not None:
-        run(recipe, [*(overrides or []), "rounds=0"], out)
+        run(recipe, [*(overrides or []), "rounds=0"], out, skip_bad=skip_bad)
         return
     assert compare is not None
     found = compare_runs(*compare)

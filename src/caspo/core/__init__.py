@@ -1,1 +1,1 @@
-"""What every room stands on: the errors, atomic files, settings that refuse what they do not know, lazy names."""
+"""What every room stands on: errors, atomic files, output folders, rows of files, settings that refuse, lazy names."""

@@ -10,10 +10,10 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from caspo.core.errors import ConfigError, ResumeError
-from caspo.core.storage import write_text
+from caspo.core.errors import ConfigError
+from caspo.core.rows import lone_surrogate
 
-__all__ = ["Config", "claim_folder", "flatten", "load_recipe", "settings_from"]
+__all__ = ["Config", "flatten", "load_recipe", "parse_yaml", "settings_from"]
 
 T = TypeVar("T", bound="Config")
 
@@ -24,19 +24,58 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def parse_yaml(text: str) -> Any:
+    """What YAML says.
+
+    Raises:
+        yaml.YAMLError: it is none, or a key is written twice in one mapping; with the lines.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_twice(node, set())
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _refuse_twice(node: yaml.Node, seen: set[int]) -> None:
+    """YAML forbids a key twice, and its readers take the last one without a word."""
+    if id(node) in seen:  # an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_twice(item, seen)
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode):
+                if first := lines.get((key.tag, key.value)):
+                    both = f"line {line}" if first == line else f"line {first} and line {line}"
+                    raise yaml.YAMLError(f"the key {key.value!r} is written twice, in {both}; keep one of them")
+                lines[key.tag, key.value] = line
+            _refuse_twice(value, seen)
+
+
 def load_recipe(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """Read ``path`` as ``model``, with ``overrides`` such as ``train.learning_rate=1e-5`` applied on top.
 
     Raises `ConfigError` that names the file, the key, what is wrong with it and the nearest known key.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read the recipe {path}: {error.strerror}. Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"The recipe {path} is not valid YAML: {error}. Correct it and run again.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"The recipe {path} holds {type(data).__name__}, not keys with values.")
+    if half := lone_surrogate(data):
+        raise ConfigError(f"The recipe {path} holds {half}, half of a character. Correct it and run again.")
     return _validated(model, data, f"The recipe {path}", overrides)
 
 
@@ -45,32 +84,6 @@ def settings_from(model: type[T], given: Sequence[str] | Mapping[str, Any] = (),
     if isinstance(given, Mapping):
         return _validated(model, dict(given), what)
     return _validated(model, {}, what, given)
-
-
-def claim_folder(out: Path, recipe: Config) -> None:
-    """Make ``out`` the folder of this recipe, or raise `ResumeError` if it was made with another one.
-
-    Writes ``recipe.yaml`` with all defaults filled in. Raises `ResumeError` naming the keys that differ.
-    """
-    file = out / "recipe.yaml"
-    asked = recipe.model_dump(mode="json")
-    if file.exists():
-        try:
-            found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            found = None
-        if not isinstance(found, dict):
-            raise ResumeError(f"{file} is damaged. Choose another --out, or delete {out} to start over.")
-        before, now = flatten(found), flatten(asked)
-        keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        if keys:
-            listed = "\n".join(f"  {k}: {before.get(k, '(absent)')} there, {now.get(k, '(absent)')} now" for k in keys)
-            raise ResumeError(
-                f"{out} was made with another configuration; going on would mix the two. These keys differ:\n"
-                f"{listed}\nChoose another --out, or delete {out} to start over."
-            )
-        return
-    write_text(file, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
 
 
 def _validated(model: type[T], data: dict[str, Any], what: str, overrides: Sequence[str] = ()) -> T:
@@ -93,7 +106,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if not isinstance(target, dict):
         raise ConfigError(f"{key!r} cannot be set: {'.'.join(parents)!r} holds a value, not keys.")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"The value of the override {override!r} is not valid YAML: {error}") from error
     target[last] = value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,14 +17,30 @@ from typing import Any
 
 from caspo.core.errors import DataError, StorageError
 
-__all__ = ["explain_os_error", "read_json", "read_records", "write_directory", "write_file", "write_json", "write_text"]
+__all__ = [
+    "PARTIAL", "explain_os_error", "is_refusal", "read_json", "write_directory", "write_file", "write_json", "write_text",
+]  # fmt: skip
+
+PARTIAL = ".caspo-partial."
+"""How the names of half-written files and folders begin, which stand beside what they will be. Only these are swept up."""
 
 
-def explain_os_error(error: OSError, path: Path) -> StorageError:
-    """The `StorageError` for a failed write to ``path``, with what to do about it."""
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error of a write says that the disk refused: each library has its own way to report that."""
+    told = str(error)
+    return (
+        isinstance(error, OSError)
+        or type(error).__name__ == "SafetensorError"
+        or "PytorchStreamWriter" in told  # torch.save
+        or re.search(r"\(os error [0-9]+\)", told) is not None  # tokenizers
+    )
+
+
+def explain_os_error(error: BaseException, path: Path) -> StorageError:
+    """The `StorageError` for a refused write to ``path``, with what to do about it."""
     return StorageError(
-        f"Could not write {path}: {error.strerror or error}. Nothing was lost: what was finished before is kept. "
-        "Free some space or choose a folder you may write to (--out), then run the same command again."
+        f"Could not write {path}: {getattr(error, 'strerror', None) or error}. Nothing was lost: what was finished before "
+        "is kept. Free some space or choose a folder you may write to (--out), then run the same command again."
     )
 
 
@@ -31,7 +48,9 @@ def explain_os_error(error: OSError, path: Path) -> StorageError:
 def _os_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if not is_refusal(error):
+            raise
         raise explain_os_error(error, path) from error
 
 
@@ -39,7 +58,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file in the folder of ``path``, then rename it to ``path``."""
     with _os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL}{path.name}.")
         os.close(handle)
         temporary = Path(name)
         try:
@@ -74,39 +93,6 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def read_records(path: Path, needed: str, *, array: bool = False) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(where it stands, an id for it, the object) of every record of a JSONL file; with ``array`` of a JSON array too.
-
-    Raises:
-        DataError: no file, no UTF-8, no JSON, a record that is no object; ``needed`` says what it should be.
-    """
-    try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Each of its records must be an object with {needed}.") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}. Give a file that you may read.") from error
-    whole = array and data.lstrip().startswith(b"[")
-    parts = [data] if whole else data.split(b"\n")
-    for number, part in enumerate(parts, start=1):
-        where = str(path) if whole else f"{path}, line {number}"
-        try:
-            found: Any = json.loads(part.decode("utf-8")) if part.strip() else []
-        except UnicodeDecodeError as error:
-            place = f"byte {error.start + 1}" if array else f"byte {error.start + 1} of the line"
-            raise DataError(f"{where}: {place} is not UTF-8. Convert the file, for example with iconv.") from None
-        except (ValueError, RecursionError) as error:
-            if number == len(parts):  # complete files end with a line break
-                what = "the JSON array" if whole else "the last line"
-                raise DataError(f"{where}: {what} is cut off ({error}). Copy the file again.") from None
-            raise DataError(f"{where}: not JSON: {error}. Every line must be one JSON object.") from None
-        for count, row in enumerate(found if whole or not part.strip() else [found], start=1 if whole else number):
-            at = f"{path}, record {count}" if whole else where
-            if not isinstance(row, dict):
-                raise DataError(f"{at}: a value of type {type(row).__name__} where an object with {needed} is needed.")
-            yield at, f"{path.stem}-{count}", row
-
-
 def write_directory(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary folder beside ``path``, then rename it to ``path``.
 
@@ -114,7 +100,7 @@ def write_directory(path: Path, write: Callable[[Path], object]) -> None:
     """
     with _os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{PARTIAL}{path.name}."))
         try:
             write(temporary)
             temporary.chmod(0o755)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from caspo.core.errors import DataError
+from caspo.core.rows import lone_surrogate
 from caspo.engines.base import Message
 
-__all__ = ["INSTRUCTION", "PLAIN_TEMPLATE", "chat_ids", "prompt_ids", "solution_ids"]
+__all__ = ["INSTRUCTION", "PLAIN_TEMPLATE", "chat_ids", "prompt_ids", "refuse_halves", "solution_ids"]
 
 INSTRUCTION = "Solve the problem step by step, one short step a line. The last line is: The answer is X."
 """What an instruction-tuned model is asked for. Models that were trained to write steps do not need it."""
@@ -40,8 +41,9 @@ def chat_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
     A system message stands before the first question where a template refuses system messages.
 
     Raises:
-        DataError: the template cannot render these messages.
+        DataError: half of a character in a message, or the template cannot render these messages.
     """
+    refuse_halves(messages)
     template = tokenizer.chat_template or PLAIN_TEMPLATE
     try:
         text = _render(tokenizer, messages, template)
@@ -55,6 +57,13 @@ def chat_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
     if template == PLAIN_TEMPLATE and getattr(tokenizer, "add_bos_token", False) and bos is not None:
         ids = (bos, *ids)
     return ids
+
+
+def refuse_halves(messages: Sequence[Message]) -> None:
+    """Raise `DataError` where a message holds half of a character: no tokenizer knows it, and no server can be sent it."""
+    for message in messages:
+        if half := lone_surrogate(message["content"]):
+            raise DataError(f"The text holds {half}, half of a character, which no tokenizer knows. Correct the text.")
 
 
 def solution_ids(tokenizer: Any, solution: str) -> tuple[int, ...]:

@@ -24,14 +24,14 @@ _CHUNK = 200
 
 
 class JudgeRun(Config):
-    """What a folder of verdicts was made of; `claim_folder` refuses to go on with another."""
+    """What a folder of verdicts was made of; `claimed` refuses to go on with another."""
 
     judge: dict[str, Any]
     """Its settings."""
     model: str | None = None
     """The model that completes steps, for `rollouts`."""
     solutions: str
-    """Digest of what was judged."""
+    """What was judged, with its digest."""
 
 
 def digest(solutions: Sequence[LabelledSolution]) -> str:

@@ -22,7 +22,8 @@ from caspo.core.storage import write_file
 from caspo.records import TRACE_COLUMNS, Node, Question, Step, TokenTrace, Tree, Verdict
 
 __all__ = [
-    "SCHEMA_VERSION", "TREE_SCHEMA", "read_table", "read_trees", "tree_rows", "write_table", "write_trees",
+    "SCHEMA_VERSION", "TREE_SCHEMA", "holds_trees", "read_table", "read_trees", "tree_files", "tree_rows", "write_table",
+    "write_trees",
 ]  # fmt: skip
 
 SCHEMA_VERSION = 1
@@ -68,6 +69,18 @@ def tree_rows(tree: Tree) -> list[dict[str, Any]]:
     return [_row(tree, node) for node in tree.nodes]
 
 
+def tree_files(path: Path) -> list[Path]:
+    """The files that trees are read from: the path, or all ``*.parquet`` of a folder in the order of their names.
+
+    Raises:
+        DataError: a folder without any.
+    """
+    files = sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path} holds no *.parquet files of trees. Check the path.")
+    return files
+
+
 def read_trees(path: Path) -> list[Tree]:
     """Read what `write_trees` wrote: one file, or all ``*.parquet`` of a folder in the order of their names.
 
@@ -75,7 +88,7 @@ def read_trees(path: Path) -> list[Tree]:
         DataError: missing, truncated, of another schema version, or a tree's rows are not whole.
     """
     trees: list[Tree] = []
-    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+    for file in tree_files(path):
         rows = read_table(file, TREE_SCHEMA)
         start = 0
         while start < len(rows):
@@ -85,6 +98,18 @@ def read_trees(path: Path) -> list[Tree]:
             trees.append(_tree(file, rows[start:end]))
             start = end
     return trees
+
+
+def holds_trees(path: Path) -> bool:
+    """Whether a path is of annotated trees: a folder, or a Parquet file with their columns; labelled solutions have none."""
+    if path.is_dir():
+        return True
+    if path.suffix != ".parquet":
+        return False
+    try:
+        return {"prompt_ids", "parent"} <= set(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError):
+        return True  # reading it as trees says what is wrong
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema, **options: Any) -> None:

@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from caspo.core.errors import DataError
-from caspo.core.storage import read_records, write_text
+from caspo.core.rows import BadRows, read_rows
+from caspo.core.storage import write_text
 from caspo.formats.labelled import Format, LabelledSolution, Record
 from caspo.formats.math_shepherd import MATH_SHEPHERD
 from caspo.formats.mr_gsm8k import MR_GSM8K
@@ -43,42 +45,52 @@ class Exported:
     dropped: dict[str, int]
 
 
-def read_labelled(path: Path) -> list[LabelledSolution]:
-    """The labelled solutions of a JSON or JSONL file, in its order; the format is told by the keys of its first record.
+def read_labelled(path: Path, bad: BadRows | None = None) -> list[LabelledSolution]:
+    """The labelled solutions of a file of rows, in its order; the format is told by the keys of its first record.
+
+    ``bad`` takes the records that cannot be used; without it the first of them is an error.
 
     Raises:
         DataError: a file that is missing, cut off or of an unknown format; a label beyond the steps; an empty step; two
             solutions with one id. The message names the line.
     """
-    solutions: list[LabelledSolution] = []
     seen: dict[str, str] = {}
-    read = None
-    for where, default_id, row in read_records(path, "steps and labels", array=True):
-        if read is None:
-            read = next((form.read for form in FORMATS if form.fits(row)), None)
-            if read is None:
-                known = "; ".join(f"{form.title} ({', '.join(form.keys)})" for form in FORMATS)
-                raise DataError(
-                    f"{where}: no known format of labelled solutions has the keys {', '.join(map(repr, row)) or '(none)'}. "
-                    f"Known formats and the keys they need: {known}."
-                )
-        for solution in read(row, where, default_id):
+    form: Format | None = None
+
+    def use(row: dict[str, Any], where: str, default_id: str) -> list[LabelledSolution]:
+        nonlocal form
+        form = form or _format_of(row, where)
+        found = form.read(row, where, default_id)
+        for solution in found:
             first = seen.setdefault(solution.id, where)
             if first != where:
                 raise DataError(f"{where}: the id {solution.id!r} is that of {first} too. Ids must be unique: change one.")
-            solutions.append(solution)
+        return found
+
+    solutions = read_rows(path, "steps and labels", use, array=True, bad=bad)
     if not solutions:
         raise DataError(f"{path}: the file holds no labelled solution. It needs at least one.")
     return solutions
 
 
-def read_solutions(path: Path) -> list[LabelledSolution]:
-    """The paths of annotated trees (a folder or ``*.parquet``), or the solutions of a labelled file."""
-    from caspo.formats.parquet import read_trees
+def _format_of(row: Mapping[str, Any], where: str) -> Format:
+    found = next((form for form in FORMATS if form.fits(row)), None)
+    if found is None:
+        known = "; ".join(f"{form.title} ({', '.join(form.keys)})" for form in FORMATS)
+        raise DataError(
+            f"{where}: no known format of labelled solutions has the keys {', '.join(map(repr, row)) or '(none)'}. "
+            f"Known formats and the keys they need: {known}."
+        )
+    return found
 
-    if path.is_dir() or path.suffix == ".parquet":
+
+def read_solutions(path: Path, bad: BadRows | None = None) -> list[LabelledSolution]:
+    """The paths of annotated trees (a folder or ``*.parquet``), or the solutions of a labelled file."""
+    from caspo.formats.parquet import holds_trees, read_trees
+
+    if holds_trees(path):
         return [solution for tree in read_trees(path) for solution in solutions_of(tree)]
-    return read_labelled(path)
+    return read_labelled(path, bad)
 
 
 def trees_as(name: str, trees: Sequence[Tree], generator: str = "caspo") -> Exported:

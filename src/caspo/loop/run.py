@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -23,8 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from caspo.core.config import claim_folder
 from caspo.core.errors import ConfigError, EngineError
+from caspo.core.folders import claimed
 from caspo.core.storage import read_json, write_json
 from caspo.engines.base import Engine
 from caspo.engines.opening import ModelSettings, check_local, open_engine, open_local
@@ -34,16 +33,21 @@ from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
 from caspo.evaluate.step_figures import step_changes
 from caspo.formats.parquet import read_trees
 from caspo.judges.base import Judge
-from caspo.loop.recipe import CaspoRecipe, training_questions
+from caspo.loop.recipe import CaspoRecipe, check_rounds, recipe_inputs, training_questions
 from caspo.loop.stages import annotate_stage, pairs_stage, train_stage
 from caspo.loop.task import open_judge, open_task
 from caspo.report.page import write_report
 from caspo.search import METHODS, ChainOfThought
+from caspo.train.trainer import remove_checkpoints
 
 __all__ = ["run_recipe"]
 
 E = TypeVar("E", bound=Engine)
 
+_WRITES = (
+    "round-[0-9]*", "clock.json", "environment.json", "metrics.json", "report_data.json", "report.html", "verdicts.jsonl"
+)  # fmt: skip
+"""What a run writes into its folder."""
 
 OnStage = Callable[[str, int, int], None]
 """Is told a stage, how much of it is done, and of how much."""
@@ -53,7 +57,7 @@ def run_recipe(recipe: CaspoRecipe, out: Path, show: OnStage = lambda name, done
     """Run the whole loop in ``out``; the content of ``metrics.json``. Killed and run again, it goes on.
 
     Raises:
-        ResumeError: ``out`` belongs to another recipe.
+        ResumeError: ``out`` belongs to another recipe, or to other questions or another model.
         StorageError, DataError, ModelError, EngineError: as the stages do.
     """
     import torch
@@ -66,8 +70,9 @@ def run_recipe(recipe: CaspoRecipe, out: Path, show: OnStage = lambda name, done
     if recipe.rounds:
         check_local(recipe.model, "A run with rounds of training")
         _ = recipe.training  # that it is missing is said before anything is measured
-    claim_folder(out, recipe)
-    with _only_process(out):
+        check_rounds(recipe)
+    trains = recipe.rounds > 0 or recipe.validation.questions > 0
+    with claimed(out, recipe, "run", _WRITES, recipe_inputs(recipe, ("train", "test") if trains else ("test",))):
         clock = _Clock(out, show)
         if not (out / "environment.json").exists():
             write_json(out / "environment.json", _environment(recipe))
@@ -96,7 +101,7 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, clock: _C
     folder = out / f"round-{index}"
     source = _model_of(recipe, out, base)
     if (folder / "training.json").exists():
-        shutil.rmtree(folder / "train", ignore_errors=True)
+        remove_checkpoints(folder / "train")
         return dict(read_json(folder / "training.json"))
     questions = training_questions(recipe, index)
     with _lazy_engine(recipe, source, open_local) as engine:
@@ -230,26 +235,6 @@ def _lazy_engine(recipe: CaspoRecipe, name: str, opened: Callable[[ModelSettings
     finally:
         engine.cache_clear()
         gc.collect()
-
-
-@contextmanager
-def _only_process(out: Path) -> Iterator[None]:
-    """Refuse to work in a folder that another process works in; sweep up what a killed one left."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(out / ".lock")
-    try:
-        with lock.acquire(timeout=0):
-            for stale in [*out.glob(".*.*"), *out.glob("round-*/**/.*")]:
-                if stale.name != ".lock" and stale.is_dir():
-                    shutil.rmtree(stale, ignore_errors=True)
-                elif stale.name != ".lock":
-                    stale.unlink(missing_ok=True)
-            yield
-    except Timeout as error:
-        raise ConfigError(
-            f"Another process is running in {out}. Wait for it or stop it; or choose another --out."
-        ) from error
 
 
 class _Clock:

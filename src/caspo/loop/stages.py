@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,24 +16,32 @@ import numpy as np
 
 from caspo.confidence import SIGNALS, fit
 from caspo.core.errors import ConfigError, DataError
+from caspo.core.folders import refuse_overwriting, was_claimed
 from caspo.core.storage import read_json, write_directory, write_json, write_text
 from caspo.data.annotate import AnnotateSettings, annotate
 from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
 from caspo.engines.base import Engine
-from caspo.engines.models import cache_dir, load
+from caspo.engines.models import cache_dir, load, model_inputs
 from caspo.engines.opening import ModelSettings, check_local
-from caspo.formats.parquet import read_trees, write_trees
+from caspo.formats.parquet import read_trees, tree_files, write_trees
 from caspo.judges.base import Judge
 from caspo.records import Question, StepPair, Tree
 from caspo.train.checks import check_tokens
 from caspo.train.reference import rescore, score_trees
 from caspo.train.scoring import Scorer, check_packing
 from caspo.train.step_dpo import StepDPOSettings, reference_of, train_step_dpo
+from caspo.train.trainer import has_ended, remove_checkpoints
 from caspo.train.units import judged_nodes
 
 __all__ = [
-    "TrainingData", "annotate_stage", "pairs_stage", "read_rounds", "rescore_stage", "train_stage", "trees_and_pairs",
+    "ANNOTATE_WRITES", "PAIRS_WRITES", "TRAIN_WRITES", "TrainingData", "annotate_stage", "pairs_stage",
+    "read_rounds", "rescore_stage", "train_stage", "trees_and_pairs",
 ]  # fmt: skip
+
+ANNOTATE_WRITES = ("tree", "verdicts.jsonl")
+PAIRS_WRITES = ("pairs.parquet", "report.json")
+TRAIN_WRITES = ("model", "train", "log.jsonl", "training.json")
+"""What the stages write into their folders."""
 
 _CHUNK = 40
 """Questions annotated between two files."""
@@ -63,6 +70,11 @@ def annotate_stage(
 
 def pairs_stage(trees: Sequence[Tree], settings: PairSettings, tokenizer: Any, folder: Path) -> None:
     """Build the pairs of the trees into ``folder``: ``pairs.parquet``, and ``report.json`` with what was dropped."""
+    if not trees:
+        raise DataError(
+            "There are no trees to build pairs from: the files hold none with a step. Either no question was sampled, or "
+            "the model wrote nothing on any; `caspo solve` with this model shows what it writes."
+        )
     pairs, report = build_pairs(trees, settings)
     if not pairs:
         raise DataError(
@@ -79,9 +91,7 @@ def rescore_stage(model: ModelSettings, settings: StepDPOSettings, trees: Path, 
     Raises:
         DataError: no trees, trees of another tokenizer, or paths longer than the model's context.
     """
-    files = sorted(trees.glob("*.parquet")) if trees.is_dir() else [trees]
-    if not files:
-        raise DataError(f"{trees} holds no *.parquet files of trees. Check the path.")
+    files = tree_files(trees)
     missing = [file for file in files if not (folder / file.name).exists()]
     if missing:
         check_local(model, "Rescoring")
@@ -144,9 +154,15 @@ def train_stage(
     """
     file = out / "training.json"
     if file.exists():
-        shutil.rmtree(out / "train", ignore_errors=True)  # left where a kill came between the two
+        remove_checkpoints(out / "train")  # left where a kill came between the two
         return dict(read_json(file))
     check_local(model, "Training")
+    read = {"source": source, "reference": reference}
+    refuse_overwriting(out, TRAIN_WRITES, {**model_inputs(read), "pairs": [pairs_file for _, pairs_file in data]})
+    if (out / "model").exists() and not has_ended(out / "train") and not (was_claimed(out) or was_claimed(out.parent)):
+        raise ConfigError(
+            f"{out / 'model'} is there, and this training did not write it: its own would be lost. Choose another --out."
+        )
     trees, pairs = trees_and_pairs(data)
     scores = None
     if reference is not None and reference != source:
@@ -179,7 +195,7 @@ def train_stage(
         write_directory(out / "model", save)
     write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log))
     write_json(file, result.as_json())
-    shutil.rmtree(out / "train", ignore_errors=True)
+    remove_checkpoints(out / "train")
     return result.as_json()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,18 +10,19 @@ from pydantic import model_validator
 
 from caspo.core.config import Config
 from caspo.core.errors import ConfigError
+from caspo.core.rows import BadRows
 from caspo.engines.opening import ModelSettings, open_local
 from caspo.judges.base import Judge
-from caspo.judges.choose import ArithmeticSettings, JudgeSettings, ReferenceSettings, make_judge
+from caspo.judges.choose import ArithmeticSettings, JudgeSettings, LabelsSettings, ReferenceSettings, make_judge
 from caspo.tasks.base import Task
-from caspo.tasks.benchmarks import TABLE, open_benchmark
+from caspo.tasks.benchmarks import TABLE, benchmark_files, open_benchmark
 from caspo.tasks.jsonl import JsonlTask
 from caspo.tasks.stories import StoriesTask
 
 if TYPE_CHECKING:
     from caspo.engines.local.engine import HFEngine
 
-__all__ = ["TaskSettings", "open_judge", "open_task"]
+__all__ = ["TaskSettings", "open_judge", "open_task", "task_files"]
 
 
 class TaskSettings(Config):
@@ -29,15 +31,18 @@ class TaskSettings(Config):
     name: str = "stories"
     """`stories`, `jsonl`, or a benchmark of `caspo.tasks.BENCHMARKS`."""
     data: Path | None = None
-    """Benchmarks: folder of their JSONL files; the hub by default."""
+    """Benchmarks: folder of their files (JSONL, packed or not, or Parquet); the hub by default."""
     run_code: bool = False
     """Benchmarks of code: run what the model writes, in the sandbox (`docs/benchmarks.md` says what that covers)."""
     levels: tuple[int, ...] = (1, 2, 3)
     """`stories`: difficulty levels, 1 to 7; level L has L + 1 steps."""
     train: Path | None = None
-    """`jsonl`, and benchmarks that have no training split: file of the questions to annotate, one JSON object a line."""
+    """`jsonl`, and benchmarks that have no training split: file of the questions to annotate. One JSON object a line, packed
+    with gzip or not, or Parquet."""
     test: Path | None = None
-    """`jsonl`: file of the questions to evaluate on."""
+    """`jsonl`: file of the questions to evaluate on, as `train`."""
+    skip_bad: bool = False
+    """Leave out rows of these files that cannot be used, and tell which; by default the first of them is an error."""
     judge: JudgeSettings | None = None
     """Who judges steps: a kind, or keys with ``kind`` among them. By default `reference` for stories, `arithmetic` for
     files."""
@@ -53,20 +58,35 @@ class TaskSettings(Config):
         return self
 
 
-def open_task(settings: TaskSettings, split: Literal["train", "test"]) -> Task:
-    """The task of a recipe; for files, the one of the split.
+def open_task(settings: TaskSettings, split: Literal["train", "test"], bad: BadRows | None = None) -> Task:
+    """The task of a recipe; for files, the one of the split. ``bad`` is told the rows that ``skip_bad`` leaves out.
 
     Raises:
         ConfigError: there is nothing to train on: benchmarks are test sets, and most have no training split.
     """
+    left_out = (BadRows() if bad is None else bad) if settings.skip_bad else None
     if settings.name == "stories":
         return StoriesTask(settings.levels)
     if settings.name in TABLE and (split == "test" or settings.train is None):
-        return open_benchmark(settings.name, data=settings.data, split=split, run_code=settings.run_code)
+        return open_benchmark(settings.name, data=settings.data, split=split, run_code=settings.run_code, bad=left_out)
     path = settings.train if split == "train" else settings.test
     if path is None:
         raise ConfigError(f"The task needs a file for {split}: set task.{split} to a JSONL of question and answer.")
-    return JsonlTask(path, split=split)
+    return JsonlTask(path, split=split, bad=left_out)
+
+
+def task_files(settings: TaskSettings, splits: Sequence[Literal["train", "test"]]) -> dict[str, list[Path]]:
+    """The files that the questions of these splits and the labels of the judge are read from, by their keys."""
+    found: dict[str, list[Path]] = {}
+    for split in splits:
+        if settings.name in TABLE and (split == "test" or settings.train is None):
+            if settings.data is not None:
+                found.setdefault("task.data", []).extend(benchmark_files(settings.name, settings.data, split))
+        elif settings.name != "stories" and (path := settings.train if split == "train" else settings.test) is not None:
+            found[f"task.{split}"] = [path]
+    if isinstance(settings.judge, LabelsSettings):
+        found["task.judge.files"] = list(settings.judge.files)
+    return found
 
 
 def open_judge(settings: TaskSettings, model: ModelSettings | None = None, cache: Path | None = None) -> Judge:

@@ -23,15 +23,16 @@ from pydantic import Field
 
 from caspo.answers import stated_answer
 from caspo.confidence.calibration import Calibrator
-from caspo.core.config import Config, claim_folder
+from caspo.core.config import Config
 from caspo.core.errors import ConfigError, DataError
+from caspo.core.folders import claimed
 from caspo.core.storage import read_json, write_json
 from caspo.data.annotate import judge_trees
 from caspo.engines.base import Engine
 from caspo.engines.memo import MemoEngine
 from caspo.evaluate.step_figures import step_calibrator, step_rows
 from caspo.formats.parquet import read_trees, write_trees
-from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questions
+from caspo.loop.recipe import CaspoRecipe, recipe_inputs, training_questions, validation_questions
 from caspo.loop.task import open_judge, open_task
 from caspo.records import Question, Solution, Tree
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
@@ -103,7 +104,7 @@ def calibrate_stage(settings: CalibrateSettings, engine: Callable[[], Engine], o
     Raises:
         DataError: too few questions, or answers, for this alpha and delta; it says how many are needed.
         ConfigError: the recipe does not evaluate CaT; alpha or delta is no probability.
-        ResumeError: ``out/calibration`` was made with other settings.
+        ResumeError: ``out/calibration`` was made with other settings, other questions or another model.
     """
     recipe, alpha, delta = settings.recipe, settings.alpha, settings.delta
     cat = recipe.evaluate.of(ConfidenceTree)
@@ -118,7 +119,20 @@ def calibrate_stage(settings: CalibrateSettings, engine: Callable[[], Engine], o
             "needed, and some more for those that get no answer. Ask for more (--questions), or for a higher alpha."
         )
     work = out / "calibration"
-    claim_folder(work, settings)
+    with claimed(work, settings, "calibrate", ("pruning", "abstention"), recipe_inputs(recipe, ["train"])):
+        return _calibrate(settings, cat, questions, engine, out, on_done)
+
+
+def _calibrate(
+    settings: CalibrateSettings,
+    cat: ConfidenceTreeSettings,
+    questions: Sequence[Question],
+    engine: Callable[[], Engine],
+    out: Path,
+    on_done: OnDone,
+) -> Calibration:
+    """`calibrate_stage` in a folder that is claimed, on enough questions."""
+    recipe, alpha, delta, work = settings.recipe, settings.alpha, settings.delta, out / "calibration"
     task = open_task(recipe.task, "train")
     half = (len(questions) + 1) // 2
 

@@ -6,20 +6,21 @@ Two kinds: a small model from scratch with its own tokenizer (``architecture``),
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from caspo.core.config import Config, claim_folder
+from caspo.core.config import Config
+from caspo.core.folders import claimed
 from caspo.core.storage import write_directory
+from caspo.engines.models import model_inputs
 from caspo.engines.prompts import PLAIN_TEMPLATE, prompt_ids, solution_ids
 from caspo.tasks.stories import StoriesTask, sums
 from caspo.train.lora import LoraSettings, add_adapters
 from caspo.train.supervised import Example, SupervisedSettings, plan_batches, supervised_loss
-from caspo.train.trainer import Job, fit
+from caspo.train.trainer import Job, fit, remove_checkpoints
 
 if TYPE_CHECKING:
     from caspo.records import Question
@@ -81,15 +82,24 @@ def run_supervised(
     """Train as the recipe says; the folder of the result (``out/model``). Killed and run again, it goes on.
 
     An adapter's folder holds the LoRA weights, the tokenizer with our chat template, and nothing of the base model.
+
+    Raises:
+        ConfigError: the model to adapt lies where the result would, or another process works in ``out``.
+        ResumeError: ``out`` belongs to another recipe, or to another model to adapt.
     """
+    with claimed(out, recipe, "run", ("model", "train"), model_inputs({"model": recipe.model})):
+        result = out / "model"
+        if not result.exists():
+            _train(recipe, out, on_step or (lambda step, total, metrics: None))
+        remove_checkpoints(out / "train")
+        return result
+
+
+def _train(recipe: SupervisedRecipe, out: Path, on_step: Callable[[int, int, dict[str, float]], None]) -> None:
+    """Train and store ``out/model``."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    claim_folder(out, recipe)
-    result = out / "model"
-    if result.exists():
-        shutil.rmtree(out / "train", ignore_errors=True)  # left where a kill came between the two
-        return result
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     set_seed(recipe.seed)
@@ -125,7 +135,7 @@ def run_supervised(
         model = add_adapters(base, recipe.lora, recipe.seed)
     examples: list[Example] = [(prompt_ids(tokenizer, q.text), solution_ids(tokenizer, q.solution or "")) for q in questions]
     job = Job(plan=plan_batches(examples, recipe.train.batch_size, recipe.seed), loss=supervised_loss)
-    model = fit(model, job, recipe.train, out / "train", recipe.seed, on_step or (lambda step, total, metrics: None)).model
+    model = fit(model, job, recipe.train, out / "train", recipe.seed, on_step).model
 
     def save(folder: Path) -> None:
         # bfloat16: half the size to ship, and what most users would load anyway.
@@ -134,9 +144,7 @@ def run_supervised(
         model.to(torch.bfloat16).save_pretrained(folder, **more)
         tokenizer.save_pretrained(folder)
 
-    write_directory(result, save)
-    shutil.rmtree(out / "train", ignore_errors=True)
-    return result
+    write_directory(out / "model", save)
 
 
 def train_tokenizer(questions: Sequence[Question], size: int) -> Any:

@@ -1,8 +1,8 @@
 """The public benchmarks, one table: where their rows come from, what is asked, how an answer is graded.
 
-A benchmark is read from a folder of JSONL (``<name>.jsonl`` or ``<name>_<split>.jsonl``, schema of `jsonl`) or from the hub
-(`hub`). Either way the text of a question holds all a model needs (options with letters, table, code), and ``meta``
-says what kind of answer is wanted: see `caspo.answers.stated_answer`.
+A benchmark is read from a folder (``<name>.jsonl`` or ``<name>_<split>.jsonl``, also ``.jsonl.gz`` or ``.parquet``; schema
+of `jsonl`) or from the hub (`hub`). Either way the text of a question holds all a model needs (options with letters, table,
+code), and ``meta`` says what kind of answer is wanted: see `caspo.answers.stated_answer`.
 
 What is not covered: few-shot examples, and prompts that promise a benchmark's published figures.
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 from caspo.answers import options
 from caspo.core.errors import ConfigError, DataError
+from caspo.core.rows import BadRows
 from caspo.records import Question
 from caspo.tasks import hub
 from caspo.tasks.base import QuestionSet
@@ -25,7 +26,7 @@ from caspo.tasks.hub import Hub, hub_rows
 from caspo.tasks.jsonl import JsonlTask, question_of
 from caspo.tasks.programs import grade_code
 
-__all__ = ["BENCHMARKS", "TABLE", "Benchmark", "open_benchmark"]
+__all__ = ["BENCHMARKS", "TABLE", "Benchmark", "benchmark_files", "open_benchmark"]
 
 
 @dataclass(frozen=True)
@@ -175,10 +176,13 @@ BENCHMARKS: dict[str, str] = {name: benchmark.description for name, benchmark in
 """Names and what they are."""
 
 
-def open_benchmark(name: str, *, data: Path | None = None, split: str = "test", run_code: bool = False) -> QuestionSet:
+def open_benchmark(
+    name: str, *, data: Path | None = None, split: str = "test", run_code: bool = False, bad: BadRows | None = None
+) -> QuestionSet:
     """A benchmark by its name, from the folder ``data`` or, without one, from the hub.
 
-    ``run_code`` allows to run what models write, in the sandbox; without it, benchmarks of code can be read and not graded.
+    ``bad`` takes the rows of its file that cannot be used; without it the first one is an error. ``run_code`` allows to
+    run what models write, in the sandbox; without it, benchmarks of code can be read and not graded.
 
     Raises:
         ConfigError: no such benchmark, or it has no such split.
@@ -196,7 +200,7 @@ def open_benchmark(name: str, *, data: Path | None = None, split: str = "test", 
         )
     if data is not None:
         file = _file(data, name, split)
-        raw, source = JsonlTask(file, split=split).questions(split), str(file)
+        raw, source = JsonlTask(file, split=split, bad=bad).questions(split), str(file)
     else:
         source = f"{benchmark.hub.path} on the hub"
         raw = [
@@ -205,19 +209,38 @@ def open_benchmark(name: str, *, data: Path | None = None, split: str = "test", 
         ]
         if not raw:
             raise DataError(f"{source} has no rows of {name}: its schema has changed. Give a folder of JSONL (--data).")
-    rows = [_prepared(benchmark, question, source) for question in raw]
+    rows = []
+    for question in raw:
+        try:
+            rows.append(_prepared(benchmark, question, source))
+        except DataError as error:
+            if bad is None:
+                raise
+            bad.found.append((f"{source}, question {question.id!r}", str(error)))
+    if not rows:
+        raise DataError(f"None of the {len(raw)} rows of {source} can be used. The last: {bad.found[-1][1] if bad else ''}")
     grader = GRADERS.get(benchmark.answer_type) or (grade_code if run_code else _refuse(name))
     return QuestionSet(name, split, rows, source, grader)
 
 
+def benchmark_files(name: str, folder: Path, split: str) -> list[Path]:
+    """The file in a folder that a split of a benchmark is read from; none where there is none."""
+    return [folder / file for file in _names(name, split) if (folder / file).exists()][:1]
+
+
+def _names(name: str, split: str) -> list[str]:
+    """What the file of a split may be called, the first choice first."""
+    stems = [f"{name}_{split}", *([name] if split == "test" else [])]
+    return [stem + ending for stem in stems for ending in (".jsonl", ".jsonl.gz", ".parquet")]
+
+
 def _file(folder: Path, name: str, split: str) -> Path:
-    wanted = [folder / f"{name}_{split}.jsonl", *([folder / f"{name}.jsonl"] if split == "test" else [])]
-    for file in wanted:
-        if file.exists():
-            return file
+    if found := benchmark_files(name, folder, split):
+        return found[0]
+    wanted = [file for file in _names(name, split) if file.endswith(".jsonl")]
     raise DataError(
-        f"{folder} does not hold {' or '.join(file.name for file in wanted)}. Give the folder that does, or leave out the "
-        "folder to take the benchmark from the hub."
+        f"{folder} does not hold {' or '.join(wanted)}. It may be packed (.jsonl.gz) or Parquet. Give the folder that holds "
+        "it, or leave out the folder to take the benchmark from the hub."
     )
 
 

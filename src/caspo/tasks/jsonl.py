@@ -1,4 +1,4 @@
-"""Questions from any JSONL file with ``{"question": ..., "answer": ...}`` a line.
+"""Questions from any file of rows (`caspo.core.rows`) with ``question`` and ``answer``, above all JSONL.
 
 Optional keys: ``id`` (default: file name and line number), ``solution``, ``choices``, ``meta`` (an object). ``choices``
 and every other key are kept in ``Question.meta``. An answer may be a number. GSM8K's own format, where "answer" holds
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from caspo.core.errors import DataError
-from caspo.core.storage import read_records
+from caspo.core.rows import BadRows, read_rows, stem_of
 from caspo.records import Question
 from caspo.tasks.base import QuestionSet
 
@@ -28,22 +28,27 @@ _OWN_KEYS = ("id", "question", "answer", "solution", "meta")
 class JsonlTask(QuestionSet):
     """The questions of one file, which is one split. The whole file is checked when it is opened."""
 
-    def __init__(self, path: str | Path, *, split: str = "test", name: str | None = None) -> None:
-        """``split`` is what the file is; asking for another one is an error, so that no test set is trained on."""
+    def __init__(
+        self, path: str | Path, *, split: str = "test", name: str | None = None, bad: BadRows | None = None
+    ) -> None:
+        """``split`` is what the file is; asking for another one is an error, so that no test set is trained on. ``bad``
+        takes the rows that cannot be used; without it the first of them is an error."""
         self.path = Path(path)
-        super().__init__(name or self.path.stem, split, _read(self.path), str(self.path))
+        super().__init__(name or stem_of(self.path), split, _read(self.path, bad), str(self.path))
 
 
-def _read(path: Path) -> list[Question]:
-    rows: list[Question] = []
+def _read(path: Path, bad: BadRows | None) -> list[Question]:
     places: dict[str, str] = {}
-    for where, default_id, row in read_records(path, "'question' and 'answer'"):
+
+    def use(row: Mapping[str, Any], where: str, default_id: str) -> list[Question]:
         question = question_of(row, where, default_id)
         first = places.setdefault(question.id, where)
         if first != where:
             place = first.rpartition(", ")[2]
             raise DataError(f"{where}: the id {question.id!r} is that of {place} too. Ids must be unique: change one.")
-        rows.append(question)
+        return [question]
+
+    rows = read_rows(path, "'question' and 'answer'", use, bad=bad)
     if not rows:
         raise DataError(f"{path}: the file is empty. It needs at least one line with a question and an answer.")
     return rows
@@ -82,6 +87,8 @@ def question_of(row: Mapping[str, Any], where: str, default_id: str) -> Question
 def _answer(answer: object, where: str) -> str:
     if isinstance(answer, str):
         return answer.strip()
-    if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return str(answer)
+    if isinstance(answer, float) and math.isfinite(answer):
         return str(answer)
     raise DataError(f"{where}: the answer is {json.dumps(answer)[:60]}, neither text nor a number. Make it one of these.")

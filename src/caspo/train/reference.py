@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from caspo.core.errors import DataError
+from caspo.core.errors import DataError, StorageError
 from caspo.core.storage import write_file
 from caspo.records import TokenTrace, Tree
 from caspo.train.scoring import Scorer
@@ -95,7 +95,12 @@ def score_trees(
             found |= scores
         else:
             tensors = {f"{node} {question}": np.ascontiguousarray(s) for (question, node), s in scores.items()}
-            write_file(file, partial(save_file, tensors))
+            try:
+                write_file(file, partial(save_file, tensors))
+            except StorageError as error:
+                raise StorageError(
+                    f"{error} The scores of the reference lie in the cache: CASPO_CACHE names another."
+                ) from error
         on_part(number + 1, len(parts))
     wait()
     if folder is not None:

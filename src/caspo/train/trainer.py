@@ -15,30 +15,33 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from accelerate.utils import DistributedType, gather_object
 from pydantic import Field
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from caspo.core.config import Config
 from caspo.core.errors import ConfigError, EngineError, StorageError
-from caspo.core.storage import write_text
+from caspo.core.storage import is_refusal, write_text
 
-__all__ = ["Fitted", "Job", "LoopSettings", "Metrics", "fit"]
+__all__ = ["Fitted", "Job", "LoopSettings", "Metrics", "fit", "has_ended", "remove_checkpoints"]
 
 Item = TypeVar("Item")
 Metrics = dict[str, tuple[float, float]]
 """Per name a sum and the number of things in it: what is shown is their quotient over the whole step."""
 
 _WHOLE = "whole"
-"""File that marks a checkpoint as completely written."""
+"""File that marks a checkpoint as completely written; it says `_ENDED` where nothing is left to train."""
+
+_ENDED = "ended"
+
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class LoopSettings(Config):
@@ -103,6 +106,9 @@ def fit(
 ) -> Fitted:
     """Take the steps of the job, going on from a checkpoint in ``out`` if a run of the same job was killed there.
 
+    The last checkpoint is written when training ends: what comes after may fail (a full disk), and then only that is done
+    again. Whoever has stored the result calls `remove_checkpoints`.
+
     Every parameter with ``requires_grad`` is trained and must be float32. Runs as one process, or as one of the processes
     of ``accelerate launch``. ``rebuild`` makes an untrained model of the same shape, for weights that were spread over
     processes to be put together in.
@@ -115,13 +121,16 @@ def fit(
     assert trainable, "nothing to train"
     assert all(p.dtype == torch.float32 for p in trainable), "trainable weights must be float32 masters"
     _without_dropout(model)
+    checkpoint = _checkpoint(out)
+    if checkpoint is not None and has_ended(out):
+        job = replace(job, plan=job.plan[: _step_of(checkpoint)])  # it may have stopped early: no step is left
     trainer = _PlanTrainer(model, job, settings, out, seed, on_step)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # one for every checkpoint
     try:
-        trainer.train(resume_from_checkpoint=_checkpoint(out))
-    except (SafetensorError, OSError, RuntimeError) as error:  # each library has its own way to report a full disk
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except Exception as error:
+        if not is_refusal(error):
             raise
         raise StorageError(
             f"Could not write a checkpoint below {out}: {error}. The checkpoint before it is kept. Free some space, then "
@@ -131,7 +140,7 @@ def fit(
         if bars:
             logging.enable_progress_bar()
     accelerator = trainer.accelerator
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if accelerator.distributed_type in _SHARDED:
         assert rebuild is not None
         state = accelerator.get_state_dict(trainer.model_wrapped)
         model = None
@@ -185,7 +194,8 @@ class _PlanTrainer(Trainer):
             restore_callback_states_from_checkpoint=measured and job.patience > 0,
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for `accelerate launch`, not for DataParallel
-        callbacks: list[Any] = [_Checkpoints(settings.checkpoint_seconds, out)]
+        self.checkpoints = _Checkpoints(settings.checkpoint_seconds, out)
+        callbacks: list[Any] = [self.checkpoints]
         if measured and job.patience:
             callbacks.append(EarlyStoppingCallback(job.patience))
         callbacks += _reporters(settings.report_to, out.parent)
@@ -216,12 +226,11 @@ class _PlanTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Backward passes of this process's share of the step; returns the loss of the whole step."""
         if self._started is None:
-            self._started = time.monotonic()
-            self._before = max((line.get("seconds", 0.0) for line in self.state.log_history), default=0.0)
+            self._before, self._started = self.spent(), time.monotonic()
         model.train()
         world = self.args.world_size
         shares = self._shares(inputs)
-        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        sharded = self.accelerator.distributed_type in _SHARDED
         loss = 0.0
         metrics: Metrics = {}
         for place, (item, weight) in enumerate(shares):
@@ -242,6 +251,15 @@ class _PlanTrainer(Trainer):
         if not math.isfinite(loss):
             self._refuse(f"The loss is {loss}", self.state.global_step + 1)
         return torch.tensor(loss, device=self.args.device)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A disk without room for the last checkpoint may have room for the result, which is then all that is lacking."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if not (self.checkpoints.ended and is_refusal(error) and self.args.world_size == 1):
+                raise
+            shutil.rmtree(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", ignore_errors=True)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss and metrics of the validation step, each with ``eval_`` before its name."""
@@ -277,7 +295,9 @@ class _PlanTrainer(Trainer):
 
     def spent(self) -> float:
         """Seconds of training so far, those of the starts before this one included."""
-        return self._before + (time.monotonic() - self._started if self._started else 0.0)
+        if self._started is None:
+            return max((line.get("seconds", 0.0) for line in self.state.log_history), default=0.0)
+        return self._before + time.monotonic() - self._started
 
     def _shares(self, items: Sequence[Any]) -> list[tuple[Any, float]]:
         """This process's micro-batches with weight 1, and so many of weight 0 that all processes have the same number."""
@@ -302,11 +322,12 @@ class _PlanTrainer(Trainer):
 
 
 class _Checkpoints(TrainerCallback):
-    """Asks for a checkpoint every so often, marks it when it is whole, and then removes the ones before it."""
+    """Asks for a checkpoint every so often and at the end, marks it when it is whole, and removes the ones before it."""
 
     def __init__(self, seconds: float, out: Path) -> None:
         self.seconds, self.out = seconds, out
         self.saved = time.monotonic()
+        self.ended = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
         due = time.monotonic() - self.saved > self.seconds
@@ -318,23 +339,57 @@ class _Checkpoints(TrainerCallback):
             control.should_save = True
         return control
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> Any:
+        """Training has ended, at its last step or before it: what it came to is kept until the result is stored."""
+        self.ended = True
+        # The optimizer has done its work; sharded weights are only written together with it.
+        args.save_only_model = args.distributed_state.distributed_type not in _SHARDED
+        newest = self.out / f"checkpoint-{state.global_step}"
+        if not (newest / _WHOLE).exists():
+            control.should_save = True
+        elif state.is_world_process_zero:
+            write_text(newest / _WHOLE, _ENDED)
+        return control
+
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
         self.saved = time.monotonic()
         if args.world_size > 1:
             torch.distributed.barrier()
-        if state.is_world_process_zero:
-            newest = self.out / f"checkpoint-{state.global_step}"
-            write_text(newest / _WHOLE, "")
-            for old in self.out.glob("checkpoint-*"):
+        newest = self.out / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and newest.exists():
+            write_text(newest / _WHOLE, _ENDED if self.ended else "")
+            for old in _checkpoints(self.out):
                 if old != newest and str(old) != state.best_model_checkpoint:
                     shutil.rmtree(old, ignore_errors=True)
         return control
 
 
-def _checkpoint(out: Path) -> str | None:
+def remove_checkpoints(out: Path) -> None:
+    """Remove the checkpoints that `fit` left in ``out``, and the folder if nothing else is in it."""
+    for folder in _checkpoints(out):
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not there, or somebody keeps something in it
+        out.rmdir()
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    return [folder for folder in out.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdecimal()]
+
+
+def has_ended(out: Path) -> bool:
+    """Whether the training with its checkpoints in ``out`` came to its end."""
+    checkpoint = _checkpoint(out)
+    return checkpoint is not None and (checkpoint / _WHOLE).read_text(encoding="utf-8") == _ENDED
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _checkpoint(out: Path) -> Path | None:
     """The newest checkpoint that was written to its end."""
-    whole = [folder for folder in out.glob("checkpoint-*") if (folder / _WHOLE).exists()]
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+    whole = [folder for folder in _checkpoints(out) if (folder / _WHOLE).exists()]
+    return max(whole, key=_step_of) if whole else None
 
 
 def _reporters(names: Sequence[str], folder: Path) -> list[Any]:

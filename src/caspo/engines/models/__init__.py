@@ -5,15 +5,16 @@ and its tokenizer. Bundled GGUF files are converted once into a cache (`$CASPO_C
 What it is not: an installer (it never runs pip) or a loader of pickles (`*.bin` and `*.pt` run code when opened).
 
 `bundled` is the table of models that need no hub, `cache` the folder of what was made of them, `conversion` how it is made,
-`reading` loads a folder, `names` finds the folder of a name.
+`reading` loads a folder, `names` finds the folder of a name, `files` says which files of a folder are the model.
 """
 
 from caspo.engines.models.bundled import BUNDLED, BundledModel, GgufWheels, ShippedAdapter, ShippedFolder
 from caspo.engines.models.cache import cache_dir
+from caspo.engines.models.files import model_files, model_inputs
 from caspo.engines.models.names import gguf_file, load, resolve
 from caspo.engines.models.reading import read_tokenizer
 
 __all__ = [
     "BUNDLED", "BundledModel", "GgufWheels", "ShippedAdapter", "ShippedFolder", "cache_dir", "gguf_file", "load",
-    "read_tokenizer", "resolve",
+    "model_files", "model_inputs", "read_tokenizer", "resolve",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from caspo.core.errors import DataError, ModelError, StorageError
-from caspo.core.storage import read_json, write_directory
+from caspo.core.storage import PARTIAL, read_json, write_directory
 
 __all__ = ["cache_dir", "cached_folder", "intact", "sha256"]
 
@@ -44,7 +44,7 @@ def cached_folder(name: str, digest: str, build: Callable[[Path], object]) -> Pa
         with FileLock(folder.parent / f".{folder.name}.lock"):
             if not intact(folder):
                 # The damaged folder, and what killed builders left behind: under the lock nobody else is building.
-                for stale in (folder, *folder.parent.glob(f".{folder.name}.*")):
+                for stale in (folder, *folder.parent.glob(f"{PARTIAL}{folder.name}.*")):
                     if stale.is_dir():
                         shutil.rmtree(stale)
                 write_directory(folder, lambda temporary: _build(build, temporary))

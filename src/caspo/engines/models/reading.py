@@ -18,6 +18,11 @@ __all__ = ["check_folder", "chosen_device", "quiet", "read", "read_tokenizer"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
+_VOCABULARIES = (
+    "tokenizer.json", "*.model", "vocab.*", "vocab-*", "*.tiktoken", "tekken.json", "*.gguf", "tokenization_*.py"
+)  # fmt: skip
+"""Files of which a tokenizer needs one; the last is for those that bring code of their own."""
+
 
 def check_folder(folder: Path, what: str) -> None:
     """Refuse a folder that `load` could not read, or only by unpickling it."""
@@ -62,15 +67,16 @@ def read(
     """The model of a folder, called ``name`` in messages. Every weight comes from the file.
 
     Raises:
-        ModelError: it cannot be loaded, lacks a weight, or its tokenizer has no EOS token.
+        ModelError: it cannot be loaded, lacks a weight, or its tokenizer is not there, has no EOS token, or has tokens that
+            the model does not know.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": not trust_remote_code}
+    tokenizer = open_tokenizer(AutoTokenizer, folder, name, **common)
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, **common)
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=getattr(torch, dtype),
@@ -95,19 +101,68 @@ def read(
             f"The tokenizer of {name!r} has no end-of-sequence token, so its solutions would never end. Set "
             "`eos_token` in tokenizer_config.json to the token the model was trained to stop with."
         )
+    _check_vocabulary(tokenizer, int(model.get_input_embeddings().weight.shape[0]), name)
     return model.to(device).eval(), tokenizer
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder. `AutoTokenizer` imports torch, so it is asked only for those with a class of their own."""
+    """The tokenizer of a folder. `AutoTokenizer` imports torch, so it is asked only for those with a class of their own.
+
+    Raises:
+        ModelError: it is not there or cannot be read, or has tokens that the model does not know.
+    """
     from transformers import PreTrainedTokenizerFast
 
-    config = folder / "tokenizer_config.json"
-    if config.is_file() and read_json(config).get("tokenizer_class") == PreTrainedTokenizerFast.__name__:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    from transformers import AutoTokenizer
+    name, file = str(folder), folder / "tokenizer_config.json"
+    kind: Any = PreTrainedTokenizerFast
+    settings = read_json(file) if file.is_file() else None
+    if not isinstance(settings, dict) or settings.get("tokenizer_class") != PreTrainedTokenizerFast.__name__:
+        from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+        kind = AutoTokenizer
+    tokenizer = open_tokenizer(kind, folder, name)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    if isinstance(rows, int):
+        _check_vocabulary(tokenizer, rows, name)
+    return tokenizer
+
+
+def open_tokenizer(kind: Any, folder: Path, name: str, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, by ``kind.from_pretrained``; ``name`` is the model's in messages.
+
+    Raises:
+        ModelError: the folder has none, or a damaged one.
+    """
+    if not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):  # transformers may make an empty one up
+        raise ModelError(
+            f"{name!r} has no tokenizer: {folder} holds none of its files (tokenizer.json, tokenizer.model, vocab.json). "
+            "Take those of the model it was made of: AutoTokenizer.from_pretrained(original).save_pretrained(folder)."
+        )
+    try:
+        with quiet():
+            found: PreTrainedTokenizerBase = kind.from_pretrained(folder, **options)
+    except Exception as error:  # transformers raises whatever a malformed file happens to trip over
+        raise ModelError(
+            f"The tokenizer of {name!r} cannot be read from {folder}: {type(error).__name__}: {error}. Its files are "
+            "incomplete or damaged: copy them again."
+        ) from error
+    return found
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> None:
+    """Refuse a tokenizer that makes tokens which the embedding of the model, of so many ``rows``, has no row for.
+
+    Padding is no such token: we pad by ourselves.
+    """
+    outside = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows and i != tokenizer.pad_token_id)
+    if outside:
+        named = ", ".join(f"{token!r} is {i}" for i, token in outside[:3])
+        raise ModelError(
+            f"The tokenizer of {name!r} has {len(outside)} tokens that the model does not know ({named}): its embedding has "
+            f"{rows} rows. Give the model the tokenizer that it was trained with; or, if tokens were added to it, "
+            "model.resize_token_embeddings(len(tokenizer)), and train them."
+        )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from typing import Any
 
 from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.engines.base import Completion, Message, OnDone, Request
-from caspo.engines.prompts import INSTRUCTION, chat_ids
+from caspo.engines.prompts import INSTRUCTION, chat_ids, refuse_halves
 from caspo.engines.remote.batch import RemoteBatch
 from caspo.engines.remote.pool import Endpoint, Pool
 from caspo.engines.remote.probe import Features, probe
@@ -144,8 +144,9 @@ class OpenAICompatibleEngine:
         """Tokens of the prompt that asks for the assistant's next message.
 
         Raises:
-            DataError: the template cannot render these messages.
+            DataError: half of a character in a message, or the template cannot render these messages.
         """
+        refuse_halves(messages)
         if self._tokenizer is not None:
             ids = chat_ids(self._tokenizer, messages)
             return ids if self.features.ids else self._prompt_number(str(self._tokenizer.decode(ids)))

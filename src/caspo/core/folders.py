@@ -1,0 +1,218 @@
+"""The folder that a command works in: whose it is, what it was made from, and that one process at a time works in it.
+
+A folder is claimed before anything in it is read, written or removed. Beside the results it then holds ``recipe.yaml`` (the
+settings, all defaults filled in), ``made_from.json`` (for each command its input files with their digests) and
+``.caspo.lock``. A folder that was made with other settings or other inputs is refused, and so is one that holds files of
+somebody else under the names that a command writes: what stands in those places is ours, and nothing else is ever removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from caspo.core.config import Config, flatten, parse_yaml
+from caspo.core.errors import ConfigError, ResumeError
+from caspo.core.storage import PARTIAL, explain_os_error, read_json, write_json, write_text
+
+__all__ = ["Inputs", "claimed", "refuse_overwriting", "was_claimed"]
+
+Inputs = Mapping[str, Sequence[Path]]
+"""What is read, by the option or key that names it: the files, of a folder those that are read."""
+
+_RECIPE, _MADE_FROM, _LOCK = "recipe.yaml", "made_from.json", ".caspo.lock"
+
+
+@contextmanager
+def claimed(out: Path, settings: Config, command: str, writes: Sequence[str], inputs: Inputs) -> Iterator[None]:
+    """Work in ``out`` as the only process, on what this very ``command`` began there, or on nothing.
+
+    ``writes`` are the names in ``out`` that the command writes; they may be patterns (``round-*``). Half-written files that
+    a killed process left under them are removed.
+
+    Raises:
+        ConfigError: an input would be overwritten, or another process works there.
+        ResumeError: the folder was made with other settings or inputs; the message names them.
+        StorageError: the folder cannot be written.
+    """
+    refuse_overwriting(out, (*writes, _RECIPE, _MADE_FROM), inputs)
+    told = {name: {"path": _shown(files), "sha256": _digest(files)} for name, files in sorted(inputs.items())}
+    _refuse_other(out, settings, command, writes, told)  # before a lock is left in a folder that is not ours
+    with _locked(out):
+        _refuse_other(out, settings, command, writes, told)
+        made = read_json(out / _MADE_FROM) if (out / _MADE_FROM).exists() else {}
+        if made.get(command) != told:
+            write_json(out / _MADE_FROM, {**made, command: told})
+        if not (out / _RECIPE).exists():
+            asked = settings.model_dump(mode="json")
+            write_text(out / _RECIPE, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
+        _sweep(out, (*writes, _RECIPE, _MADE_FROM))
+        yield
+
+
+def refuse_overwriting(out: Path, writes: Sequence[str], inputs: Inputs) -> None:
+    """Refuse to write what is read: one of ``inputs`` would stand under one of the names ``writes`` in ``out``.
+
+    Raises:
+        ConfigError: it says which.
+    """
+    folder = out.resolve()
+    for name, files in inputs.items():
+        for file in map(Path, files):
+            real = file.resolve()
+            taken = next((w for w in writes for place in out.glob(w) if place.resolve() in (real, *real.parents)), None)
+            if taken is None and folder in real.parents:
+                first = real.relative_to(folder).parts[0]
+                taken = next((w for w in writes if fnmatch(first, w)), None)
+            if taken is not None:
+                raise ConfigError(
+                    f"{name}: {file} would be overwritten: it is read, and {out / taken} is where the result is written. "
+                    "Nothing was done. Choose another --out."
+                )
+
+
+def was_claimed(folder: Path) -> bool:
+    """Whether a command has ever worked in a folder, so that what stands there under its names is ours."""
+    return (folder / _MADE_FROM).exists()
+
+
+def _refuse_other(out: Path, settings: Config, command: str, writes: Sequence[str], told: Mapping[str, Any]) -> None:
+    """Raise `ResumeError` unless ``out`` is new, or this command with these settings and inputs began it."""
+    made = _made_from(out / _MADE_FROM)
+    found = [place.name for name in writes for place in sorted(out.glob(name)) if _taken(place)]
+    keys = _differing(out / _RECIPE, settings)
+    if keys and made is None:
+        raise ResumeError(
+            f"{out / _RECIPE} is there, and it is of no run in this folder: it is your own, or an earlier version wrote it. "
+            "A run keeps its settings under that name. Choose another --out, for example a new folder."
+        )
+    if keys:
+        raise ResumeError(
+            f"{out} was made with another configuration; going on would mix the two. These keys differ:\n"
+            + "\n".join(f"  {key}" for key in keys)
+            + f"\nChoose another --out, or delete {', '.join([*found, _RECIPE, _MADE_FROM])} in {out} to start over."
+        )  # fmt: skip
+    before = (made or {}).get(command)
+    if before is None and found:
+        raise ResumeError(
+            f"{out} holds {', '.join(found)}, which `caspo {command}` writes, but it did not make them there (or an earlier "
+            "version did, which did not note what from). They would be mixed or lost. Choose another --out."
+        )
+    if before is not None and found and (others := _changed(before, told)):
+        raise ResumeError(
+            f"{out} was made from other inputs; going on would mix the two. These differ:\n"
+            + "\n".join(f"  {line}" for line in others)
+            + f"\nChoose another --out, or delete {', '.join(found)} in {out} to start over."
+        )  # fmt: skip
+
+
+def _taken(place: Path) -> bool:
+    """Whether somebody's results may stand there. Dotfiles in a folder are none, but a model is stored as a whole folder."""
+    if not place.is_dir() or place.name == "model":
+        return True
+    return any(not inside.name.startswith(".") for inside in place.iterdir())
+
+
+def _made_from(file: Path) -> dict[str, Any] | None:
+    if not file.exists():
+        return None
+    try:
+        found = read_json(file)
+    except Exception:
+        found = None
+    if not isinstance(found, dict):
+        raise ResumeError(f"{file} is damaged, so what the folder was made from cannot be told. Choose another --out.")
+    return found
+
+
+def _differing(file: Path, settings: Config) -> list[str]:
+    """How the settings in a file differ from these, a line each."""
+    if not file.exists():
+        return []
+    try:
+        found = parse_yaml(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise ResumeError(f"{file} is damaged. Choose another --out, or delete the file and what was made with it.")
+    before, now = flatten(found), flatten(settings.model_dump(mode="json"))
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return [f"{key}: {before.get(key, '(absent)')} there, {now.get(key, '(absent)')} now" for key in keys]
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How the inputs of now differ from those of before, a line each. A file that was moved is the same."""
+    lines = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if old is None or new is None:
+            shown = [str(given["path"]) if given else "(none)" for given in (old, new)]
+            lines.append(f"{name}: {shown[0]} there, {shown[1]} now")
+        elif old["sha256"] != new["sha256"]:
+            same = old["path"] == new["path"]
+            lines.append(f"{name}: {new['path']} was changed" if same else f"{name}: {old['path']} there, {new['path']} now")
+    return lines
+
+
+def _shown(files: Sequence[Path]) -> str:
+    return str(files[0] if len(files) == 1 else Path(os.path.commonpath(files)) if files else "(no files)")
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 over the contents of the files and, where there are several, their names."""
+    whole = hashlib.sha256()
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256")
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror}. Check the path.") from error
+        whole.update(digest.digest() + (file.name.encode() if len(files) > 1 else b""))
+    return whole.hexdigest()
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock of a folder; the kernel takes it from a process that dies, however it dies."""
+    import fcntl
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise explain_os_error(error, out / _LOCK) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode("ascii", "replace") or "(not known)"
+            raise ConfigError(
+                f"{out} is in use by process {holder}. Wait until it has ended or stop it; or choose another --out."
+            ) from None
+        except OSError as error:
+            raise explain_os_error(error, out / _LOCK) from error
+        yield
+    finally:
+        os.close(lock)
+
+
+def _sweep(out: Path, writes: Sequence[str]) -> None:
+    """Remove what a killed process left half-written: files and folders that `PARTIAL` marks, where we write."""
+    for name in writes:
+        stale = list(out.glob(f"{PARTIAL}{name}.*"))
+        stale += [left for place in out.glob(name) if place.is_dir() for left in place.rglob(f"{PARTIAL}*")]
+        for left in stale:
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)

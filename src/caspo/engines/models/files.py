@@ -1,0 +1,44 @@
+"""The files of a model's folder: which of them make the model what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from caspo.engines.models.bundled import BUNDLED
+
+__all__ = ["model_files", "model_inputs"]
+
+_TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "spiece.model", "*.tiktoken", "tekken.json", "*_tokens*.json", "*.jinja")
+_MODEL = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "adapter_config.json",
+    "*.py",
+)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Weights, configuration, tokenizer and code, in the order of their names; not what is kept beside them
+    (a calibrator, thresholds)."""
+    found = {file for pattern in (*_MODEL, *_TOKENIZER) for file in folder.glob(pattern) if file.is_file()}
+    return sorted(file for file in found if not file.name.startswith("."))
+
+
+def model_inputs(names: Mapping[str, str | None]) -> dict[str, list[Path]]:
+    """The files of those models that are folders (or GGUF files) on this machine; bundled and hub models have none.
+
+    ``names``: the model's name, by the key that names it.
+    """
+    found = {}
+    for key, name in names.items():
+        path = Path(name or "").expanduser()
+        if not name or name in BUNDLED:
+            continue
+        if path.is_dir():
+            found[key] = model_files(path)
+        elif path.is_file():
+            found[key] = [path]
+    return found
