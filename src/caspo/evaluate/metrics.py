@@ -43,7 +43,7 @@ def round_metrics(
         entry = _method_entry(method, outcomes) | {"faithfulness": faithfulness(judge.judge(_right_paths(outcomes, trees)))}
         if method.name == "cat":
             trees = judge_trees(trees, judge)
-            entry["over_pruned"] = sum(map(_over_pruned, trees)) / len(trees) if trees else None
+            entry |= _over_pruning(trees)
             drawn["trees"] = _shown(outcomes, trees)
         if method.name == sampled_method(settings):
             rows = step_rows(judge_trees(trees, judge), [o.question_id for o in outcomes])
@@ -67,8 +67,7 @@ def round_metrics(
 def _cross_fitted(rows: StepRows) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     """Probabilities of being right, every step's from the half of the questions that it is not in."""
     probability = np.zeros(len(rows.right))
-    for half in (0, 1):
-        inside = rows.question % 2 == half
+    for inside in (rows.second_half, ~rows.second_half):
         calibrator = step_calibrator(rows, ~inside)
         if calibrator is None or not inside.any():
             return None
@@ -87,6 +86,7 @@ def _method_entry(method: Method[Any], outcomes: Sequence[Outcome]) -> dict[str,
         "seconds_per_question": sum(o.seconds for o in outcomes) / n,
         "abstained": sum(o.abstained for o in outcomes) / n,
         "over_pruned": None,
+        "over_pruned_n": 0,
         **sample_figures(outcomes, majority=method.name == "self_consistency"),
         "answers": answer_figures(outcomes),
     }
@@ -97,6 +97,13 @@ def _right_paths(outcomes: Sequence[Outcome], trees: Sequence[Tree]) -> list[Cha
     answers = {o.question_id: o.answer for o in outcomes if o.correct}
     paths = [(t.question, answer_path(t, answers[t.question.id])) for t in trees if t.question.id in answers]
     return [Chain(question, tuple(node.step.text for node in path), path[-1].final) for question, path in paths]
+
+
+def _over_pruning(trees: Sequence[Tree]) -> dict[str, Any]:
+    """``over_pruned``: the share of trees on which it happened, of those (``over_pruned_n``) on which the judge could tell a
+    step; None where it could tell nothing at all."""
+    told = [tree for tree in trees if any(n.verdict is not None and n.verdict.label != "unknown" for n in tree.nodes)]
+    return {"over_pruned": sum(map(_over_pruned, told)) / len(told) if told else None, "over_pruned_n": len(told)}
 
 
 def _over_pruned(tree: Tree) -> bool:

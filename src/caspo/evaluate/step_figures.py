@@ -24,6 +24,7 @@ from caspo.evaluate.resampling import Draws, draw_questions, ends
 from caspo.evaluate.run import EvaluateSettings, read_outcomes
 from caspo.judges.base import Judge
 from caspo.records import Node, Tree
+from caspo.trees import seed_of
 
 __all__ = ["SIBLING_FREQUENCY", "StepRows", "sampled_method", "step_calibrator", "step_changes", "step_figures", "step_rows"]
 
@@ -55,10 +56,24 @@ class StepRows:
     """How often each step was sampled."""
     question: Rows
     """Which question each step belongs to: its place among those that were asked."""
-    questions: int
-    """How many were asked, those without a judged step counted."""
+    asked: tuple[str, ...]
+    """Ids of all questions that were asked, those without a judged step too."""
     groups: tuple[Rows, ...]
     """Rows of each sibling group."""
+
+    @property
+    def questions(self) -> int:
+        """How many were asked."""
+        return len(self.asked)
+
+    @property
+    def second_half(self) -> Bools:
+        """Which rows belong to questions of the second of two halves, (n,). The halves go by a hash of the ids: the order of the
+        questions may mean something (levels of difficulty take turns, say), and both halves must be of one kind."""
+        order = sorted(range(self.questions), key=lambda place: seed_of("half", self.asked[place]))
+        second = np.zeros(self.questions, dtype=np.bool_)
+        second[order[1::2]] = True
+        return second[self.question]
 
 
 def sampled_method(settings: EvaluateSettings) -> str | None:
@@ -95,7 +110,7 @@ def step_rows(trees: Sequence[Tree], asked: Sequence[str]) -> StepRows:
         right=np.array([n.right for n in nodes], dtype=np.bool_),
         weights=np.array([float(n.count) for n in nodes]),
         question=np.array(question, dtype=np.intp),
-        questions=len(asked),
+        asked=tuple(asked),
         groups=tuple(groups),
     )
 

@@ -1,0 +1,49 @@
+"""How often the intervals that the documents call 95% hold the truth, by simulation.
+
+Samples of 50, 200 and more questions are drawn from populations whose figures are known (`benchmarks/parts/populations.py`):
+accuracies of 2% to 98%, calibration errors of 0 to 0.2, one or several rows a question, and pairs of methods on the same
+questions. Each sample gets the interval that an evaluation would print. The share of intervals that hold the truth should
+be 95%; what the resolution of few questions cannot give should be more, not less.
+
+Figures: `*_n50`, `*_n200`
+
+Figures with --questions 1000: `*_n1000`
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small arrays
+
+from parts.measure import Figure, difference, options, report
+from parts.populations import CASES, simulate
+
+from caspo.evaluate.estimates import wilson
+
+
+def main() -> None:
+    """Simulate, print."""
+    parser = options(__doc__, "few samples of each population")
+    parser.add_argument("--questions", type=int, nargs="+", default=[50, 200], help="of a sample")
+    parser.add_argument("--samples", type=int, default=500, help="of each population and number of questions")
+    parser.add_argument("--only", default="", help="cases whose name begins so")
+    args = parser.parse_args()
+    if args.quick:
+        args.samples = 4
+    figures: dict[str, Figure] = {}
+    for name, case in CASES.items():
+        for questions in args.questions if name.startswith(args.only) else ():
+            found = simulate(case, questions, args.samples)
+            note = f"truth {found.truth:.3f}, mean width {found.width:.3f}"
+            if found.intervals < args.samples:
+                note += f", no interval {1 - found.intervals / args.samples:.0%}"
+            if found.intervals:
+                low, high = wilson(found.held, found.intervals)
+                share = found.held / found.intervals
+                figures[f"{name}_n{questions}"] = difference(share, low, high, note, "hold it", found.intervals)
+    report(figures, args)
+
+
+if __name__ == "__main__":
+    main()
