@@ -1,7 +1,7 @@
 """Thresholds with a guarantee, chosen on held-out questions: where CaT prunes, and where it withholds its answer.
 
-Both guarantees need no model of the confidence; they need questions that are exchangeable with those to come: drawn alike, and
-asked alike. Questions that the model saw in training (a public training split) are answered better than new ones.
+Both guarantees need no model of the confidence; they need questions that are exchangeable with those to come: drawn alike
+and asked alike. Questions that the model saw in training (a public training split) are answered better than new ones.
 
 - `choose_pruning`: a new question that has a right path loses its last one to pruning with a probability of at most alpha,
   on average over the questions it was chosen on, all of which have one (conformal risk control, Angelopoulos et al. 2022,
@@ -180,7 +180,8 @@ class Thresholds:
     """What `caspo calibrate` found, kept beside the model as ``thresholds.json``."""
 
     model: Mapping[str, str]
-    """What decides which texts the model writes: its name, engine, dtype and instruction. With others nothing is guaranteed."""
+    """What decides which texts are written: the model's name, engine, dtype and instruction. With others nothing is
+    guaranteed."""
     settings: Mapping[str, Any]
     """Settings of the search, all but the two thresholds. With others nothing is guaranteed."""
     prune_below: float
