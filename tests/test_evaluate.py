@@ -233,7 +233,7 @@ def test_calibration_is_cross_fitted(tmp_path: Path) -> None:
 
 
 def test_halves_do_not_go_by_the_order_of_the_questions(tmp_path: Path) -> None:
-    """Levels that take turns must not each be a half: hard ones calibrated on easy ones were off by as much as the levels."""
+    """Levels that take turns must not each be a half: hard ones calibrated on easy ones were off by what divides them."""
     rng = np.random.default_rng(0)
     trees = []
     for i in range(400):

@@ -64,7 +64,12 @@ def test_a_percentile_bootstrap_of_the_calibration_error_does_not() -> None:
 
 def test_the_debiased_error_is_nearer_the_truth() -> None:
     """Less than half of the bias of the plain one is left, with few answers and with many; and its interval holds it."""
-    for name, truth, questions in (("calibrated", 0.0, 50), ("over_05", 0.05, 50), ("over_10", 0.1, 50), ("over_05", 0.05, 400)):
+    for name, truth, questions in (
+        ("calibrated", 0.0, 50),
+        ("over_05", 0.05, 50),
+        ("over_10", 0.1, 50),
+        ("over_05", 0.05, 400),
+    ):
         rng, plain, debiased = np.random.default_rng(1), [], []
         for trial in range(60):
             rows = SIMULATED._ECE[name].draw(rng, questions)
@@ -127,7 +132,10 @@ def test_what_cannot_be_told_has_no_interval() -> None:
 
 def test_a_difference_of_shares_is_newcombes() -> None:
     """Independent: the square root of the sum of the squared distances (Newcombe 1998, method 10: 56/70 and 48/80)."""
-    a, b = (Estimate(k / n, wilson(k, n), np.array(figures)) for k, n, figures in ((48, 80, [1.0, 2, 1, 2]), (56, 70, [1.0, 1, 2, 2])))
+    a, b = (
+        Estimate(k / n, wilson(k, n), np.array(figures))
+        for k, n, figures in ((48, 80, [1.0, 2, 1, 2]), (56, 70, [1.0, 1, 2, 2]))
+    )
     difference, interval = change(a, b)
     assert difference == pytest.approx(0.2)
     assert interval == pytest.approx((0.0524, 0.3339), abs=1e-4)

@@ -81,7 +81,8 @@ ANSWERS: dict[str, Any] = {
 }  # fmt: skip
 FAITHFULNESS: dict[str, Any] = {"n": of(int), "whole": of(int), "wrong_step": FRACTION, "wrong_step_ci95": ENDS}
 STEPS: dict[str, Any] = {
-    "n": of(int), "accuracy": of(float), "ece": of(float), "ece_debiased": of(float), "ece_debiased_ci95": of(list), "brier": of(float), "ece_calibrated": of(float, maybe=True),
+    "n": of(int), "accuracy": of(float), "ece": of(float), "ece_debiased": of(float), "ece_debiased_ci95": of(list),
+    "brier": of(float), "ece_calibrated": of(float, maybe=True),
     "brier_calibrated": of(float, maybe=True), "auroc": of(dict), "auroc_siblings": of(dict),
     "auroc_ci95": of(dict), "auroc_siblings_ci95": of(dict),
     "entropy_right": of(float), "entropy_wrong": of(float),

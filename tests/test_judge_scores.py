@@ -80,7 +80,9 @@ def test_a_perfect_judge() -> None:
     scores = judge_scores(rows)["all"]
     assert {scores[name]["value"] for name in FIGURES} == {1.0}
     assert scores["accuracy_correct"]["low"] == pytest.approx(0.722, abs=1e-3)
-    assert scores["processbench_f1"]["low"] == pytest.approx(0.722, abs=1e-3), "no resample moves it, and still it is no certainty"
+    assert scores["processbench_f1"]["low"] == pytest.approx(0.722, abs=1e-3), (
+        "no resample moves it, and still it is no certainty"
+    )
     assert scores["kappa"]["low"] is None
 
 

@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 from caspo.confidence.calibration import brier, ece
 from caspo.evaluate import resampling
 from caspo.evaluate.estimates import auroc, bootstrap_ci, pairs_won, sibling_pairs
-from caspo.evaluate.resampling import (
-    Draws,
-    draw_questions,
-    resampled_auroc,
-    resampled_gaps,
-    resampled_ratio,
-)
+from caspo.evaluate.resampling import Draws, draw_questions, resampled_auroc, resampled_gaps, resampled_ratio
 
 Floats = NDArray[np.float64]
 

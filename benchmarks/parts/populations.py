@@ -16,15 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, expit, ndtr, ndtri
 
 from caspo.confidence.calibration import ece
-from caspo.evaluate.estimates import (
-    Interval,
-    auroc,
-    mean_interval,
-    paired_difference,
-    pairs_won,
-    sibling_pairs,
-    wilson,
-)
+from caspo.evaluate.estimates import Interval, auroc, mean_interval, paired_difference, pairs_won, sibling_pairs, wilson
 from caspo.evaluate.intervals import change, estimate_aurc, estimate_auroc, estimate_ece, estimate_mean
 from caspo.evaluate.judge_scores import Judged, judge_scores
 from caspo.evaluate.resampling import Draws, draw_questions, resampled_aurc
@@ -99,7 +91,9 @@ class Population:
         level = np.sqrt(self.alike) * of_confidence[question] + own * rng.normal(size=len(question))
         confidence = self.quantile(ndtr(level))
         threshold = ndtri(np.clip(self.bend(confidence), 1e-12, 1 - 1e-12))
-        chance = ndtr((threshold - np.sqrt(self.alike) * of_right[question]) / own) if own else threshold > of_right[question]
+        chance = (
+            ndtr((threshold - np.sqrt(self.alike) * of_right[question]) / own) if own else threshold > of_right[question]
+        )
         return Rows(confidence, np.asarray(chance, dtype=np.float64), question)
 
     def whole(self) -> tuple[Floats, NDArray[np.bool_], Floats]:
@@ -220,7 +214,9 @@ def _judge(found: float, told: float, figure: str) -> Case:
     def interval(rng: RNG, n: int, draws: Callable[[int], Draws]) -> Interval | None:
         judged = []
         for number, (erroneous, lucky) in enumerate(zip(rng.random(n) < 0.5, rng.random(n), strict=True)):
-            solution = LabelledSolution(f"q{number}", Question(f"q{number}"), ("a",), ("wrong" if erroneous else "right",), "")
+            solution = LabelledSolution(
+                f"q{number}", Question(f"q{number}"), ("a",), ("wrong" if erroneous else "right",), ""
+            )
             met = lucky < (found if erroneous else told)
             judged.append(Judged(solution, ("wrong",) if met == erroneous else ("right",)))
         entry = judge_scores(judged)["all"][figure]

@@ -183,9 +183,10 @@ def _comparison_table(comparison: Mapping[str, Any], entry: Mapping[str, Any]) -
 def _flips(entry: Mapping[str, Any]) -> str:
     accuracy = entry["accuracy"]
     answered = entry["answered"]
+    both = f"ECE, Brier, AUROC and area on the {answered['both']} of both"
     lines = [
         f"McNemar: p = {accuracy['p_value']:.3g}",
-        f"answered: {answered['a']} in A, {answered['b']} in B; ECE, Brier, AUROC and area on the {answered['both']} of both",
+        f"answered: {answered['a']} in A, {answered['b']} in B; {both}",
     ]
     for side in "ab":
         flipped = entry["flipped"][f"only_{side}"]

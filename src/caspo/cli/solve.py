@@ -112,13 +112,13 @@ def calibrated(
     if other:
         raise ConfigError(
             f"{file} holds for method cat with the settings in it and the model {name}, engine {found.model['engine']}, "
-            f"instruction {found.model['instruction']!r}; with {', '.join(other)} nothing is guaranteed. Give --model {name}, "
-            "no other method, engine or instruction and no KEY=VALUE; or leave out --thresholds."
+            f"instruction {found.model['instruction']!r}; with {', '.join(other)} nothing is guaranteed. Give "
+            f"--model {name}, no other method, engine or instruction and no KEY=VALUE; or leave out --thresholds."
         )
     if found.abstain_below is None:
         raise ConfigError(
-            f"{file} has no threshold for abstention: none was shown to keep wrong answers to a share of {found.alpha:g}, so "
-            "there is no answer that could be given with that guarantee. Calibrate again after more training, with more "
+            f"{file} has no threshold for abstention: none was shown to keep wrong answers to a share of {found.alpha:g}, "
+            "so there is no answer that could be given with that guarantee. Calibrate again after more training, with more "
             "--questions or a higher --alpha. To answer everything without a guarantee, leave out --thresholds and give "
             f"prune_below={found.prune_below:g}."
         )

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from caspo.core.errors import ConfigError, DataError
 
 __all__ = [
-    "Interval", "PairedDifference", "auroc", "bootstrap_ci", "mean_interval", "paired_difference", "pairs_won", "score_interval",
-    "sibling_pairs", "wilson",
+    "Interval", "PairedDifference", "auroc", "bootstrap_ci", "mean_interval", "paired_difference", "pairs_won",
+    "score_interval", "sibling_pairs", "wilson",
 ]  # fmt: skip
 
 Floats64 = NDArray[np.float64]

@@ -75,7 +75,7 @@ def estimate_mean(above: Floats64, below: Floats64, question: Rows, draws: Draws
 
 
 def estimate_auroc(scores: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws) -> Estimate:
-    """`auroc` of rows; no interval where hardly a question holds a right, or a wrong, row. Columns as in `resampled_auroc`."""
+    """`auroc` of rows; columns as in `resampled_auroc`. No interval where hardly a question holds a right, or a wrong, one."""
     once = np.ones((1, draws.shape[1]), dtype=np.uint8)
     value = float(resampled_auroc(scores, right, weights, question, once)[0])
     both = sums_of_questions(np.column_stack([weights * right, weights * ~right]), question, draws.shape[1])
@@ -98,9 +98,9 @@ def estimate_ece(prob: Floats64, right: Bools, weights: Floats64, question: Rows
     """The calibration error without the bias of `ece`, and its interval; columns as in `resampled_ece`.
 
     `ece` is ``sum_b |d_b|`` with d_b the gaps of the bins, and d = truth + noise. The noise is known from the resamples (it
-    is that of d around its mean), so what `ece` would be under any true gaps is known as well. Of all true gaps that sum up to
-    t, `ece` is largest on average where one bin has them all, and least where every bin has its share of the noise. So the
-    interval reaches from the least t under which an `ece` as large as the observed is no surprise, one bin having it
+    is that of d around its mean), so what `ece` would be under any true gaps is known as well. Of all true gaps that sum up
+    to t, `ece` is largest on average where one bin has them all, and least where every bin has its share of the noise. So
+    the interval reaches from the least t under which an `ece` as large as the observed is no surprise, one bin having it
     all, to the largest t under which one as small is none, all bins having their shares. It errs on the wide side. The
     estimate is the t under which the observed one is the median, with gaps of the shape that was observed; 0 where even
     t = 0 gives more.

@@ -3,9 +3,9 @@
 A judge answers up to its first "wrong" (`caspo.judges.base`), and a label means something up to the first wrong step of the
 solution; nothing beyond either is counted. "Unknown" never accuses a step. Where it enters:
 
-- ``processbench_f1``: as ProcessBench publishes it (Zheng et al. 2024): the harmonic mean of the shares of the solutions with
-  an error whose first wrong step the judge names (``accuracy_erroneous``) and of those without one of which it says so
-  (``processbench_correct``). A missing answer is a miss: a judge that calls no step wrong and could not tell all of them
+- ``processbench_f1``: as ProcessBench publishes it (Zheng et al. 2024): the harmonic mean of the shares of the solutions
+  with an error whose first wrong step the judge names (``accuracy_erroneous``) and of those without one of which it says
+  so (``processbench_correct``). A missing answer is a miss: a judge that calls no step wrong and could not tell all of them
   has not said that there is no error.
 - ``first_error_accuracy``: the share of solutions whose first wrong step the judge names, or where there is none and it
   calls none wrong, unknown steps notwithstanding. ``accuracy_correct`` is the same over solutions without an error, and
@@ -62,8 +62,8 @@ class Judged:
 
 
 _COUNTS = (
-    "solutions", "erroneous", "erroneous_found", "correct", "correct_found", "correct_told", "decided", "decided_found", "steps",
-    "known", "right_right", "right_wrong", "wrong_right", "wrong_wrong", "wrong_met",
+    "solutions", "erroneous", "erroneous_found", "correct", "correct_found", "correct_told", "decided", "decided_found",
+    "steps", "known", "right_right", "right_wrong", "wrong_right", "wrong_wrong", "wrong_met",
 )  # fmt: skip
 """What is counted of each solution; ``right_wrong``: labelled right, called wrong."""
 
@@ -156,8 +156,8 @@ def _harmonic(
 
     if a[0] is None or b[0] is None:
         return None, None
-    ends_known = a[1] is not None and b[1] is not None
-    return mean(a[0], b[0]), Interval(*map(mean, a[1], b[1])) if ends_known else None
+    interval = None if a[1] is None or b[1] is None else Interval(mean(a[1].low, b[1].low), mean(a[1].high, b[1].high))
+    return mean(a[0], b[0]), interval
 
 
 def _kappa(counts: Mapping[str, float]) -> float | None:

@@ -68,7 +68,9 @@ def resampled_ratio(above: Floats64, below: Floats64, question: Rows, draws: Dra
     return ratio(top, bottom)
 
 
-def resampled_gaps(prob: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws, bins: int = 10) -> Floats64:
+def resampled_gaps(
+    prob: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws, bins: int = 10
+) -> Floats64:
     """The gaps of the bins of equal width in each resample, (R, bins): ``sum_(i in b) w_i (p_i - y_i) / sum_i w_i``.
 
     The sum of their absolute values is `ece`.

@@ -68,8 +68,8 @@ class StepRows:
 
     @property
     def second_half(self) -> Bools:
-        """Which rows belong to questions of the second of two halves, (n,). The halves go by a hash of the ids: the order of the
-        questions may mean something (levels of difficulty take turns, say), and both halves must be of one kind."""
+        """Which rows belong to questions of the second of two halves, (n,). The halves go by a hash of the ids: the order
+        of the questions may mean something (levels of difficulty take turns, say), and both halves must be of one kind."""
         order = sorted(range(self.questions), key=lambda place: seed_of("half", self.asked[place]))
         second = np.zeros(self.questions, dtype=np.bool_)
         second[order[1::2]] = True
