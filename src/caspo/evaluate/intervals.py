@@ -75,7 +75,7 @@ def estimate_mean(above: Floats64, below: Floats64, question: Rows, draws: Draws
 
 
 def estimate_auroc(scores: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws) -> Estimate:
-    """`auroc` of rows; columns as in `resampled_auroc`. No interval where hardly a question holds a right, or a wrong, one."""
+    """`auroc`; columns as in `resampled_auroc`. No interval where hardly a question holds a right row, or a wrong one."""
     once = np.ones((1, draws.shape[1]), dtype=np.uint8)
     value = float(resampled_auroc(scores, right, weights, question, once)[0])
     both = sums_of_questions(np.column_stack([weights * right, weights * ~right]), question, draws.shape[1])
