@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from caspo.confidence import SIGNALS
+from caspo.core.errors import DataError
 from caspo.core.storage import write_json
 from caspo.data.annotate import judge_trees
 from caspo.evaluate import run
@@ -257,6 +258,12 @@ def test_no_judged_step(tmp_path: Path) -> None:
     assert drawn["reliability"] == []
     assert calibrator is None
     assert round_metrics(tmp_path, Told(), only())[0] == {"methods": {}, "steps": {"n": 0}}
+
+
+def test_no_question_is_no_rate(tmp_path: Path) -> None:
+    """A share of nothing is said to be none, instead of a division by zero."""
+    with pytest.raises(DataError, match="no question was asked"):
+        round_metrics(tmp_path, Told(), only("cat"))
 
 
 def test_method_figures(tmp_path: Path) -> None:

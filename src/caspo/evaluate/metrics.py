@@ -10,6 +10,7 @@ import numpy as np
 
 from caspo.confidence import step_score
 from caspo.confidence.calibration import Calibrator, reliability
+from caspo.core.errors import DataError
 from caspo.data.annotate import judge_trees
 from caspo.evaluate.answer_figures import answer_figures, risk_coverage
 from caspo.evaluate.estimates import wilson
@@ -40,6 +41,8 @@ def round_metrics(
     rows = step_rows([], [])
     for method in settings.methods():
         outcomes, trees = read_outcomes(folder, method.name)
+        if not outcomes:
+            raise DataError(f"{folder / method.name} holds no outcomes: no question was asked. Evaluate some, then measure.")
         entry = _method_entry(method, outcomes) | {"faithfulness": faithfulness(judge.judge(_right_paths(outcomes, trees)))}
         if method.name == "cat":
             trees = judge_trees(trees, judge)
