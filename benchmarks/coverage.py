@@ -13,6 +13,7 @@ Figures with --questions 1000: `*_n1000`
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small arrays
 
@@ -20,6 +21,32 @@ from parts.measure import Figure, difference, options, report
 from parts.populations import CASES, simulate
 
 from caspo.evaluate.estimates import wilson
+
+KINDS = {
+    "accuracy_change": "accuracy, paired difference", "accuracy": "accuracy", "pass_at": "pass@k",
+    "tokens_change": "tokens, paired difference", "ece_change": "debiased ECE, difference",
+    "ece_steps": "debiased ECE of steps", "ece": "debiased ECE", "brier_change": "Brier, difference", "brier": "Brier",
+    "auroc_change": "AUROC, difference", "auroc": "AUROC", "aurc_change": "AURC, difference", "aurc": "AURC",
+    "steps_share_change": "right steps, difference", "steps_share": "right steps", "steps_brier": "Brier of steps",
+    "steps_auroc_change": "AUROC of steps, difference", "steps_auroc": "AUROC of steps",
+    "steps_siblings_change": "AUROC among siblings, difference", "steps_siblings": "AUROC among siblings",
+    "judge_f1": "F1 of a judge",
+}  # fmt: skip
+"""What a case is of, by how its name begins; the first that fits."""
+
+
+def table(figures: Mapping[str, Figure], questions: Sequence[int]) -> str:
+    """For every kind of figure the lowest and the highest share over its populations, as Markdown."""
+    kinds: dict[str, dict[int, list[float]]] = {}
+    for name, figure in figures.items():
+        case, _, n = name.rpartition("_n")
+        kind = next(kind for begin, kind in KINDS.items() if case.startswith(begin))
+        kinds.setdefault(kind, {}).setdefault(int(n), []).append(figure["value"])
+    lines = [f"| | populations | {' | '.join(f'{n} questions' for n in questions)} |", "| --- " * (2 + len(questions)) + "|"]
+    for kind, shares in kinds.items():
+        cells = [f"{min(shares[n]):.1%} to {max(shares[n]):.1%}" for n in questions]
+        lines.append(f"| {kind} | {len(shares[questions[0]])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -43,6 +70,7 @@ def main() -> None:
                 share = found.held / found.intervals
                 figures[f"{name}_n{questions}"] = difference(share, low, high, note, "hold it", found.intervals)
     report(figures, args)
+    print(table(figures, args.questions))
 
 
 if __name__ == "__main__":

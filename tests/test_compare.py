@@ -85,7 +85,7 @@ def test_confidence_is_compared_on_what_both_answered(tmp_path: Path) -> None:
     b = evaluation(tmp_path / "b", {"cat": "1111----1111----"}, confidence=1.0)
     (entry,) = compare(str(a), str(b))["comparisons"]
     assert entry["answered"] == {"a": 16, "b": 8, "both": 8}
-    for name in ("brier", "aurc", "ece_debiased"):
+    for name in ("brier", "aurc", "ece", "ece_debiased"):
         assert entry[name]["a"] == entry[name]["b"] == entry[name]["difference"] == 0
     assert entry["auroc"]["a"] is None, "where both answer, both are right"
     console = Console(width=120)
@@ -129,7 +129,7 @@ def test_undefined_figures_are_null(tmp_path: Path) -> None:
     found = compare(str(a), str(b))
     (entry,) = found["comparisons"]
     assert entry["answered"] == {"a": 0, "b": 1, "both": 0}
-    for name in ("ece_debiased", "brier", "auroc", "aurc"):
+    for name in ("ece", "ece_debiased", "brier", "auroc", "aurc"):
         assert entry[name] == {"a": None, "b": None, "difference": None, "low": None, "high": None}
     assert entry["generated_tokens_per_question"]["low"] is None
     assert entry["flipped"]["only_b"][0]["a"] is None

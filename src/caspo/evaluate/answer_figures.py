@@ -59,26 +59,26 @@ def answer_rows(outcomes: Sequence[Outcome]) -> AnswerRows:
 
 ESTIMATES: Mapping[str, Callable[[AnswerRows, Draws], Estimate]] = MappingProxyType(
     {
+        "ece": lambda rows, draws: Estimate(ece(rows.confidence, rows.right) if len(rows.right) else None),
         "ece_debiased": lambda rows, draws: estimate_ece(rows.confidence, rows.right, rows.ones, rows.question, draws),
         "brier": lambda rows, draws: estimate_mean((rows.confidence - rows.right) ** 2, rows.ones, rows.question, draws),
         "auroc": lambda rows, draws: estimate_auroc(rows.confidence, rows.right, rows.ones, rows.question, draws),
         "aurc": lambda rows, draws: estimate_aurc(rows.confidence, rows.right, rows.question, draws),
     }
 )
-"""The figures with intervals."""
+"""The figures that sides are compared by, with their intervals; ``ece``, which is biased, has none."""
 
 
 def answer_figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The ``answers`` of a method in `metrics.json`; None where a figure is undefined.
 
-    ``ece`` and ``ece_mass`` are the plain ones of the literature, biased upwards and therefore without an interval;
-    ``ece_debiased`` has one.
+    ``ece`` and ``ece_mass`` are the plain ones of the literature, biased upwards and therefore without an interval
+    (``ece_ci95`` is None); ``ece_debiased`` has one.
     """
     rows = answer_rows(outcomes)
     n, draws = len(rows.right), draw_questions(rows.questions)
     figures: dict[str, Any] = {
         "n": n,
-        "ece": ece(rows.confidence, rows.right) if n else None,
         "ece_mass": ece(rows.confidence, rows.right, kind="mass") if n else None,
     }
     for name, estimate in ESTIMATES.items():
