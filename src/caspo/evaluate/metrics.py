@@ -130,11 +130,12 @@ def _budget_curve(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "tokens": int(k) * tokens,
             "accuracy": share["value"],
-            "low": share["ci95"][0],
-            "high": share["ci95"][1],
+            "low": low,
+            "high": high,
             "label": f"SC@{k}",
         }
         for k, share in voted.items()
+        for low, high in [share["ci95"] or (None, None)]
     ]
 
 
