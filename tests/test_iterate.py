@@ -77,7 +77,8 @@ FRACTION = of(float, maybe=True)
 ENDS = of(list, maybe=True)
 ANSWERS: dict[str, Any] = {
     "n": of(int), "ece": FRACTION, "ece_mass": FRACTION, "ece_debiased": FRACTION, "brier": FRACTION, "auroc": FRACTION,
-    "aurc": FRACTION, "ece_ci95": lambda v: v is None, "ece_debiased_ci95": ENDS, "brier_ci95": ENDS, "auroc_ci95": ENDS, "aurc_ci95": ENDS,
+    "aurc": FRACTION, "ece_ci95": lambda v: v is None, "ece_debiased_ci95": ENDS,
+    "brier_ci95": ENDS, "auroc_ci95": ENDS, "aurc_ci95": ENDS,
 }  # fmt: skip
 FAITHFULNESS: dict[str, Any] = {"n": of(int), "whole": of(int), "wrong_step": FRACTION, "wrong_step_ci95": ENDS}
 STEPS: dict[str, Any] = {

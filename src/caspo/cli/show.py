@@ -184,10 +184,7 @@ def _flips(entry: Mapping[str, Any]) -> str:
     accuracy = entry["accuracy"]
     answered = entry["answered"]
     both = f"ECE, Brier, AUROC and area on the {answered['both']} of both"
-    lines = [
-        f"McNemar: p = {accuracy['p_value']:.3g}",
-        f"answered: {answered['a']} in A, {answered['b']} in B; {both}",
-    ]
+    lines = [f"McNemar: p = {accuracy['p_value']:.3g}", f"answered: {answered['a']} in A, {answered['b']} in B; {both}"]
     for side in "ab":
         flipped = entry["flipped"][f"only_{side}"]
         names = ", ".join(question["id"] for question in flipped[:_FLIPPED])

@@ -77,10 +77,7 @@ def answer_figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """
     rows = answer_rows(outcomes)
     n, draws = len(rows.right), draw_questions(rows.questions)
-    figures: dict[str, Any] = {
-        "n": n,
-        "ece_mass": ece(rows.confidence, rows.right, kind="mass") if n else None,
-    }
+    figures: dict[str, Any] = {"n": n, "ece_mass": ece(rows.confidence, rows.right, kind="mass") if n else None}
     for name, estimate in ESTIMATES.items():
         found = estimate(rows, draws)
         figures |= {name: found.value, f"{name}_ci95": found.ci95}

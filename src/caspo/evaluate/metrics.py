@@ -127,13 +127,7 @@ def _budget_curve(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     samples = max(map(int, voted), default=1)
     tokens = entry["generated_tokens_per_question"] / samples
     return [
-        {
-            "tokens": int(k) * tokens,
-            "accuracy": share["value"],
-            "low": low,
-            "high": high,
-            "label": f"SC@{k}",
-        }
+        {"tokens": int(k) * tokens, "accuracy": share["value"], "low": low, "high": high, "label": f"SC@{k}"}
         for k, share in voted.items()
         for low, high in [share["ci95"] or (None, None)]
     ]
