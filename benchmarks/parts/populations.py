@@ -48,6 +48,8 @@ class Case:
 
     truth: Callable[[], float]
     interval: Callable[[RNG, int, Callable[[int], Draws]], Interval | None]
+    cheap: bool = False
+    """It resamples nothing, so that many samples cost little."""
 
 
 def simulate(case: Case, questions: int, trials: int, resamples: int = 400, seed: int = 0) -> Coverage:
@@ -174,7 +176,7 @@ def _changed(figure: str, a: Population, b: Population) -> Case:
 
 
 def _accuracy(p: float) -> Case:
-    return Case(lambda: p, lambda rng, n, draws: wilson(int(rng.binomial(n, p)), n))
+    return Case(lambda: p, lambda rng, n, draws: wilson(int(rng.binomial(n, p)), n), cheap=True)
 
 
 def _paired(only_a: float, only_b: float) -> Case:
@@ -183,7 +185,7 @@ def _paired(only_a: float, only_b: float) -> Case:
         found = paired_difference(u < only_a, (u >= only_a) & (u < only_a + only_b))
         return Interval(found.low, found.high)
 
-    return Case(lambda: only_b - only_a, interval)
+    return Case(lambda: only_b - only_a, interval, cheap=True)
 
 
 def _passed(p: float, samples: int, k: int) -> Case:
@@ -204,7 +206,9 @@ def _passed(p: float, samples: int, k: int) -> Case:
 
 def _tokens(draw: Callable[[RNG, int], Floats]) -> Case:
     return Case(
-        lambda: float(draw(np.random.default_rng(1), 10**6).mean()), lambda rng, n, draws: mean_interval(draw(rng, n))
+        lambda: float(draw(np.random.default_rng(1), 10**6).mean()),
+        lambda rng, n, draws: mean_interval(draw(rng, n)),
+        cheap=True,
     )
 
 
