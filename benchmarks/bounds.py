@@ -26,6 +26,8 @@ from caspo.engines.base import Request
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
 from caspo.evaluate.estimates import bootstrap_ci
+from caspo.evaluate.intervals import estimate_mean
+from caspo.evaluate.resampling import draw_questions
 from caspo.steps import split_tokens
 from caspo.tasks.stories import StoriesTask
 
@@ -72,6 +74,11 @@ def figures(paths: list[Measured]) -> dict[str, Figure]:
     where = f"tokens of {len(set(tokens.tolist()))} questions"
 
     def add(name: str, values: Floats, groups: NDArray[Any], note: str, unit: str, q: float | None = None) -> None:
+        if unit == "share":
+            of, draws = groups.astype(np.intp), draw_questions(int(groups.max()) + 1)
+            low, high = estimate_mean(values, np.ones(len(values)), of, draws).interval or (None, None)
+            found[name] = difference(float(values.mean()), low, high, note, unit, len(values))
+            return
         if q is None:
             low, high = bootstrap_ci(values, groups, n_boot=500)
             found[name] = difference(float(values.mean()), low, high, note, unit, len(values))

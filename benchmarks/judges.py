@@ -69,7 +69,7 @@ def arithmetic(data: Path | None) -> dict[str, Figure]:
     solutions = [s for s in read_labelled(file) if s.subset == "gsm8k"]
     scores = judge_scores(judged_by(ArithmeticJudge(), solutions))["all"]
     print("arithmetic:", shown(scores))
-    f1 = scores["f1"]
+    f1 = scores["processbench_f1"]
     note = f"precision for wrong {scores['precision_wrong']['value']:.3f}"
     return {"arithmetic_f1_processbench_gsm8k": difference(f1["value"], f1["low"], f1["high"], note, "F1", len(solutions))}
 

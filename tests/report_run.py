@@ -56,6 +56,7 @@ def one_round(index: int) -> tuple[dict[str, Any], dict[str, Any]]:
             "n": 1500,
             "accuracy": float(right.mean()),
             "ece": 0.271 - 0.15 * index,
+            "ece_debiased": 0.262 - 0.15 * index,
             "brier": 0.215 - 0.06 * index,
             "ece_calibrated": 0.031,
             "brier_calibrated": 0.122,
@@ -154,7 +155,7 @@ def make_run(folder: Path, rounds: int = 2) -> Path:
     trees = [tree(i) for i in range(rounds)] + [tree(i, f"Question {k}: how many?") for k in (2, 3) for i in range(rounds)]
     changes = [
         ("accuracy", 0.061, 0.012, 0.108),
-        ("ece", -0.15, -0.171, -0.124),
+        ("ece_debiased", -0.15, -0.171, -0.124),
         ("brier", -0.06, -0.083, -0.036),
         ("auroc_entropy", 0.0, -0.012, 0.013),
         ("auroc_siblings_entropy", None, None, None),

@@ -122,6 +122,8 @@ def test_pass_and_majority_of_samples() -> None:
     assert 0 <= low < figures["maj_at_k"]["1"]["value"] < high <= 1
     assert figures["maj_at_k"]["3"] == {"value": pytest.approx(1 / 3), "ci95": list(wilson(1, 3))}
     assert sample_figures(outcomes, majority=False)["maj_at_k"]["3"]["value"] == pytest.approx(1 / 3)
+    alone = sample_figures(outcomes[:1], majority=True)["pass_at_k"]["1"]
+    assert alone == {"value": pytest.approx(2 / 3), "ci95": None}, "one question says nothing about how questions differ"
     assert sample_figures(answered([(1.0, True)]), majority=True) == {"pass_at_k": None, "maj_at_k": None}
 
 

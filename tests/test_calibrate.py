@@ -15,6 +15,7 @@ from caspo.cli.main import main
 from caspo.confidence.calibration import Calibrator
 from caspo.core.errors import ConfigError, DataError, EngineError, ResumeError
 from caspo.core.storage import read_json
+from caspo.engines.prompts import INSTRUCTION
 from caspo.loop import thresholds as calibrate
 from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questions
 from caspo.loop.thresholds import PRUNE_GRID, CalibrateSettings, Calibration, calibrate_stage, calibration_questions
@@ -244,7 +245,7 @@ def test_the_command(caspo: Callable[..., tuple[int, str, str]], tmp_path: Path)
     assert told.count("chosen") in (1, 2)
     assert "loses its last right path with a probability of at most 0.4" in " ".join(told.split())
     found = Thresholds.load(out / "thresholds.json")
-    assert found.model == "stories-tiny"
+    assert found.model == {"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": INSTRUCTION}
     assert (found.alpha, found.delta) == (0.4, 0.4)
     assert 2 <= found.n_pruning <= 8
     assert f"Pruning, on {found.n_pruning} questions with a right path to lose" in told

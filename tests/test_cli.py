@@ -101,8 +101,9 @@ def test_solve_with_calibrated_thresholds(caspo: Command, tmp_path: Path) -> Non
     file = tmp_path / "thresholds.json"
     settings = ConfidenceTreeSettings(max_tokens=48).model_dump(exclude={"prune_below", "abstain_below"})
     found = Thresholds(
-        model="stories-tiny", settings=settings, prune_below=0.0, abstain_below=1.0, alpha=0.1, delta=0.1,
-        n_pruning=9, n_abstention=9, lost=0.0, kept=1.0, wrong=0.0, date="2026-11-24",
+        model={"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": "Think."}, settings=settings,
+        prune_below=0.0, abstain_below=1.0, alpha=0.1, delta=0.1, n_pruning=9, n_abstention=9, lost=0.0, kept=1.0, wrong=0.0,
+        date="2026-11-24",
     )  # fmt: skip
     found.save(file)
     out = tmp_path / "out.jsonl"
@@ -110,8 +111,28 @@ def test_solve_with_calibrated_thresholds(caspo: Command, tmp_path: Path) -> Non
     assert caspo(*line, "--model", "stories-tiny")[0] == 0
     rows = [json.loads(text) for text in out.read_text().splitlines()]
     assert [row["answer"] for row in rows] == [None] * 3, "no answer is certain"
-    assert "holds for method cat" in failed(caspo(*line, "--model", "smollm2-135m"))
-    assert "holds for method cat" in failed(caspo(*line, "--model", "stories-tiny", "children=2"))
+    tiny = (*line, "--model", "stories-tiny")
+    assert caspo(*tiny, "--instruction", "Think.")[0] == 0, "what is in the file may be said again"
+    for other in (
+        ("--model", "smollm2-135m"), (*tiny[-2:], "children=2"), (*tiny[-2:], "--instruction", "Guess."),
+        (*tiny[-2:], "--method", "beam"), (*tiny[-2:], "--engine", "llama_cpp"),
+    ):  # fmt: skip
+        assert "nothing is guaranteed" in failed(caspo(*line, *other))
+
+
+@pytest.mark.parametrize("command", [("solve", "stories"), ("serve",)])
+def test_no_threshold_that_could_be_shown_answers_nothing(caspo: Command, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Calibration showed that wrong answers cannot be kept to the share: to give every answer would be the contrary."""
+    file = tmp_path / "thresholds.json"
+    settings = ConfidenceTreeSettings().model_dump(exclude={"prune_below", "abstain_below"})
+    Thresholds(
+        model={"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": ""}, settings=settings,
+        prune_below=0.3, abstain_below=None, alpha=0.1, delta=0.1, n_pruning=9, n_abstention=9, lost=0.0, kept=None,
+        wrong=None, date="2026-11-24",
+    ).save(file)  # fmt: skip
+    told = " ".join(failed(caspo(*command, "--model", "stories-tiny", "--thresholds", file)).split())
+    assert "no threshold for abstention: none was shown to keep wrong answers to a share of 0.1" in told
+    assert "prune_below=0.3" in told
 
 
 def test_solve_a_file(caspo: Command, tmp_path: Path) -> None:
@@ -237,7 +258,7 @@ def test_judge_against_labels(caspo: Command, tmp_path: Path) -> None:
         code, told, _ = caspo(*line)
         assert code == 0
         assert "Judge arithmetic against labels" in told
-    assert read_json(out / "scores.json")["sets"]["all"]["f1"]["value"] == 1
+    assert read_json(out / "scores.json")["sets"]["all"]["processbench_f1"]["value"] == 1
     assert "judge.kind: arithmetic there, labels now" in failed(
         caspo("judge", file, "--judge", "labels", f"files=[{file}]", "--out", out)
     )

@@ -72,10 +72,26 @@ def test_differences_are_paired_by_question(tmp_path: Path) -> None:
     assert entry["flipped"]["only_a"] == [{"id": "q0", "question": "Q q0", "gold": "1", "a": "1", "b": "0"}]
     assert entry["brier"]["a"] == pytest.approx((6 * 0.5**2 + 4 * 0.25**2) / 10)
     assert entry["brier"]["b"] == pytest.approx(2 * 0.25**2 / 10)
-    assert entry["brier"]["low"] <= entry["brier"]["difference"] <= entry["brier"]["high"] < 0
+    assert entry["brier"]["low"] <= entry["brier"]["difference"] <= entry["brier"]["high"]
+    assert entry["answered"] == {"a": 10, "b": 10, "both": 10}
     assert entry["auroc"]["a"] == entry["auroc"]["b"] == 1
     back = compare(str(b), str(a))["comparisons"][0]
     assert back["accuracy"]["difference"] == pytest.approx(-0.2)
+
+
+def test_confidence_is_compared_on_what_both_answered(tmp_path: Path) -> None:
+    """A side that answers only what it is sure of looks better on its own questions, and not on those of both."""
+    a = evaluation(tmp_path / "a", {"cat": "1111000011110000"}, confidence=1.0)
+    b = evaluation(tmp_path / "b", {"cat": "1111----1111----"}, confidence=1.0)
+    (entry,) = compare(str(a), str(b))["comparisons"]
+    assert entry["answered"] == {"a": 16, "b": 8, "both": 8}
+    for name in ("brier", "aurc", "ece", "ece_debiased"):
+        assert entry[name]["a"] == entry[name]["b"] == entry[name]["difference"] == 0
+    assert entry["auroc"]["a"] is None, "where both answer, both are right"
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(*comparison_tables(compare(str(a), str(b))))
+    assert "answered: 16 in A, 8 in B; ECE, Brier, AUROC and area on the 8 of both" in " ".join(captured.get().split())
 
 
 def test_order_and_place_of_the_questions_do_not_matter(tmp_path: Path) -> None:
@@ -112,7 +128,9 @@ def test_undefined_figures_are_null(tmp_path: Path) -> None:
     a, b = evaluation(tmp_path / "a", {"cat": "-"}), evaluation(tmp_path / "b", {"cat": "1"})
     found = compare(str(a), str(b))
     (entry,) = found["comparisons"]
-    assert entry["aurc"] == {"a": None, "b": 0, "difference": None, "low": None, "high": None}
+    assert entry["answered"] == {"a": 0, "b": 1, "both": 0}
+    for name in ("ece", "ece_debiased", "brier", "auroc", "aurc"):
+        assert entry[name] == {"a": None, "b": None, "difference": None, "low": None, "high": None}
     assert entry["generated_tokens_per_question"]["low"] is None
     assert entry["flipped"]["only_b"][0]["a"] is None
     console = Console(width=100)

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from caspo.confidence import SIGNALS
+from caspo.core.errors import DataError
 from caspo.core.storage import write_json
 from caspo.data.annotate import judge_trees
 from caspo.engines.base import Completion, Request
@@ -139,7 +141,8 @@ def many(name: str, questions: int, *, spread: float) -> list[Tree]:
 
 
 def test_aurocs_have_intervals(tmp_path: Path) -> None:
-    """One for each signal and family, around the figure, narrower with more questions; a separating signal has no width."""
+    """One for each signal and family, around the figure, narrower with more questions; that of a separating signal too is
+    no certainty: Wilson's of as many questions as hold a right and a wrong step."""
     width = []
     for questions in (30, 300):
         steps = measured(tmp_path / str(questions), many("q", questions, spread=0.1))[0]["steps"]
@@ -147,7 +150,9 @@ def test_aurocs_have_intervals(tmp_path: Path) -> None:
             assert steps[f"{family}_ci95"].keys() == steps[family].keys()
             for name, (low, high) in steps[f"{family}_ci95"].items():
                 assert low <= steps[family][name] <= high
-            assert steps[f"{family}_ci95"]["logprob_sum"] == [1, 1]
+            assert steps[f"{family}_ci95"]["logprob_sum"][0] >= wilson(questions, questions).low - 0.03
+            assert 1 > steps[f"{family}_ci95"]["logprob_sum"][0] > 0.8
+            assert steps[f"{family}_ci95"]["logprob_sum"][1] == 1
         assert steps["auroc_siblings"]["entropy"] == pytest.approx(2 / 3)
         low, high = steps["auroc_siblings_ci95"]["entropy"]
         width.append(high - low)
@@ -176,20 +181,21 @@ def test_change_between_two_evaluations(tmp_path: Path) -> None:
     settings = only("self_consistency")
     changes = {c.pop("figure"): c for c in step_changes(tmp_path / "a", tmp_path / "b", Told(), settings)}
     figures = {
-        **{name: (first[name], second[name]) for name in ("accuracy", "ece", "brier")},
+        **{name: (first[name], second[name]) for name in ("accuracy", "ece_debiased", "brier")},
         "auroc_entropy": (first["auroc"]["entropy"], second["auroc"]["entropy"]),
         "auroc_siblings_entropy": (first["auroc_siblings"]["entropy"], second["auroc_siblings"]["entropy"]),
     }
     assert changes.keys() == figures.keys()
     for name, (old, new) in figures.items():
         assert changes[name]["difference"] == pytest.approx(new - old, abs=1e-12)
-        assert changes[name]["low"] <= changes[name]["difference"] <= changes[name]["high"]
-    # the same verdicts in both, so nothing moves however the questions are drawn
-    assert changes["accuracy"] == {"difference": 0, "low": 0, "high": 0}
+        if name != "accuracy":
+            assert changes[name]["low"] <= changes[name]["difference"] <= changes[name]["high"]
+    # the same verdicts in both, so nothing moves however the questions are drawn: that says nothing about other questions
+    assert changes["accuracy"] == {"difference": 0, "low": None, "high": None}
     assert changes["auroc_siblings_entropy"]["difference"] == pytest.approx(-1 / 3)
     assert changes["auroc_siblings_entropy"]["high"] < 0
     assert changes["brier"]["low"] < changes["brier"]["high"]
-    assert step_changes(tmp_path / "a", tmp_path / "a", Told(), settings)[1]["high"] == 0
+    assert step_changes(tmp_path / "a", tmp_path / "a", Told(), settings)[2]["high"] is None
     back = {c.pop("figure"): c for c in step_changes(tmp_path / "b", tmp_path / "a", Told(), settings)}
     assert back["brier"]["low"] == pytest.approx(-changes["brier"]["high"])
 
@@ -228,6 +234,23 @@ def test_calibration_is_cross_fitted(tmp_path: Path) -> None:
     assert entry["steps"]["entropy_wrong"] is None
 
 
+def test_halves_do_not_go_by_the_order_of_the_questions(tmp_path: Path) -> None:
+    """Levels that take turns must not each be a half: hard ones calibrated on easy ones were off by what divides them."""
+    rng = np.random.default_rng(0)
+    trees = []
+    for i in range(400):
+        right = rng.random() < (0.9 if i % 2 else 0.5)
+        trees.append(grown(f"q{i}", (ROOT, "good 1\n" if right else "bad 1\n", rng.uniform(0.2, 0.4), -0.1, 1, "")))
+    rows = step_rows(judge_trees(trees, Told()), [tree.question.id for tree in trees])
+    second = rows.second_half
+    assert second.sum() == 200
+    assert 70 < (second & (rows.question % 2 == 0)).sum() < 130
+    back = step_rows(judge_trees(trees[::-1], Told()), [tree.question.id for tree in trees[::-1]])
+    assert np.array_equal(second, back.second_half[::-1])
+    entry = measured(tmp_path, trees)[0]["steps"]
+    assert entry["ece_calibrated"] < 0.1, "by parity it is 0.4"
+
+
 def test_no_judged_step(tmp_path: Path) -> None:
     """A judge that can tell nothing, or no method at all: no figures, but no failure either."""
     entry, drawn, calibrator = measured(tmp_path, [grown("a", (ROOT, "hm: The answer is 5.", 0.1, -0.1, 2, ""))])
@@ -238,6 +261,12 @@ def test_no_judged_step(tmp_path: Path) -> None:
     assert round_metrics(tmp_path, Told(), only())[0] == {"methods": {}, "steps": {"n": 0}}
 
 
+def test_no_question_is_no_rate(tmp_path: Path) -> None:
+    """A share of nothing is said to be none, instead of a division by zero."""
+    with pytest.raises(DataError, match="no question was asked"):
+        round_metrics(tmp_path, Told(), only("cat"))
+
+
 def test_method_figures(tmp_path: Path) -> None:
     """Means over the questions, the interval around the accuracy, the settings; over both chunks."""
     outcomes = [outcome("a", tokens=10), outcome("b", correct=False, tokens=30, abstained=True)]
@@ -246,13 +275,18 @@ def test_method_figures(tmp_path: Path) -> None:
     (method,) = round_metrics(tmp_path, Told(), only("chain_of_thought"))[0]["methods"].values()
     settings = method.pop("settings")
     assert settings == {"max_tokens": 512, "top_p": 1.0, "temperature": 0.0}
+    answers = method.pop("answers")
+    assert {key: answers[key] for key in ("n", "ece", "ece_mass", "brier", "auroc", "aurc")} == {
+        "n": 4, "ece": 0.0, "ece_mass": 0.0, "brier": 0.25, "auroc": 0.5, "aurc": 0.5,
+    }  # fmt: skip
+    assert answers["auroc_ci95"] is None, "in one of eight resamples all are right, or all wrong"
+    for name in ("ece_debiased", "brier", "aurc"):
+        low, high = answers[f"{name}_ci95"]
+        assert low <= answers[name] <= high
     assert method == {
         "n": 4, "accuracy": 0.5, "accuracy_ci95": list(wilson(2, 4)), "generated_tokens_per_question": 20.0,
-        "seconds_per_question": 0.25, "abstained": 0.5, "over_pruned": None, "pass_at_k": None, "maj_at_k": None,
-        "answers": {
-            "n": 4, "ece": 0.0, "ece_mass": 0.0, "brier": 0.25, "auroc": 0.5, "aurc": 0.5,
-            "ece_ci95": [0, 0.5], "brier_ci95": [0.25, 0.25], "auroc_ci95": None, "aurc_ci95": [0, 1],
-        },
+        "seconds_per_question": 0.25, "abstained": 0.5, "over_pruned": None, "over_pruned_n": 0,
+        "pass_at_k": None, "maj_at_k": None,
         "faithfulness": {"n": 2, "whole": 2, "wrong_step": 0.0, "wrong_step_ci95": list(wilson(0, 2))},
     }  # fmt: skip
 
@@ -283,7 +317,18 @@ def test_over_pruned(tmp_path: Path, nodes: list[tuple[int, str, float, float, i
     store(tmp_path, "cat", trees, [outcome("a"), outcome("b")])
     entry, drawn, _ = round_metrics(tmp_path, Told(), only("cat"))
     assert entry["methods"]["cat"]["over_pruned"] == (0.5 if over else 0)
+    assert entry["methods"]["cat"]["over_pruned_n"] == 2
     assert {tree["question"] for tree in drawn["trees"]} == {"Q a", "Q b"}
+
+
+def test_over_pruned_is_null_where_the_judge_can_tell_nothing(tmp_path: Path) -> None:
+    """And a share of the trees of which it can tell something."""
+    untold = [grown(name, (ROOT, "hm\n", 0.1, -0.1, 1, "pruned")) for name in "ab"]
+    lost = grown("c", (ROOT, "good 1\n", 0.1, -0.1, 1, "pruned"), (ROOT, "bad 1\n", 0.1, -0.1, 1, "expanded"))
+    for trees, share, n in ((untold, None, 0), ([*untold, lost], 1.0, 1)):
+        store(tmp_path / str(n), "cat", trees, [outcome(tree.question.id) for tree in trees])
+        entry = round_metrics(tmp_path / str(n), Told(), only("cat"))[0]["methods"]["cat"]
+        assert (entry["over_pruned"], entry["over_pruned_n"]) == (share, n)
 
 
 class StoryTask:

@@ -68,19 +68,22 @@ SCHEMA: dict[str, Any] = {
 }  # fmt: skip
 METHOD: dict[str, Any] = {
     "n": of(int), "accuracy": REAL, "accuracy_ci95": of(list), "generated_tokens_per_question": REAL,
-    "seconds_per_question": REAL, "abstained": REAL, "over_pruned": of((int, float), maybe=True), "settings": of(dict),
+    "seconds_per_question": REAL, "abstained": REAL, "over_pruned": of((int, float), maybe=True), "over_pruned_n": of(int),
+    "settings": of(dict),
     # docs/evaluate.md
     "pass_at_k": of(dict, maybe=True), "maj_at_k": of(dict, maybe=True), "answers": of(dict), "faithfulness": of(dict),
 }  # fmt: skip
 FRACTION = of(float, maybe=True)
 ENDS = of(list, maybe=True)
 ANSWERS: dict[str, Any] = {
-    "n": of(int), "ece": FRACTION, "ece_mass": FRACTION, "brier": FRACTION, "auroc": FRACTION, "aurc": FRACTION,
-    "ece_ci95": ENDS, "brier_ci95": ENDS, "auroc_ci95": ENDS, "aurc_ci95": ENDS,
+    "n": of(int), "ece": FRACTION, "ece_mass": FRACTION, "ece_debiased": FRACTION, "brier": FRACTION, "auroc": FRACTION,
+    "aurc": FRACTION, "ece_ci95": lambda v: v is None, "ece_debiased_ci95": ENDS,
+    "brier_ci95": ENDS, "auroc_ci95": ENDS, "aurc_ci95": ENDS,
 }  # fmt: skip
 FAITHFULNESS: dict[str, Any] = {"n": of(int), "whole": of(int), "wrong_step": FRACTION, "wrong_step_ci95": ENDS}
 STEPS: dict[str, Any] = {
-    "n": of(int), "accuracy": of(float), "ece": of(float), "brier": of(float), "ece_calibrated": of(float, maybe=True),
+    "n": of(int), "accuracy": of(float), "ece": of(float), "ece_debiased": of(float), "ece_debiased_ci95": of(list),
+    "brier": of(float), "ece_calibrated": of(float, maybe=True),
     "brier_calibrated": of(float, maybe=True), "auroc": of(dict), "auroc_siblings": of(dict),
     "auroc_ci95": of(dict), "auroc_siblings_ci95": of(dict),
     "entropy_right": of(float), "entropy_wrong": of(float),
@@ -136,12 +139,13 @@ def test_change_of_the_steps(finished: Path) -> None:
     """`report_data.json` holds how the steps of the last round differ from the first, as `metrics.json` has them."""
     before, after = (entry["steps"] for entry in read_json(finished / "metrics.json")["rounds"])
     changes = {change["figure"]: change for change in read_json(finished / "report_data.json")["step_changes"]}
-    assert changes.keys() == {"accuracy", "ece", "brier", "auroc_entropy", "auroc_siblings_entropy"}
-    for name in ("accuracy", "ece", "brier"):
+    assert changes.keys() == {"accuracy", "ece_debiased", "brier", "auroc_entropy", "auroc_siblings_entropy"}
+    for name in ("accuracy", "ece_debiased", "brier"):
         change = changes[name]
         assert (change["before"], change["after"]) == (0, 1)
         assert change["difference"] == pytest.approx(after[name] - before[name], abs=1e-12)
-        assert change["low"] <= change["high"]
+        if change["low"] is not None:  # None where the same steps are right before and after
+            assert change["low"] <= change["difference"] <= change["high"]
 
 
 def test_files_of_a_run(finished: Path) -> None:

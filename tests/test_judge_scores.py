@@ -52,7 +52,7 @@ def test_by_hand() -> None:
     )
     assert found["accuracy_erroneous"] == pytest.approx(2 / 3)
     assert found["accuracy_correct"] == pytest.approx(3 / 4)
-    assert found["f1"] == pytest.approx(2 * (2 / 3) * (3 / 4) / (2 / 3 + 3 / 4))
+    assert found["f1_unknown_as_right"] == pytest.approx(2 * (2 / 3) * (3 / 4) / (2 / 3 + 3 / 4))
     assert found["first_error_accuracy"] == pytest.approx(5 / 7)
     assert found["decided"] == pytest.approx(5 / 7)
     assert found["accuracy_decided"] == pytest.approx(3 / 5)
@@ -68,7 +68,8 @@ def test_by_hand() -> None:
 def test_unknown_is_never_an_accusation() -> None:
     """A judge that knows nothing leaves right solutions alone, finds no error, and has an F1 of 0."""
     found = values(judged("a", 2, 1, "uu"), judged("b", 2, None, "uu"))
-    assert (found["accuracy_correct"], found["accuracy_erroneous"], found["f1"]) == (1, 0, 0)
+    assert (found["accuracy_correct"], found["accuracy_erroneous"], found["f1_unknown_as_right"]) == (1, 0, 0)
+    assert (found["processbench_correct"], found["processbench_f1"]) == (0, 0)
     assert (found["coverage"], found["decided"], found["recall_wrong"]) == (0, 0, 0)
     assert (found["precision_wrong"], found["kappa"], found["accuracy_decided"]) == (None, None, None)
 
@@ -79,7 +80,10 @@ def test_a_perfect_judge() -> None:
     scores = judge_scores(rows)["all"]
     assert {scores[name]["value"] for name in FIGURES} == {1.0}
     assert scores["accuracy_correct"]["low"] == pytest.approx(0.722, abs=1e-3)
-    assert scores["f1"]["low"] is None
+    assert scores["processbench_f1"]["low"] == pytest.approx(0.722, abs=1e-3), (
+        "no resample moves it, and still it is no certainty"
+    )
+    assert scores["kappa"]["low"] is None
 
 
 def test_solutions_of_one_question_are_drawn_together() -> None:
@@ -117,9 +121,27 @@ def test_figures_stay_in_their_range(data: st.DataObject) -> None:
             assert (-1 if name == "kappa" else 0) <= value <= 1 + 1e-12
         if low is not None:
             assert low <= high
-    both = [scores[name]["value"] for name in ("accuracy_erroneous", "accuracy_correct")]
-    if None not in both:
-        assert min(both) - 1e-12 <= scores["f1"]["value"] <= max(both) + 1e-12
+    for f1, correct in (("processbench_f1", "processbench_correct"), ("f1_unknown_as_right", "accuracy_correct")):
+        both = [scores[name]["value"] for name in ("accuracy_erroneous", correct)]
+        if None not in both:
+            assert min(both) - 1e-12 <= scores[f1]["value"] <= max(both) + 1e-12
+            assert scores["processbench_f1"]["value"] <= scores["f1_unknown_as_right"]["value"] + 1e-12
+
+
+def test_a_missing_answer_is_a_miss_of_processbenchs_f1() -> None:
+    """Their program counts an answer that it cannot read as wrong. Here that is: no step called wrong, and not all of them
+    told. Whoever names a step has answered, whatever came before it."""
+    rows = [
+        judged("a", 3, 2, "rrw"), judged("b", 3, 2, "uuw"), judged("c", 3, 2, "rrr"), judged("d", 3, 2, "ruu"),
+        judged("e", 3, None, "rrr"), judged("f", 3, None, "rru"), judged("g", 3, None, "uuu"), judged("h", 3, None, "rw"),
+        judged("i", 3, None, "rr"),
+    ]  # fmt: skip
+    found = values(*rows)
+    assert found["accuracy_erroneous"] == 2 / 4
+    assert found["processbench_correct"] == 1 / 5
+    assert found["processbench_f1"] == pytest.approx(2 * 0.5 * 0.2 / 0.7)
+    assert found["accuracy_correct"] == 4 / 5
+    assert found["f1_unknown_as_right"] == pytest.approx(2 * 0.5 * 0.8 / 1.3)
 
 
 class Failing:

@@ -1,4 +1,4 @@
-"""Every figure of a resample is the plain figure of the rows gathered one by one; intervals are those of `bootstrap_ci`."""
+"""Every figure of a resample is the plain figure of the rows gathered one by one; resamples are those of `bootstrap_ci`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,7 @@ from numpy.typing import NDArray
 from caspo.confidence.calibration import brier, ece
 from caspo.evaluate import resampling
 from caspo.evaluate.estimates import auroc, bootstrap_ci, pairs_won, sibling_pairs
-from caspo.evaluate.resampling import (
-    Draws,
-    draw_questions,
-    percentile_interval,
-    resampled_auroc,
-    resampled_ece,
-    resampled_ratio,
-)
+from caspo.evaluate.resampling import Draws, draw_questions, resampled_auroc, resampled_gaps, resampled_ratio
 
 Floats = NDArray[np.float64]
 
@@ -68,7 +61,7 @@ def resampled_brier(rows: Rows, draws: Draws) -> Floats:
 
 FIGURES: dict[str, tuple[Callable[[Rows], float | None], Callable[[Rows, Draws], Floats]]] = {
     "auroc": (auroc_of, lambda rows, draws: resampled_auroc(*rows, draws)),
-    "ece": (ece_of, lambda rows, draws: resampled_ece(*rows, draws)),
+    "ece": (ece_of, lambda rows, draws: np.abs(resampled_gaps(*rows, draws)).sum(axis=1)),
     "brier": (brier_of, resampled_brier),
 }
 
@@ -91,7 +84,7 @@ def test_a_resample_is_its_gathered_rows(name: str, seed: int, questions: int, n
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_intervals_are_those_of_the_naive_bootstrap(name: str) -> None:
+def test_resamples_are_those_of_the_naive_bootstrap(name: str) -> None:
     """The same seed draws the same questions; every question has rows, as `bootstrap_ci` knows no others."""
     plain, resampled = FIGURES[name]
     rows = made(3, 60, 600)
@@ -103,10 +96,9 @@ def test_intervals_are_those_of_the_naive_bootstrap(name: str) -> None:
         return plain(Rows(scores, right.astype(bool), weights, question.astype(np.intp)))
 
     expected = bootstrap_ci(table, rows.question, statistic, seed=5, n_boot=200)
-    found = percentile_interval(resampled(rows, draw_questions(60, seed=5, n_boot=200)))
+    found = np.quantile(resampled(rows, draw_questions(60, seed=5, n_boot=200)), [0.025, 0.975])
     assert found == pytest.approx(expected, abs=1e-12)
-    assert found is not None
-    assert found.low < float(plain(rows) or 0) < found.high
+    assert found[0] < float(plain(rows) or 0) < found[1]
 
 
 def test_siblings_are_resampled_with_their_question() -> None:
@@ -142,11 +134,11 @@ def test_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_questions_not_steps_are_drawn() -> None:
-    """Ten copies of every question's rows within the question tell nothing new: the interval stays as it is."""
+    """Ten copies of every question's rows within the question tell nothing new: the resamples stay as they are."""
     rows, draws = made(2, 50, 300), draw_questions(50)
     copied = Rows(*(np.tile(column, 10) for column in rows))
     for _, resampled in FIGURES.values():
-        assert percentile_interval(resampled(copied, draws)) == pytest.approx(percentile_interval(resampled(rows, draws)))
+        assert resampled(copied, draws) == pytest.approx(resampled(rows, draws), abs=1e-12)
 
 
 def test_draws() -> None:
@@ -159,17 +151,6 @@ def test_draws() -> None:
         draws = draw_questions(few)
         assert draws.shape == (0, few)
         empty: Any = np.zeros(0)
-        assert percentile_interval(resampled_ratio(empty, empty, np.zeros(0, dtype=np.intp), draws)) is None
+        assert resampled_ratio(empty, empty, np.zeros(0, dtype=np.intp), draws).shape == (0,)
     rows = made(0, 1, 20)
-    assert all(percentile_interval(resampled(rows, draws)) is None for _, resampled in FIGURES.values())
-
-
-def test_percentile_interval() -> None:
-    """The middle 95%; some undefined resamples are left out, more than 5% leave nothing that could be called 95%."""
-    figures = np.arange(1001.0)
-    assert percentile_interval(figures) == pytest.approx((25, 975))
-    figures[::25] = np.nan
-    assert percentile_interval(figures) == pytest.approx((25, 975), abs=1)
-    figures[::15] = np.nan
-    assert percentile_interval(figures) is None
-    assert percentile_interval(np.full(3, np.nan)) is None
+    assert all(resampled(rows, draws).shape == (0,) for _, resampled in FIGURES.values())

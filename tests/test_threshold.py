@@ -280,7 +280,8 @@ def test_what_cannot_be_used(call: Callable[[], Any], error: type[Exception], ma
 # --- the file
 
 FOUND = Thresholds(
-    model="stories-tiny", settings={"children": 4, "prune_signal": "entropy"}, prune_below=0.1, abstain_below=0.6,
+    model={"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": "Think."},
+    settings={"children": 4, "prune_signal": "entropy"}, prune_below=0.1, abstain_below=0.6,
     alpha=0.1, delta=0.05, n_pruning=200, n_abstention=190, lost=0.08, kept=0.7, wrong=0.05, date="2026-11-24",
 )  # fmt: skip
 
@@ -295,9 +296,9 @@ def test_save_and_load(tmp_path: Path, found: Thresholds) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2}, {"prune_below": 1.5}, {"prune_below": None}, {"prune_below": math.nan}, {"alpha": 0},
+        {"schema": 1}, {"prune_below": 1.5}, {"prune_below": None}, {"prune_below": math.nan}, {"alpha": 0},
         {"delta": "0.1"}, {"n_pruning": 0}, {"kept": None}, {"date": "yesterday"}, {"date": 3}, {"extra": 1},
-        {"settings": None}, {"model": 7},
+        {"settings": None}, {"model": 7}, {"model": {"name": "stories-tiny"}},
     ],
 )  # fmt: skip
 def test_damaged_files_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import typer
 from caspo.cli.options import EngineOption, MethodOption, MethodSettings, ModelOption, TokenizerOption, UrlOption
 
 if TYPE_CHECKING:
+    from caspo.search import Method
     from caspo.serve.scheduler import Scheduler
     from caspo.serve.settings import ServeSettings
 
@@ -55,7 +56,12 @@ def serve(
     from caspo.engines.prompts import INSTRUCTION
     from caspo.search import method_of
 
-    chosen = method_of(method, settings or ()) if thresholds is None else calibrated(thresholds, method, model, settings)
+    told = {key: value for key, value in (("engine", engine), ("instruction", instruction)) if value is not None}
+    chosen: Method[Any]
+    if thresholds is None:
+        chosen = method_of(method, settings or ())
+    else:
+        chosen, told = calibrated(thresholds, method, settings, model, told)
     configured = _settings(
         host=host,
         port=port,
@@ -63,7 +69,7 @@ def serve(
         method=method,
         settings=chosen.settings.model_dump(exclude_unset=True),
         fixed=thresholds is not None,
-        instruction=INSTRUCTION if instruction is None else instruction,
+        instruction=told.get("instruction", INSTRUCTION),
         keys=_keys(api_keys),
         cors=tuple(cors or ()),
         max_body=max_body,
@@ -83,7 +89,7 @@ def serve(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    asked = model_settings(model, url=url, engine=engine, tokenizer=tokenizer, device=device)
+    asked = model_settings(model, url=url, tokenizer=tokenizer, device=device, **told)
     thread = EngineThread()
     opened = thread.submit(lambda: open_engine(asked)).result()
     same_answer("1/2", "0.5")  # loads what compares answers: seconds that the first client would wait

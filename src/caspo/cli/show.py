@@ -98,9 +98,9 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         )
         table.add_row("  generated tokens a question", *(f"{c['generated_tokens_per_question']:.0f}" for c in cells))
         table.add_row("  seconds a question", *(f"{c['seconds_per_question']:.2f}" for c in cells))
-        for name in ("ece", "auroc"):
-            label = f"  {name.upper()} of the answer's confidence"
-            table.add_row(label, *(_figure(c["answers"][name], c["answers"][f"{name}_ci95"]) for c in cells))
+        for name, label in (("ece_debiased", "ECE, debiased,"), ("auroc", "AUROC")):
+            figures = (_figure(c["answers"].get(name), c["answers"].get(f"{name}_ci95")) for c in cells)
+            table.add_row(f"  {label} of the answer's confidence", *figures)
         paths = [c["faithfulness"] for c in cells]
         if any(path["n"] for path in paths):
             label = "  right answers with a wrong step"
@@ -108,12 +108,13 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     for key, label, form in (
         ("accuracy", "steps: right", "{:.1%}"),
         ("ece", "steps: ECE of the confidence", "{:.3f}"),
+        ("ece_debiased", "steps: ECE, debiased", "{:.3f}"),
         ("brier", "steps: Brier score", "{:.3f}"),
         ("ece_calibrated", "steps: ECE, calibrated", "{:.3f}"),
         ("entropy_right", "steps: entropy of right ones, nats", "{:.3f}"),
         ("entropy_wrong", "steps: entropy of wrong ones, nats", "{:.3f}"),
     ):
-        table.add_row(label, *(_figure(r["steps"].get(key), None, form) for r in rounds))
+        table.add_row(label, *(_figure(r["steps"].get(key), r["steps"].get(f"{key}_ci95"), form) for r in rounds))
     for family, label in (("auroc", "all steps"), ("auroc_siblings", "siblings")):
         for signal in ("entropy", "logprob_sum"):
             figures = (_figure(r["steps"].get(family, {}).get(signal), None) for r in rounds)
@@ -127,8 +128,10 @@ def judge_table(scores: Mapping[str, Any]) -> Table:
     names = (f"{name}\nn = {found['solutions']}, {found['erroneous']} wrong" for name, found in sets.items())
     table = _table(f"Judge {scores['judge']} against {scores['against']}", "", names)
     for key, label in (
-        ("f1", "F1 (ProcessBench)"),
+        ("processbench_f1", "F1 (ProcessBench)"),
         ("accuracy_erroneous", "first error found, wrong solutions"),
+        ("processbench_correct", "said to be right, right solutions"),
+        ("f1_unknown_as_right", "F1, unknown as right"),
         ("accuracy_correct", "no error found, right solutions"),
         ("first_error_accuracy", "both, all solutions"),
         ("decided", "decided: no unknown on the way"),
@@ -171,7 +174,7 @@ _COMPARED = (
     ("accuracy", "accuracy", "{:.1%}", "{:+.1%}"),
     ("generated_tokens_per_question", "generated tokens a question", "{:.0f}", "{:+.1f}"),
     ("seconds_per_question", "seconds a question", "{:.2f}", ""),
-    ("ece", "ECE of the answer's confidence", "{:.3f}", "{:+.3f}"),
+    ("ece_debiased", "ECE, debiased, of the answer's confidence", "{:.3f}", "{:+.3f}"),
     ("brier", "Brier score of it", "{:.3f}", "{:+.3f}"),
     ("auroc", "AUROC of it", "{:.3f}", "{:+.3f}"),
     ("aurc", "area under risk and coverage", "{:.3f}", "{:+.3f}"),
@@ -202,7 +205,9 @@ def _comparison_table(comparison: Mapping[str, Any], entry: Mapping[str, Any]) -
 
 def _flips(entry: Mapping[str, Any]) -> str:
     accuracy = entry["accuracy"]
-    lines = [f"McNemar: p = {accuracy['p_value']:.3g}"]
+    answered = entry["answered"]
+    both = f"ECE, Brier, AUROC and area on the {answered['both']} of both"
+    lines = [f"McNemar: p = {accuracy['p_value']:.3g}", f"answered: {answered['a']} in A, {answered['b']} in B; {both}"]
     for side in "ab":
         flipped = entry["flipped"][f"only_{side}"]
         names = ", ".join(question["id"] for question in flipped[:_FLIPPED])

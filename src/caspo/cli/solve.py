@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from caspo.core.rows import BadRows
     from caspo.model import Solved
     from caspo.records import Question
-    from caspo.search import ConfidenceTree
+    from caspo.search import ConfidenceTree, Method
 
 __all__ = ["calibrated", "solve"]
 
@@ -51,14 +51,18 @@ def solve(
     from caspo.model import load
     from caspo.search import method_of
 
-    chosen = method_of(method, settings or ()) if thresholds is None else calibrated(thresholds, method, model, settings)
+    told = {key: value for key, value in (("engine", engine), ("instruction", instruction)) if value is not None}
+    chosen: Method[Any]
+    if thresholds is None:
+        chosen = method_of(method, settings or ())
+    else:
+        chosen, told = calibrated(thresholds, method, settings, model, told)
     bad = BadRows() if skip_bad else None
     questions, grade, files = _questions(question, limit, seed, data, run_code, bad)
     if out is not None:
         refuse_overwriting(out.parent, [out.name], {"QUESTION": files})
     tell(bad)
-    told = {} if instruction is None else {"instruction": instruction}
-    loaded = load(model, url=url, engine=engine, tokenizer=tokenizer, device=device, **told)
+    loaded = load(model, url=url, tokenizer=tokenizer, device=device, **told)
     done = 0
     with bars() as show:
 
@@ -95,20 +99,42 @@ def solve(
         output.print(f"Solutions: {out}")
 
 
-def calibrated(file: Path, method: str, model: str, settings: list[str] | None) -> ConfidenceTree:
-    """CaT as it was calibrated."""
+def calibrated(
+    file: Path, method: str, settings: Sequence[str] | None, model: str, asked: Mapping[str, str]
+) -> tuple[ConfidenceTree, dict[str, str]]:
+    """CaT as it was calibrated, and what of the model's settings it was calibrated with.
+
+    Raises:
+        ConfigError: something else is asked for (``asked``: what is given of ``engine`` and ``instruction``), or no
+            threshold was shown to keep the share of wrong answers, so that every answer would be given.
+    """
     from caspo.core.errors import ConfigError
     from caspo.search import ConfidenceTree, ConfidenceTreeSettings
     from caspo.search.threshold import Thresholds
 
     found = Thresholds.load(file)
-    if method != ConfidenceTree.name or settings or found.model != model:
+    other = [f"{key} {value!r}" for key, value in asked.items() if value != found.model[key]]
+    name = found.model["name"]
+    if model != name and not (Path(model).exists() and Path(model).resolve() == Path(name).resolve()):
+        other.append(f"model {model!r}")
+    other += [f"method {method!r}"] if method != ConfidenceTree.name else []
+    other += list(settings or ())
+    if other:
         raise ConfigError(
-            f"{file} holds for method cat with the settings in it and the model {found.model}; with others nothing is "
-            f"guaranteed. Give --model {found.model}, no other method and no KEY=VALUE; or leave out --thresholds."
+            f"{file} holds for method cat with the settings in it and the model {name}, engine {found.model['engine']}, "
+            f"instruction {found.model['instruction']!r}; with {', '.join(other)} nothing is guaranteed. Give "
+            f"--model {name}, no other method, engine or instruction and no KEY=VALUE; or leave out --thresholds."
         )
-    limits = {"prune_below": found.prune_below, "abstain_below": found.abstain_below or 0.0}
-    return ConfidenceTree(ConfidenceTreeSettings.model_validate({**found.settings, **limits}))
+    if found.abstain_below is None:
+        raise ConfigError(
+            f"{file} has no threshold for abstention: none was shown to keep wrong answers to a share of {found.alpha:g}, "
+            "so there is no answer that could be given with that guarantee. Calibrate again after more training, with more "
+            "--questions or a higher --alpha. To answer everything without a guarantee, leave out --thresholds and give "
+            f"prune_below={found.prune_below:g}."
+        )
+    limits = {"prune_below": found.prune_below, "abstain_below": found.abstain_below}
+    chosen = ConfidenceTree(ConfidenceTreeSettings.model_validate({**found.settings, **limits}))
+    return chosen, {key: value for key, value in found.model.items() if key != "name"}
 
 
 def _questions(

@@ -1,7 +1,7 @@
 """How far a method's confidence in its answers can be trusted: calibration, ranking, and what answering less would gain.
 
 All of it over the questions that were answered; an answer that was withheld (`abstained`) or never found has no row.
-Intervals are 95% bootstraps over the questions (`resampling`). What is not here: the confidence in steps
+Intervals are 95%, over the questions (`intervals`). What is not here: the confidence in steps
 (`step_figures`).
 """
 
@@ -15,20 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caspo.confidence.calibration import brier, ece
-from caspo.evaluate.estimates import auroc
-from caspo.evaluate.resampling import (
-    Draws,
-    ci95,
-    draw_questions,
-    resampled_aurc,
-    resampled_auroc,
-    resampled_ece,
-    resampled_ratio,
-)
+from caspo.confidence.calibration import ece
+from caspo.evaluate.intervals import Estimate, estimate_aurc, estimate_auroc, estimate_ece, estimate_mean
+from caspo.evaluate.resampling import Draws, draw_questions
 from caspo.evaluate.run import Outcome
 
-__all__ = ["RESAMPLED", "AnswerRows", "answer_figures", "answer_rows", "risk_coverage"]
+__all__ = ["ESTIMATES", "AnswerRows", "answer_figures", "answer_rows", "risk_coverage"]
 
 Floats64 = NDArray[np.float64]
 
@@ -65,32 +57,30 @@ def answer_rows(outcomes: Sequence[Outcome]) -> AnswerRows:
     )
 
 
-RESAMPLED: Mapping[str, Callable[[AnswerRows, Draws], Floats64]] = MappingProxyType(
+ESTIMATES: Mapping[str, Callable[[AnswerRows, Draws], Estimate]] = MappingProxyType(
     {
-        "ece": lambda rows, draws: resampled_ece(rows.confidence, rows.right, rows.ones, rows.question, draws),
-        "brier": lambda rows, draws: resampled_ratio((rows.confidence - rows.right) ** 2, rows.ones, rows.question, draws),
-        "auroc": lambda rows, draws: resampled_auroc(rows.confidence, rows.right, rows.ones, rows.question, draws),
-        "aurc": lambda rows, draws: resampled_aurc(rows.confidence, rows.right, rows.question, draws),
+        "ece": lambda rows, draws: Estimate(ece(rows.confidence, rows.right) if len(rows.right) else None),
+        "ece_debiased": lambda rows, draws: estimate_ece(rows.confidence, rows.right, rows.ones, rows.question, draws),
+        "brier": lambda rows, draws: estimate_mean((rows.confidence - rows.right) ** 2, rows.ones, rows.question, draws),
+        "auroc": lambda rows, draws: estimate_auroc(rows.confidence, rows.right, rows.ones, rows.question, draws),
+        "aurc": lambda rows, draws: estimate_aurc(rows.confidence, rows.right, rows.question, draws),
     }
 )
-"""The figures with intervals, each of all resamples; (R,), NaN where undefined."""
+"""The figures that sides are compared by, with their intervals; ``ece``, which is biased, has none."""
 
 
 def answer_figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The ``answers`` of a method in `metrics.json`; None where a figure is undefined."""
+    """The ``answers`` of a method in `metrics.json`; None where a figure is undefined.
+
+    ``ece`` and ``ece_mass`` are the plain ones of the literature, biased upwards and therefore without an interval
+    (``ece_ci95`` is None); ``ece_debiased`` has one.
+    """
     rows = answer_rows(outcomes)
-    n = len(rows.right)
-    once, draws = np.ones((1, rows.questions), dtype=np.uint8), draw_questions(rows.questions)
-    figures: dict[str, Any] = {
-        "n": n,
-        "ece": ece(rows.confidence, rows.right) if n else None,
-        "ece_mass": ece(rows.confidence, rows.right, kind="mass") if n else None,
-        "brier": brier(rows.confidence, rows.right) if n else None,
-        "auroc": auroc(rows.confidence, rows.right),
-        "aurc": float(resampled_aurc(rows.confidence, rows.right, rows.question, once)[0]) if n else None,
-    }
-    for name, figure in RESAMPLED.items():
-        figures[f"{name}_ci95"] = ci95(figure(rows, draws)) if figures[name] is not None else None
+    n, draws = len(rows.right), draw_questions(rows.questions)
+    figures: dict[str, Any] = {"n": n, "ece_mass": ece(rows.confidence, rows.right, kind="mass") if n else None}
+    for name, estimate in ESTIMATES.items():
+        found = estimate(rows, draws)
+        figures |= {name: found.value, f"{name}_ci95": found.ci95}
     return figures
 
 

@@ -2,7 +2,7 @@
 
 A side is ``RUN`` (its last round) or ``RUN/round-K``, with ``:METHOD`` behind it for one method only. Without a method every
 method that both sides have is compared with itself; two named ones may differ, and may be of one run. Every difference is
-``b - a``; intervals are 95% bootstraps over the questions, both sides on the same draws.
+``b - a``; intervals are 95%, over the questions, both sides on the same draws (`intervals`).
 
 Figures on different questions, of another split or under another limit say nothing about the sides: refused, and what
 differs is named. A method that was measured on a part of the other's questions is compared on that part.
@@ -21,9 +21,10 @@ import yaml
 from caspo.core.config import flatten
 from caspo.core.errors import ConfigError, DataError
 from caspo.core.storage import read_json
-from caspo.evaluate.answer_figures import RESAMPLED, answer_rows
-from caspo.evaluate.estimates import bootstrap_ci, paired_difference
-from caspo.evaluate.resampling import draw_questions, ends, percentile_interval
+from caspo.evaluate.answer_figures import ESTIMATES, answer_rows
+from caspo.evaluate.estimates import mean_interval, paired_difference
+from caspo.evaluate.intervals import change
+from caspo.evaluate.resampling import draw_questions, ends
 from caspo.evaluate.run import Outcome, read_outcomes
 from caspo.search import METHODS
 
@@ -147,7 +148,7 @@ def _compared(a: _Side, b: _Side, name_a: str, name_b: str) -> dict[str, Any]:
             "a": _mean([o.tokens for o in one]),
             "b": _mean([o.tokens for o in two]),
             "difference": _mean(tokens),
-            **ends(bootstrap_ci(tokens) if len(ids) > 1 else None),
+            **ends(mean_interval(tokens)),
         },
         "seconds_per_question": {"a": _mean([o.seconds for o in one]), "b": _mean([o.seconds for o in two])},
         **_confidence(one, two),
@@ -156,19 +157,21 @@ def _compared(a: _Side, b: _Side, name_a: str, name_b: str) -> dict[str, Any]:
 
 
 def _confidence(one: Sequence[Outcome], two: Sequence[Outcome]) -> dict[str, Any]:
-    """The figures of the confidence in the answers, each side over what it answered."""
-    first, second = answer_rows(one), answer_rows(two)
-    once, draws = np.ones((1, len(one)), dtype=np.uint8), draw_questions(len(one))
-    figures: dict[str, Any] = {}
-    for name, figure in RESAMPLED.items():
-        a, b = (float(figure(rows, once)[0]) for rows in (first, second))
-        figures[name] = {
-            "a": _defined(a),
-            "b": _defined(b),
-            "difference": _defined(b - a),
-            **ends(percentile_interval(figure(second, draws) - figure(first, draws))),
-        }
+    """The figures of the confidence in the answers, of the questions that both sides answered: a side that withholds the
+    hard ones must not look better for it than one that answers all."""
+    both = [(x, y) for x, y in zip(one, two, strict=True) if x.answer is not None and y.answer is not None]
+    first, second = (answer_rows(side) for side in (zip(*both, strict=True) if both else ([], [])))
+    draws = draw_questions(len(both))
+    figures: dict[str, Any] = {"answered": {"a": _answered(one), "b": _answered(two), "both": len(both)}}
+    for name, estimate in ESTIMATES.items():
+        a, b = estimate(first, draws), estimate(second, draws)
+        difference, interval = change(a, b)
+        figures[name] = {"a": a.value, "b": b.value, "difference": difference, **ends(interval)}
     return figures
+
+
+def _answered(outcomes: Sequence[Outcome]) -> int:
+    return sum(outcome.answer is not None for outcome in outcomes)
 
 
 def _flipped(one: Sequence[Outcome], two: Sequence[Outcome], asked: _MeasuredMethod, *, lost: bool) -> list[dict[str, Any]]:
@@ -236,7 +239,3 @@ def _named(key: str, a: Any, b: Any) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
-
-
-def _defined(value: float) -> float | None:
-    return None if np.isnan(value) else value

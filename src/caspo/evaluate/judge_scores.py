@@ -3,10 +3,14 @@
 A judge answers up to its first "wrong" (`caspo.judges.base`), and a label means something up to the first wrong step of the
 solution; nothing beyond either is counted. "Unknown" never accuses a step. Where it enters:
 
+- ``processbench_f1``: as ProcessBench publishes it (Zheng et al. 2024): the harmonic mean of the shares of the solutions
+  with an error whose first wrong step the judge names (``accuracy_erroneous``) and of those without one of which it says
+  so (``processbench_correct``). A missing answer is a miss: a judge that calls no step wrong and could not tell all of them
+  has not said that there is no error.
 - ``first_error_accuracy``: the share of solutions whose first wrong step the judge names, or where there is none and it
-  calls none wrong. The judge's first "wrong" is its answer; without one the answer is "no error", unknown steps
-  notwithstanding. ``accuracy_erroneous`` and ``accuracy_correct`` are the same over solutions with and without an
-  error, and ``f1`` is their harmonic mean (ProcessBench, Zheng et al. 2024). A judge that only ever says "unknown" has 0.
+  calls none wrong, unknown steps notwithstanding. ``accuracy_correct`` is the same over solutions without an error, and
+  ``f1_unknown_as_right`` its harmonic mean with ``accuracy_erroneous``: what a search meets that trusts the judge's
+  "wrong" and lets all else pass. A judge that only ever says "unknown" has 0 in both F1s.
 - ``decided``: the share of solutions without an unknown verdict up to the judge's answer; ``accuracy_decided`` is the
   first-error accuracy over these alone.
 - ``coverage``: of the labelled steps that the judge came to, the share that it did not call unknown. A step labelled
@@ -15,8 +19,8 @@ solution; nothing beyond either is counted. "Unknown" never accuses a step. Wher
 - ``recall_wrong``: of the wrong steps that it came to, the share that it called wrong. Unknown counts as not found.
 - ``kappa``: Cohen's kappa of the two labels, over the steps that both call right or wrong. Unknown does not enter.
 
-Intervals are 95% percentile bootstraps over questions (`resampling`); several solutions of one question are drawn together.
-Where no resample moves a share (all of it, or none), it is Wilson's interval of its count; F1 and kappa then have none.
+Intervals are 95%, over questions (`intervals`); several solutions of one question are drawn together. An F1 rises with both
+of its shares, so its interval is that of the F1s of their ends, which is somewhat wide. Kappa has none.
 """
 
 from __future__ import annotations
@@ -29,8 +33,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caspo.evaluate.estimates import wilson
-from caspo.evaluate.resampling import draw_questions, ends, percentile_interval, ratio
+from caspo.evaluate.estimates import Interval
+from caspo.evaluate.intervals import estimate_mean
+from caspo.evaluate.resampling import draw_questions, ends
 from caspo.formats import LabelledSolution
 from caspo.records import Label
 
@@ -57,7 +62,7 @@ class Judged:
 
 
 _COUNTS = (
-    "solutions", "erroneous", "erroneous_found", "correct", "correct_found", "decided", "decided_found",
+    "solutions", "erroneous", "erroneous_found", "correct", "correct_found", "correct_told", "decided", "decided_found",
     "steps", "known", "right_right", "right_wrong", "wrong_right", "wrong_wrong", "wrong_met",
 )  # fmt: skip
 """What is counted of each solution; ``right_wrong``: labelled right, called wrong."""
@@ -67,6 +72,7 @@ _SHARES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyTyp
         "first_error_accuracy": (("erroneous_found", "correct_found"), ("solutions",)),
         "accuracy_erroneous": (("erroneous_found",), ("erroneous",)),
         "accuracy_correct": (("correct_found",), ("correct",)),
+        "processbench_correct": (("correct_told",), ("correct",)),
         "decided": (("decided",), ("solutions",)),
         "accuracy_decided": (("decided_found",), ("decided",)),
         "coverage": (("known",), ("steps",)),
@@ -76,10 +82,10 @@ _SHARES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyTyp
 )
 """The figures that are shares: sums of counts, of how many."""
 
-FIGURES = (
-    "f1", "first_error_accuracy", "accuracy_erroneous", "accuracy_correct", "decided", "accuracy_decided", "coverage",
-    "precision_wrong", "recall_wrong", "kappa",
-)  # fmt: skip
+_F1S = {"processbench_f1": "processbench_correct", "f1_unknown_as_right": "accuracy_correct"}
+"""Each is the harmonic mean of ``accuracy_erroneous`` and this share."""
+
+FIGURES = (*_F1S, *_SHARES, "kappa")
 
 
 def score_counts(judged: Judged) -> dict[str, int]:
@@ -93,6 +99,7 @@ def score_counts(judged: Judged) -> dict[str, int]:
     counts |= {
         "erroneous_found": int(erroneous and found),
         "correct_found": int(not erroneous and found),
+        "correct_told": int(not erroneous and found and decided),
         "decided_found": int(decided and found),
     }
     end = len(solution.steps) if solution.first_error is None else solution.first_error + 1
@@ -126,38 +133,46 @@ def _scores(judged: Sequence[Judged]) -> dict[str, Any]:
     table = np.zeros((len(places), len(_COUNTS)))
     for one in judged:
         table[places[one.solution.question.text]] += list(score_counts(one).values())
-    sums = table.sum(axis=0)
-    total = _figures(sums[None, :])
-    resampled = _figures(draw_questions(len(places)).astype(np.float64) @ table)
-    found: dict[str, Any] = {name: int(sums[_COUNTS.index(name)]) for name in ("solutions", "erroneous", "steps")}
-    for name in FIGURES:
-        value, interval = float(total[name][0]), percentile_interval(resampled[name])
-        if interval is None or interval.low == interval.high:
-            k, n = (int(sums[[_COUNTS.index(part) for part in parts]].sum()) for parts in _SHARES.get(name, ((), ())))
-            interval = wilson(k, n) if n else None
-        found[name] = {"value": None if np.isnan(value) else value, **ends(interval)}
-    return found
+    counts = dict(zip(_COUNTS, table.T, strict=True))  # of every question
+    draws, rows = draw_questions(len(places)), np.arange(len(places))
+    found: dict[str, Any] = {name: int(counts[name].sum()) for name in ("solutions", "erroneous", "steps")}
+    shares: dict[str, tuple[float | None, Interval | None]] = {}
+    for name, (above, below) in _SHARES.items():
+        share = estimate_mean(_sum(counts, above), _sum(counts, below), rows, draws)
+        shares[name] = share.value, share.interval
+    for name, of_correct in _F1S.items():
+        shares[name] = _harmonic(shares["accuracy_erroneous"], shares[of_correct])
+    shares["kappa"] = _kappa({name: float(column.sum()) for name, column in counts.items()}), None
+    return found | {name: {"value": shares[name][0], **ends(shares[name][1])} for name in FIGURES}
 
 
-def _figures(counts_RC: Floats64) -> dict[str, Floats64]:
-    """Every figure of R rows of counts, (R,) each; NaN where it is undefined."""
-    c = dict(zip(_COUNTS, counts_RC.T, strict=True))
-    shares = {name: ratio(*(_sum(c, part) for part in parts)) for name, parts in _SHARES.items()}
-    erroneous, correct = shares["accuracy_erroneous"], shares["accuracy_correct"]
-    total = erroneous + correct
-    both = _sum(c, ("right_right", "right_wrong", "wrong_right", "wrong_wrong"))
-    agreed = ratio(c["right_right"] + c["wrong_wrong"], both)
-    labelled_wrong = ratio(c["wrong_right"] + c["wrong_wrong"], both)
-    called_wrong = ratio(c["right_wrong"] + c["wrong_wrong"], both)
+def _harmonic(
+    a: tuple[float | None, Interval | None], b: tuple[float | None, Interval | None]
+) -> tuple[float | None, Interval | None]:
+    """The harmonic mean of two shares, 0 if both are, and its interval."""
+
+    def mean(x: float, y: float) -> float:
+        return 2 * x * y / (x + y) if x + y else 0.0
+
+    if a[0] is None or b[0] is None:
+        return None, None
+    interval = None if a[1] is None or b[1] is None else Interval(mean(a[1].low, b[1].low), mean(a[1].high, b[1].high))
+    return mean(a[0], b[0]), interval
+
+
+def _kappa(counts: Mapping[str, float]) -> float | None:
+    """Cohen's kappa of the labels that both sides give; None where there are none, or chance agrees always."""
+    both = sum(counts[f"{label}_{said}"] for label in ("right", "wrong") for said in ("right", "wrong"))
+    if not both:
+        return None
+    labelled_wrong = (counts["wrong_right"] + counts["wrong_wrong"]) / both
+    called_wrong = (counts["right_wrong"] + counts["wrong_wrong"]) / both
     by_chance = labelled_wrong * called_wrong + (1 - labelled_wrong) * (1 - called_wrong)
-    return {
-        **shares,
-        "f1": np.where(total == 0, 0.0, ratio(2 * erroneous * correct, total)),
-        "kappa": ratio(agreed - by_chance, 1 - by_chance),
-    }
+    agreed = (counts["right_right"] + counts["wrong_wrong"]) / both
+    return (agreed - by_chance) / (1 - by_chance) if by_chance < 1 else None
 
 
 def _sum(counts: Mapping[str, Floats64], names: Sequence[str]) -> Floats64:
-    """The sum of some counts, (R,)."""
+    """The sum of some counts, for every question, (Q,)."""
     total: Floats64 = np.sum([counts[name] for name in names], axis=0)
     return total

@@ -10,6 +10,7 @@ import numpy as np
 
 from caspo.confidence import step_score
 from caspo.confidence.calibration import Calibrator, reliability
+from caspo.core.errors import DataError
 from caspo.data.annotate import judge_trees
 from caspo.evaluate.answer_figures import answer_figures, risk_coverage
 from caspo.evaluate.estimates import wilson
@@ -40,10 +41,12 @@ def round_metrics(
     rows = step_rows([], [])
     for method in settings.methods():
         outcomes, trees = read_outcomes(folder, method.name)
+        if not outcomes:
+            raise DataError(f"{folder / method.name} holds no outcomes: no question was asked. Evaluate some, then measure.")
         entry = _method_entry(method, outcomes) | {"faithfulness": faithfulness(judge.judge(_right_paths(outcomes, trees)))}
         if method.name == "cat":
             trees = judge_trees(trees, judge)
-            entry["over_pruned"] = sum(map(_over_pruned, trees)) / len(trees) if trees else None
+            entry |= _over_pruning(trees)
             drawn["trees"] = _shown(outcomes, trees)
         if method.name == sampled_method(settings):
             rows = step_rows(judge_trees(trees, judge), [o.question_id for o in outcomes])
@@ -67,8 +70,7 @@ def round_metrics(
 def _cross_fitted(rows: StepRows) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     """Probabilities of being right, every step's from the half of the questions that it is not in."""
     probability = np.zeros(len(rows.right))
-    for half in (0, 1):
-        inside = rows.question % 2 == half
+    for inside in (rows.second_half, ~rows.second_half):
         calibrator = step_calibrator(rows, ~inside)
         if calibrator is None or not inside.any():
             return None
@@ -87,6 +89,7 @@ def _method_entry(method: Method[Any], outcomes: Sequence[Outcome]) -> dict[str,
         "seconds_per_question": sum(o.seconds for o in outcomes) / n,
         "abstained": sum(o.abstained for o in outcomes) / n,
         "over_pruned": None,
+        "over_pruned_n": 0,
         **sample_figures(outcomes, majority=method.name == "self_consistency"),
         "answers": answer_figures(outcomes),
     }
@@ -97,6 +100,13 @@ def _right_paths(outcomes: Sequence[Outcome], trees: Sequence[Tree]) -> list[Cha
     answers = {o.question_id: o.answer for o in outcomes if o.correct}
     paths = [(t.question, answer_path(t, answers[t.question.id])) for t in trees if t.question.id in answers]
     return [Chain(question, tuple(node.step.text for node in path), path[-1].final) for question, path in paths]
+
+
+def _over_pruning(trees: Sequence[Tree]) -> dict[str, Any]:
+    """``over_pruned``: the share of trees on which it happened, of those (``over_pruned_n``) on which the judge could tell a
+    step; None where it could tell nothing at all."""
+    told = [tree for tree in trees if any(n.verdict is not None and n.verdict.label != "unknown" for n in tree.nodes)]
+    return {"over_pruned": sum(map(_over_pruned, told)) / len(told) if told else None, "over_pruned_n": len(told)}
 
 
 def _over_pruned(tree: Tree) -> bool:
@@ -117,14 +127,9 @@ def _budget_curve(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     samples = max(map(int, voted), default=1)
     tokens = entry["generated_tokens_per_question"] / samples
     return [
-        {
-            "tokens": int(k) * tokens,
-            "accuracy": share["value"],
-            "low": share["ci95"][0],
-            "high": share["ci95"][1],
-            "label": f"SC@{k}",
-        }
+        {"tokens": int(k) * tokens, "accuracy": share["value"], "low": low, "high": high, "label": f"SC@{k}"}
         for k, share in voted.items()
+        for low, high in [share["ci95"] or (None, None)]
     ]
 
 

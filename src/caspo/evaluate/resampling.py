@@ -6,8 +6,7 @@ multiplicities (`draw_questions`), and a figure made of weighted sums is compute
 every ``resampled_*`` gives one figure a resample, (R,), NaN where it is undefined. `bootstrap_ci` takes any
 statistic instead, and gathers the rows of every resample for it.
 
-Figures of two models on the same draws are paired by question: ``percentile_interval(after - before)`` is the interval of
-the change.
+Intervals are made of them in `intervals`; two models on the same draws are paired by question.
 
 What goes in are columns of one table, n rows, checked where it was made: what does not fit together here is a defect, not
 a user's mistake. ``right`` says whether a row is right, (n,); ``weights``, (n,), are not negative; ``question``, (n,), is
@@ -25,8 +24,8 @@ from caspo.confidence.calibration import equal_width_bin
 from caspo.evaluate.estimates import Interval
 
 __all__ = [
-    "Draws", "ci95", "draw_questions", "ends", "percentile_interval", "ratio", "resampled_aurc", "resampled_auroc",
-    "resampled_ece", "resampled_ratio",
+    "Draws", "draw_questions", "ends", "ratio", "resampled_aurc", "resampled_auroc", "resampled_gaps", "resampled_ratio",
+    "sums_of_questions",
 ]  # fmt: skip
 
 Floats64 = NDArray[np.float64]
@@ -36,9 +35,6 @@ Rows = NDArray[np.intp]
 Draws = NDArray[np.uint8]
 """(R, Q): how often each of Q questions is in each of R resamples; every row sums to Q. That a question is drawn more than
 255 times has a chance below 1 / 255!."""
-
-_UNDEFINED = 0.05
-"""Share of resamples without a figure from which on there is no interval: it could not hold its 95%."""
 
 _PART_VALUES = 250_000
 """Values of one temporary array, about: 2 MB, so that it stays in a processor's cache."""
@@ -54,25 +50,6 @@ def draw_questions(questions: int, seed: int = 0, n_boot: int = 2000) -> Draws:
     for row in draws:
         row[:] = np.bincount(rng.integers(0, questions, questions), minlength=questions)
     return draws
-
-
-def percentile_interval(figures: Floats64) -> Interval | None:
-    """The middle 95% of the figures of R resamples (percentile bootstrap), in their unit.
-
-    None without resamples, or where more than 5% of them leave the figure undefined: then too few questions hold what it
-    is about. A figure that no resample moves (an AUROC of 1) has an interval of no width, which says too much.
-    """
-    defined = figures[~np.isnan(figures)]
-    if defined.size == 0 or defined.size < (1.0 - _UNDEFINED) * figures.size:
-        return None
-    low, high = np.quantile(defined, [0.025, 0.975])
-    return Interval(float(low), float(high))
-
-
-def ci95(figures: Floats64) -> list[float] | None:
-    """`percentile_interval` as it stands in `metrics.json`."""
-    interval = percentile_interval(figures)
-    return None if interval is None else list(interval)
 
 
 def ends(interval: Interval | None) -> dict[str, float | None]:
@@ -91,10 +68,12 @@ def resampled_ratio(above: Floats64, below: Floats64, question: Rows, draws: Dra
     return ratio(top, bottom)
 
 
-def resampled_ece(prob: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws, bins: int = 10) -> Floats64:
-    """`ece` over bins of equal width of each resample, (R,): ``sum_b |sum_(i in b) w_i (p_i - y_i)| / sum_i w_i``.
+def resampled_gaps(
+    prob: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws, bins: int = 10
+) -> Floats64:
+    """The gaps of the bins of equal width in each resample, (R, bins): ``sum_(i in b) w_i (p_i - y_i) / sum_i w_i``.
 
-    `ece` is biased upwards, and more so on a resample: its interval lies somewhat high, that of a change hardly.
+    The sum of their absolute values is `ece`.
 
     Args:
         prob: (n,) in [0, 1].
@@ -103,7 +82,7 @@ def resampled_ece(prob: Floats64, right: Bools, weights: Floats64, question: Row
     gaps = np.zeros((len(prob), bins))
     gaps[np.arange(len(prob)), equal_width_bin(prob, bins)] = weights * (prob - right)
     sums = _sums(np.column_stack([gaps, weights]), question, draws)
-    return ratio(np.abs(sums[:, :-1]).sum(axis=1), sums[:, -1])
+    return ratio(sums[:, :-1], np.broadcast_to(sums[:, -1:], (len(sums), bins)))
 
 
 def resampled_auroc(scores: Floats64, right: Bools, weights: Floats64, question: Rows, draws: Draws) -> Floats64:
@@ -157,11 +136,16 @@ def resampled_aurc(confidence: Floats64, right: Bools, question: Rows, draws: Dr
     return np.concatenate(figures) if figures else np.full(len(draws), np.nan)
 
 
+def sums_of_questions(columns: Floats64, question: Rows, questions: int) -> Floats64:
+    """The sum of each of the columns, (n, c), over the rows of every question, (Q, c)."""
+    return np.column_stack([np.bincount(question, column, questions) for column in columns.T])
+
+
 def _sums(columns: Floats64, question: Rows, draws: Draws) -> Floats64:
     """The sum of each of the columns, (n, c), in every resample, (R, c)."""
     assert len(columns) == len(question)
     questions = draws.shape[1]
-    per_question = np.column_stack([np.bincount(question, column, questions) for column in columns.T])
+    per_question = sums_of_questions(columns, question, questions)
     sums = [part.astype(np.float64) @ per_question for part in _parts(draws, questions)]
     return np.concatenate([np.empty((0, columns.shape[1])), *sums])
 

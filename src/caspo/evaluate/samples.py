@@ -1,7 +1,7 @@
 """pass@k and maj@k, of methods that sample several solutions of a question alike. Numpy only; pure functions.
 
 pass@k is the chance that at least one of k samples is right, maj@k that the majority of k is. Both are means over the
-questions. Where every question counts 0 or 1 the interval is Wilson's, otherwise a bootstrap over the questions.
+questions. Where every question counts 0 or 1 the interval is Wilson's, otherwise that of a resampled mean (`intervals`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from caspo.evaluate.estimates import bootstrap_ci, wilson
+from caspo.evaluate.estimates import wilson
+from caspo.evaluate.intervals import estimate_mean
+from caspo.evaluate.resampling import draw_questions
 from caspo.evaluate.run import Outcome
 from caspo.search.vote import vote
 from caspo.trees import seed_of
@@ -63,5 +65,8 @@ def _majority_right(outcome: Outcome, k: int) -> float:
 
 def _share(values: Sequence[float]) -> dict[str, Any]:
     """The mean over the questions, with its 95% interval."""
-    interval = wilson(round(sum(values)), len(values)) if set(values) <= {0.0, 1.0} else bootstrap_ci(values)
-    return {"value": float(np.mean(values)), "ci95": list(interval)}
+    if set(values) <= {0.0, 1.0}:
+        return {"value": float(np.mean(values)), "ci95": list(wilson(round(sum(values)), len(values)))}
+    n = len(values)
+    found = estimate_mean(np.array(values), np.ones(n), np.arange(n), draw_questions(n))
+    return {"value": float(np.mean(values)), "ci95": found.ci95}

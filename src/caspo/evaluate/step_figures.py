@@ -1,6 +1,6 @@
 """The judged steps of an evaluation as one table, their figures with intervals, and how those changed between two rounds.
 
-Intervals are 95% cluster bootstraps over the questions (`resampling`). What is not here: figures of whole solutions
+Intervals are 95%, over the questions (`intervals`). What is not here: figures of whole solutions
 (`metrics`).
 """
 
@@ -18,20 +18,13 @@ from numpy.typing import NDArray
 from caspo.confidence import DEFAULT_SIGNAL, signals, step_score
 from caspo.confidence.calibration import Calibrator, brier, ece, fit
 from caspo.data.annotate import judge_trees
-from caspo.evaluate.estimates import auroc, pairs_won, sibling_pairs
-from caspo.evaluate.resampling import (
-    Draws,
-    ci95,
-    draw_questions,
-    ends,
-    percentile_interval,
-    resampled_auroc,
-    resampled_ece,
-    resampled_ratio,
-)
+from caspo.evaluate.estimates import pairs_won, sibling_pairs
+from caspo.evaluate.intervals import Estimate, change, estimate_auroc, estimate_ece, estimate_mean
+from caspo.evaluate.resampling import Draws, draw_questions, ends
 from caspo.evaluate.run import EvaluateSettings, read_outcomes
 from caspo.judges.base import Judge
 from caspo.records import Node, Tree
+from caspo.trees import seed_of
 
 __all__ = ["SIBLING_FREQUENCY", "StepRows", "sampled_method", "step_calibrator", "step_changes", "step_figures", "step_rows"]
 
@@ -63,10 +56,24 @@ class StepRows:
     """How often each step was sampled."""
     question: Rows
     """Which question each step belongs to: its place among those that were asked."""
-    questions: int
-    """How many were asked, those without a judged step counted."""
+    asked: tuple[str, ...]
+    """Ids of all questions that were asked, those without a judged step too."""
     groups: tuple[Rows, ...]
     """Rows of each sibling group."""
+
+    @property
+    def questions(self) -> int:
+        """How many were asked."""
+        return len(self.asked)
+
+    @property
+    def second_half(self) -> Bools:
+        """Which rows belong to questions of the second of two halves, (n,). The halves go by a hash of the ids: the order
+        of the questions may mean something (levels of difficulty take turns, say), and both halves must be of one kind."""
+        order = sorted(range(self.questions), key=lambda place: seed_of("half", self.asked[place]))
+        second = np.zeros(self.questions, dtype=np.bool_)
+        second[order[1::2]] = True
+        return second[self.question]
 
 
 def sampled_method(settings: EvaluateSettings) -> str | None:
@@ -103,7 +110,7 @@ def step_rows(trees: Sequence[Tree], asked: Sequence[str]) -> StepRows:
         right=np.array([n.right for n in nodes], dtype=np.bool_),
         weights=np.array([float(n.count) for n in nodes]),
         question=np.array(question, dtype=np.intp),
-        questions=len(asked),
+        asked=tuple(asked),
         groups=tuple(groups),
     )
 
@@ -127,7 +134,9 @@ def step_figures(rows: StepRows, calibrated: Floats64 | None) -> dict[str, Any]:
         return {"n": 0}
     draws = draw_questions(rows.questions)
     pairs = sibling_pairs(rows.right, rows.groups)
-    won = {name: pairs_won(values, pairs) for name, values in rows.signals.items()}
+    across = {name: _auroc(rows, name, draws) for name in rows.signals}
+    siblings = {name: _siblings(rows, pairs_won(values, pairs), pairs, draws) for name, values in rows.signals.items()}
+    debiased = _ece(rows, draws)
 
     def mean_entropy(which: Bools) -> float | None:
         return float(np.average(rows.entropy[which], weights=rows.weights[which])) if which.any() else None
@@ -136,13 +145,15 @@ def step_figures(rows: StepRows, calibrated: Floats64 | None) -> dict[str, Any]:
         "n": int(rows.weights.sum()),
         "accuracy": float(np.average(rows.right, weights=rows.weights)),
         "ece": ece(rows.confidence, rows.right, weights=rows.weights),
+        "ece_debiased": debiased.value,
+        "ece_debiased_ci95": debiased.ci95,
         "brier": brier(rows.confidence, rows.right, weights=rows.weights),
         "ece_calibrated": None if calibrated is None else ece(calibrated, rows.right, weights=rows.weights),
         "brier_calibrated": None if calibrated is None else brier(calibrated, rows.right, weights=rows.weights),
-        "auroc": {name: auroc(values, rows.right, rows.weights) for name, values in rows.signals.items()},
-        "auroc_ci95": {name: ci95(_auroc(rows, name, draws)) for name in rows.signals},
-        "auroc_siblings": {name: float(w.mean()) if w.size else None for name, w in won.items()},
-        "auroc_siblings_ci95": {name: ci95(_siblings(rows, w, pairs, draws)) for name, w in won.items()},
+        "auroc": {name: found.value for name, found in across.items()},
+        "auroc_ci95": {name: found.ci95 for name, found in across.items()},
+        "auroc_siblings": {name: found.value for name, found in siblings.items()},
+        "auroc_siblings_ci95": {name: found.ci95 for name, found in siblings.items()},
         "sibling_groups": sum(bool(rows.right[g].any() and not rows.right[g].all()) for g in rows.groups),
         "entropy_right": mean_entropy(rows.right),
         "entropy_wrong": mean_entropy(~rows.right),
@@ -163,40 +174,43 @@ def step_changes(before: Path, after: Path, judge: Judge, settings: EvaluateSett
     first, second = (step_rows(judge_trees(trees, judge), asked) for _, trees in both)
     if min(len(first.right), len(second.right)) == 0:
         return []
-    once, draws = np.ones((1, first.questions), dtype=np.uint8), draw_questions(first.questions)
+    draws = draw_questions(first.questions)
     changes = []
     for name, figure in _CHANGING.items():
-        difference = float((figure(second, once) - figure(first, once))[0])
-        found = {"difference": None if np.isnan(difference) else difference}
-        changes.append({"figure": name, **found, **ends(percentile_interval(figure(second, draws) - figure(first, draws)))})
+        difference, interval = change(figure(first, draws), figure(second, draws))
+        changes.append({"figure": name, "difference": difference, **ends(interval)})
     return changes
 
 
-def _auroc(rows: StepRows, name: str, draws: Draws) -> Floats64:
-    return resampled_auroc(rows.signals[name], rows.right, rows.weights, rows.question, draws)
+def _auroc(rows: StepRows, name: str, draws: Draws) -> Estimate:
+    return estimate_auroc(rows.signals[name], rows.right, rows.weights, rows.question, draws)
 
 
-def _siblings(rows: StepRows, won: Floats64, pairs: Rows, draws: Draws) -> Floats64:
-    """The AUROC among siblings of each resample; both of a pair are of one question."""
-    return resampled_ratio(won, np.ones(len(pairs)), rows.question[pairs[:, 0]], draws)
+def _ece(rows: StepRows, draws: Draws) -> Estimate:
+    return estimate_ece(rows.confidence, rows.right, rows.weights, rows.question, draws)
 
 
-def _mean(rows: StepRows, values: Floats64, draws: Draws) -> Floats64:
-    return resampled_ratio(rows.weights * values, rows.weights, rows.question, draws)
+def _siblings(rows: StepRows, won: Floats64, pairs: Rows, draws: Draws) -> Estimate:
+    """The AUROC among siblings; both of a pair are of one question."""
+    return estimate_mean(won, np.ones(len(pairs)), rows.question[pairs[:, 0]], draws)
 
 
-def _entropy_siblings(rows: StepRows, draws: Draws) -> Floats64:
+def _mean(rows: StepRows, values: Floats64, draws: Draws) -> Estimate:
+    return estimate_mean(rows.weights * values, rows.weights, rows.question, draws)
+
+
+def _entropy_siblings(rows: StepRows, draws: Draws) -> Estimate:
     pairs = sibling_pairs(rows.right, rows.groups)
     return _siblings(rows, pairs_won(rows.signals["entropy"], pairs), pairs, draws)
 
 
-_CHANGING: Mapping[str, Callable[[StepRows, Draws], Floats64]] = MappingProxyType(
+_CHANGING: Mapping[str, Callable[[StepRows, Draws], Estimate]] = MappingProxyType(
     {
         "accuracy": lambda rows, draws: _mean(rows, rows.right.astype(np.float64), draws),
-        "ece": lambda rows, draws: resampled_ece(rows.confidence, rows.right, rows.weights, rows.question, draws),
+        "ece_debiased": _ece,
         "brier": lambda rows, draws: _mean(rows, (rows.confidence - rows.right) ** 2, draws),
         "auroc_entropy": lambda rows, draws: _auroc(rows, "entropy", draws),
         "auroc_siblings_entropy": _entropy_siblings,
     }
 )
-"""The figures whose change is followed over the rounds, each of all resamples."""
+"""The figures whose change is followed over the rounds."""

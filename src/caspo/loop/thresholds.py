@@ -30,6 +30,7 @@ from caspo.core.storage import read_json, write_json
 from caspo.data.annotate import judge_trees
 from caspo.engines.base import Engine
 from caspo.engines.memo import MemoEngine
+from caspo.engines.opening import ModelSettings
 from caspo.evaluate.step_figures import step_calibrator, step_rows
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.loop.recipe import CaspoRecipe, recipe_inputs, training_questions, validation_questions
@@ -160,7 +161,7 @@ def _calibrate(
     passed = next((test for test in tests if test.below == abstain_below), None)
 
     thresholds = Thresholds(
-        model=recipe.model.name,
+        model=asked_as(recipe.model),
         settings=cat.model_dump(mode="json", exclude={"prune_below", "abstain_below"}),
         prune_below=prune_below,
         abstain_below=abstain_below,
@@ -180,6 +181,11 @@ def _calibrate(
     thresholds.save(out / "thresholds.json")
     tokens = np.mean([[step["tokens"] for step in row] for row in searched], axis=0)
     return Calibration(thresholds, tuple(risks), tuple(tokens.tolist()), tuple(tests), calibrator)
+
+
+def asked_as(model: ModelSettings) -> dict[str, str]:
+    """What decides which texts a model writes, as it stands in ``thresholds.json``."""
+    return {"name": model.name, "engine": model.engine, "dtype": model.dtype, "instruction": model.instruction}
 
 
 def _search_grid(

@@ -29,7 +29,7 @@ POLICY = (
 METHODS = (
     "Accuracy is the share of test questions with the right final answer; the strip draws its 95% interval on a "
     "line from 0 to 100%. Tokens are all that were decoded for a question, pruned paths included. Over-pruned: how "
-    "often the search pruned what was right."
+    "often the search pruned what was right, of the questions on which the judge could tell."
 )
 COST = "Up and to the left is better. Bars and bands are 95% intervals; a dotted line is a method at other budgets."
 RELIABILITY = (
@@ -38,8 +38,9 @@ RELIABILITY = (
 )
 ANSWERS = (
     "If only the answers that the method is most confident of were given, how many would be wrong? The lower the line to "
-    "the left, the better its confidence tells right from wrong; at the right end every answer is given. Right by a wrong "
-    "step: right answers whose path holds a step that the judge found wrong."
+    "the left, the better its confidence tells right from wrong; at the right end every answer is given. Figures are over "
+    "what each method answered: one that withholds more looks better by them. Right by a wrong step: right answers whose "
+    "path holds a step that the judge found wrong."
 )
 ENTROPY = "Mean token entropy of each step. The two should stand apart; vertical lines are the means over all steps."
 SIGNALS = (

@@ -181,7 +181,7 @@ def changes_table(run: Run) -> Html | None:
     a, b = run.first, run.last
     lines = (
         ("right steps, share", "accuracy", [r.steps.get("accuracy") for r in (a, b)]),
-        ("ECE of the confidence", "ece", [r.steps.get("ece") for r in (a, b)]),
+        ("ECE of the confidence, debiased", "ece_debiased", [r.steps.get("ece_debiased") for r in (a, b)]),
         ("Brier score of the confidence", "brier", [r.steps.get("brier") for r in (a, b)]),
         ("AUROC of entropy, all steps", "auroc_entropy", [r.auroc.get("entropy") for r in (a, b)]),
         ("AUROC of entropy, siblings", "auroc_siblings_entropy", [r.auroc_siblings.get("entropy") for r in (a, b)]),

@@ -1,6 +1,7 @@
 """Thresholds with a guarantee, chosen on held-out questions: where CaT prunes, and where it withholds its answer.
 
-Both guarantees need no model of the confidence; they need questions that are drawn as those to come are.
+Both guarantees need no model of the confidence; they need questions that are exchangeable with those to come: drawn alike
+and asked alike. Questions that the model saw in training (a public training split) are answered better than new ones.
 
 - `choose_pruning`: a new question that has a right path loses its last one to pruning with a probability of at most alpha,
   on average over the questions it was chosen on, all of which have one (conformal risk control, Angelopoulos et al. 2022,
@@ -35,7 +36,7 @@ __all__ = [
 
 Floats64 = NDArray[np.float64]
 
-SCHEMA = 1
+SCHEMA = 2
 
 _LEVELS = 20
 """Thresholds that abstention tries. More of them are finer, and each is one more test that may end the sequence."""
@@ -178,9 +179,11 @@ def answers_needed(alpha: float, delta: float) -> int:
 class Thresholds:
     """What `caspo calibrate` found, kept beside the model as ``thresholds.json``."""
 
-    model: str
+    model: Mapping[str, str]
+    """What decides which texts are written: the model's name, engine, dtype and instruction. With others nothing is
+    guaranteed."""
     settings: Mapping[str, Any]
-    """Settings of the search, all but the two thresholds. With others, or with another model, nothing is guaranteed."""
+    """Settings of the search, all but the two thresholds. With others nothing is guaranteed."""
     prune_below: float
     abstain_below: float | None
     """None: no threshold was shown to keep the risk of a wrong answer."""
@@ -234,7 +237,8 @@ def _valid(found: Thresholds) -> bool:
         and len(abstention) in (0, 3)
         and all(0 < probability < 1 for probability in (found.alpha, found.delta))
         and min(found.n_pruning, found.n_abstention) > 0
-        and isinstance(found.model, str)
+        and isinstance(found.model, Mapping)
+        and found.model.keys() == {"name", "engine", "dtype", "instruction"}
         and isinstance(found.settings, Mapping)
     )
 
