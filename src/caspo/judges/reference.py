@@ -25,9 +25,9 @@ from caspo.core.errors import DataError
 from caspo.judges.base import StepJudge
 from caspo.judges.quantities import Quantities
 from caspo.judges.solution import SolutionJudge
-from caspo.judges.statement import Cast, Claim, claim_at, claims, compare, says_nothing, strangers
+from caspo.judges.statement import Cast, Claim, claim_at, claims, compare, lead_stems, says_nothing, strangers
 from caspo.records import Label, Question, Verdict
-from caspo.steps import Equation, equations, split_steps
+from caspo.steps import Equation, Expression, equations, split_steps
 
 __all__ = ["ReferenceJudge"]
 
@@ -71,16 +71,22 @@ class _Problem:
         self.cast = Cast.of(question.text)
         self.quantities = Quantities(quantities)
         self.given = dict(self.quantities.names)
+        self.told_of = {Fraction(q["value"]) for q in quantities if q["kind"] != "derived"}
+        """The numbers that the problem gives."""
         self.lines: dict[Fraction, Claim] = {}
         """What the solution says of each of its results, by moved value."""
+        self.changes: dict[tuple[str, Fraction], list[Claim]] = {}
+        """What it says where something is added or taken away, by the sign and what that is."""
         for line in split_steps(question.solution or ""):
             found = _equations(line)
             said = claims(line, self.cast)
             if len(found) == len(said) == 1:
                 for value in self.quantities.read(found[0].expression):
                     self.lines.setdefault(value, said[0])
+                for change in self._changes(found[0].expression):
+                    self.changes.setdefault(change, []).append(said[0])
         self.words = frozenset(word.lower() for claim in self.lines.values() for word in claim.words)
-        self.things = frozenset(claim.thing for claim in self.lines.values() if claim.thing)
+        self.told = tuple(self.lines.values())
         owners = {index: self._owner(index, quantities[index]["value"]) for some in self.quantities.owners.values()
                   for index in some}  # fmt: skip
         self.sums = {value: tuple(owners[i] for i in some) for value, some in self.quantities.owners.items()}
@@ -93,23 +99,29 @@ class _Problem:
         told = next((s for s in re.split(r"[.?!]", self.question.text) if re.search(rf"\b{value}\b", s)), "")
         return next((word for word in re.findall(r"[^\W\d_]+", told) if word in self.cast.people), "")
 
+    def _changes(self, expression: Expression) -> list[tuple[str, Fraction]]:
+        if isinstance(expression, Fraction) or expression[0] not in "+-":
+            return []
+        sides = expression[1:] if expression[0] == "+" else expression[2:]
+        return [(expression[0], value) for side in sides for value in self.quantities.read(side)]
+
     def judge(self, prefix: Sequence[str], step: str, final: bool) -> _Told:
-        known = self._after(prefix)
-        found = _equations(step)
+        used = self._after(prefix)
+        found, known = _equations(step), set(self.established)
         told: list[_Told] = []
         new = False
         for equation in found:
             told.append(self._follows(equation))
             if told[-1][0] == "wrong":
                 return told[-1]
-            new |= equation.result not in known
+            new |= not self._needed(equation) <= known
             self._establish(equation)
         if found and not new:
             return "wrong", f"{_shown(found[-1].result)} was already known"
         if self.lines and (names := strangers(step, self.cast, self.words)):
             return "wrong", f"the problem tells of no {names[0]}"
         for said, equation in _stated(step, found, self.cast):
-            told.append(self._says(said, equation))
+            told.append(self._says(said, equation, used))
             if told[-1][0] == "wrong":
                 return told[-1]
         answer = extract_answer(step)
@@ -125,26 +137,28 @@ class _Problem:
         return doubtful or (told[-1] if answer is not None else ("right", "follows from the problem"))
 
     def _after(self, prefix: Sequence[str]) -> set[Fraction]:
-        """Take the results of right steps as known; they are returned."""
-        self.quantities.names = dict(self.given)
-        known = set()
-        for line in prefix:
-            for equation in _equations(line):
-                if equation.holds():
-                    self._establish(equation)
-                    known.add(equation.result)
-        return known
+        """Take the results of earlier steps as known; the numbers that these calculated with."""
+        self.quantities.names, self.numbers, self.established = dict(self.given), set(self.told_of), set[Fraction]()
+        used: set[Fraction] = set()
+        for equation in (e for line in prefix for e in _equations(line) if e.holds()):
+            self._establish(equation)
+            used.update(equation.numbers)
+        return used
 
     def _establish(self, equation: Equation) -> None:
-        values = self._values(equation)
-        for value in self._needed(values) or values:
+        for value in self._needed(equation) or self._values(equation):
             self.quantities.name(equation.result, value)
+            self.established.add(value)
+        self.numbers.add(equation.result)
 
     def _values(self, equation: Equation) -> set[Fraction]:
         return self.quantities.read(equation.expression) | self.quantities.repeated(equation)
 
-    def _needed(self, values: set[Fraction]) -> set[Fraction]:
-        return values & (self.quantities.parts | set(self.quantities.derived))
+    def _needed(self, equation: Equation) -> set[Fraction]:
+        """The quantities that it may come to of those that the solution needs; parts of these from known numbers only."""
+        found = self._values(equation)
+        known = set(equation.numbers) <= self.numbers
+        return found & (set(self.quantities.derived) | (self.quantities.parts if known else set()))
 
     def _follows(self, equation: Equation) -> _Told:
         """Whether an equation follows from the problem."""
@@ -156,27 +170,27 @@ class _Problem:
                 return "wrong", f"{_shown(number)} is not a quantity of the problem"
             if names[number] <= distractors:
                 return "wrong", f"{_shown(number)} has nothing to do with the question"
-        values = self._values(equation)
-        if self._needed(values):
+        if self._needed(equation):
             return "right", ""
-        if values & self.quantities.shares:
+        if self._values(equation) & self.quantities.shares:
             return "unknown", f"{_shown(equation.result)} is that of a part only"
         return "wrong", f"{_shown(equation.result)} comes about by another operation than the problem's"
 
-    def _says(self, said: Claim, equation: Equation) -> _Told:
-        """Whether what a step says of its result is so."""
+    def _says(self, said: Claim, equation: Equation, used: set[Fraction]) -> _Told:
+        """Whether what a step says of its result is so; ``used`` are the numbers that earlier steps calculated with."""
         if not self.lines:
             return "right", ""
-        values = self._values(equation)
-        label, reason = self._of_none(said)
-        for value in sorted(self._needed(values)):
+        changes = [line for c in self._changes(equation.expression) for line in self.changes.get(c, ())]
+        told: list[_Told] = []
+        for value in sorted(self._needed(equation)):
             if value in self.sums:
-                label, reason = self._of_sum(said, value)
+                told.append(self._of_sum(said, value))
             elif value in self.lines:
-                label, reason = compare(said, self.lines[value], self.cast, self.things)
-            if label == "right":
-                break
-        return label, reason
+                told.append(compare(said, self.lines[value], self.cast, self.told))
+                told += [compare(said, line, self.cast, self.told) for line in changes]  # in another order
+            else:
+                told += self._of_part(said, changes, bool(used & set(equation.numbers)))
+        return next((one for one in told if one[0] == "right"), told[0])
 
     def _of_sum(self, said: Claim, value: Fraction) -> _Told:
         """A sum of several people's amounts: of all of them, or "with" one of them."""
@@ -185,17 +199,19 @@ class _Problem:
         lead = [word for word in said.before if word in self.cast.people and word not in said.people]
         if set(lead) - set(people):
             return "wrong", f"the sum is that of {' and '.join(people)}"
-        return compare(said, replace(line, people=people), self.cast, self.things)
+        return compare(said, replace(line, people=people), self.cast, self.told)
 
-    def _of_none(self, said: Claim) -> _Told:
-        """A result that the solution has no line for, a part of one that it has: right if it is said of nobody."""
-        general = Claim((), next(iter(self.lines.values())).after[:1])
-        label, reason = compare(Claim((), said.after, said.money), general, self.cast, self.things)
-        if label == "wrong":
-            return label, reason
-        if any(line.before == said.before for line in self.lines.values()) and not says_nothing(said):
-            return "wrong", "another result is what this is said of"
-        return (label, reason) if says_nothing(said) else ("unknown", "whether it is what the step says is not known")
+    def _of_part(self, said: Claim, changes: Sequence[Claim], again: bool) -> list[_Told]:
+        """A part of a result: right if it is said of nobody, or as the solution says it of the same change in another order;
+        ``again``: of numbers that were used already."""
+        if again:
+            return [("unknown", "it goes back behind an earlier step")]
+        if says_nothing(said):
+            general = Claim((), self.told[0].after[:1])
+            return [compare(Claim((), said.after, said.money), general, self.cast, self.told)]
+        own = lead_stems(said, self.cast)
+        told = [compare(said, line, self.cast, self.told) for line in changes if own <= lead_stems(line, self.cast)]
+        return told or [("unknown", "whether it is what the step says is not known")]
 
     def _answers(self, step: str, answer: str) -> _Told:
         right = same_answer(answer, self.question.answer)
@@ -204,7 +220,7 @@ class _Problem:
         last = self.lines.get(self.quantities.derived[-1]) if self.quantities.derived else None
         if right and last is not None and at >= 0:
             said = claim_at(step, (at, at + len(answer)), self.cast)
-            label, why = compare(Claim((), said.after, said.money), last, self.cast, self.things)
+            label, why = compare(Claim((), said.after, said.money), last, self.cast, self.told)
             if label == "wrong":
                 return "wrong", why
         return ("right" if right else "wrong"), reason

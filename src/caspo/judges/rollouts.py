@@ -134,11 +134,11 @@ class RolloutJudge:
         """As `Judge.judge`; all prefixes that are to be tested next are sampled in one batch."""
         false = [self._false_equation(chain) for chain in chains]
         searches = [
-            _Search(chain if at is None else replace(chain, steps=chain.steps[: at[0]], ended=False), self._known)
+            _Search(chain if at is None else replace(chain, steps=chain.steps[: at[0]], ended=False))
             for chain, at in zip(chains, false, strict=True)
         ]
         while True:
-            wanted = {found.key: found for search in searches if (found := search.advance()) is not None}
+            wanted = {found.key: found for search in searches if (found := search.advance(self._known)) is not None}
             if not wanted:
                 break
             tests = [self._test(prefix) for prefix in wanted.values()]
@@ -201,22 +201,22 @@ class _Prefix:
 class _Search:
     """The search for a chain's first error; it waits for the test of one prefix at a time."""
 
-    def __init__(self, chain: Chain, known: Mapping[int, _Reach]) -> None:
-        self.chain, self.known = chain, known
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
         self.told: list[_Told] = []
         """Labels and reasons, once it is over."""
         self._scan = range(0)
         self._run = self._first_error()
         self._waits_for = next(self._run, None)
 
-    def advance(self) -> _Prefix | None:
+    def advance(self, known: Mapping[int, _Reach]) -> _Prefix | None:
         """Go on as far as what is known allows; the prefix it waits for, None at the end."""
         while self._waits_for is not None:
             prefix = _Prefix.of(self.chain, self._waits_for)
-            if prefix.key not in self.known:
+            if prefix.key not in known:
                 return prefix
             try:
-                self._waits_for = self._run.send(self.known[prefix.key])
+                self._waits_for = self._run.send(known[prefix.key])
             except StopIteration:
                 self._waits_for = None
         return None
@@ -235,10 +235,12 @@ class _Search:
             return
         stated = stated_answer(question, _text(self.chain.steps)) if self.chain.ended else None
         by_text = int(stated is not None)  # the last step needs no completions then
-        lost = self.known.get(_Prefix.of(self.chain, given).key)
-        if stated is None and lost is not None and lost.label != "right":  # nothing more can be told after it
-            self.told = [("unknown", f"already before it {lost}")] * (length - given)
-            return
+        if given and stated is None:  # tested already where a tree was grown to it; nothing can be told after a lost one
+            before = yield given
+            if before.label != "right":
+                self._scan = range(given, given + 1)
+                self.told = [("unknown", f"already before it {before}")] * (length - given)
+                return
         if stated is not None:
             right = same_answer(stated, question.answer)
             end, why = ("right" if right else "wrong"), f"answers {stated}; the answer is {question.answer}"

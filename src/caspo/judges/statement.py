@@ -16,9 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from caspo.records import Label
 from caspo.steps import equations
 
-__all__ = ["Cast", "Claim", "claim_at", "claims", "compare", "says_nothing", "strangers"]
+__all__ = ["Cast", "Claim", "claim_at", "claims", "compare", "lead_stems", "says_nothing", "strangers"]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -30,7 +31,7 @@ _FILLERS = _words(
     "finally lastly also again and or but of in at to for on from all total altogether together both sum difference result "
     "number amount count still only just exactly already with by as we get got which who what calculate compute find step "
     "i s let us see here new one ones they them their day end beginning start morning evening rest remainder ok well "
-    "since because means meaning answer equals equal left over remain remains remaining up be been same far initially "
+    "since because means meaning answer equals equal away remain remains remaining up be been same far initially "
     "originally currently afterwards eventually overall alright okay"
 )
 """Words that attribute a result to nobody and to nothing."""
@@ -182,15 +183,16 @@ def strangers(text: str, cast: Cast, known: Iterable[str] = ()) -> list[str]:
     return found
 
 
-def compare(said: Claim, true: Claim, cast: Cast, things: frozenset[str]) -> tuple[str, str]:
+def compare(said: Claim, true: Claim, cast: Cast, others: Sequence[Claim]) -> tuple[Label, str]:
     """Whether ``said`` says of its result what the solution's line ``true`` says: a label and a reason.
 
-    ``things`` are the stems of everything that the problem's results count.
+    ``others`` are all lines of the solution: what they count and what they follow on is not that of this one.
     """
+    things = frozenset(line.thing for line in others if line.thing)
     wrong = _wrong_person(said, true, cast) or _wrong_thing(said, true, cast, things) or _wrong_subject(said, true, cast)
     if wrong:
         return "wrong", wrong
-    doubt = _doubt(said, true, cast)
+    doubt = _other_lead(said, true, others, cast) or _doubt(said, true, cast)
     return ("unknown", doubt) if doubt else ("right", "")
 
 
@@ -224,7 +226,7 @@ def _wrong_thing(said: Claim, true: Claim, cast: Cast, things: frozenset[str]) -
     thing = said.thing
     if said.money and true.thing and true.thing not in ("dollar", "cent"):
         return f"the result is {true.thing}, no money"
-    if not thing or not true.thing or thing in _GENERIC | {_stem(w) for w in true.words} or said.after[0] in cast.people:
+    if not thing or not true.thing or thing in _GENERIC | {_stem(w) for w in true.after} or said.after[0] in cast.people:
         return ""
     raw = next(word for word in said.after if _stem(word) == thing)
     if thing in things or thing in cast.words or (raw.islower() and raw.endswith("s")):
@@ -249,6 +251,14 @@ def _wrong_subject(said: Claim, true: Claim, cast: Cast) -> str:
     if subject in _SUBJECTS or not subject:
         return ""  # it is said of nothing in particular
     return f"the result is not that of the {noun}"
+
+
+def _other_lead(said: Claim, true: Claim, others: Sequence[Claim], cast: Cast) -> str:
+    """After the coupon ..., where the solution says so of another result."""
+    own = {_stem(word) for word in true.words}
+    of_others = {stem for line in others for stem in lead_stems(line, cast)} - own
+    odd = lead_stems(said, cast) & of_others
+    return f"another result is what follows on the {min(odd)}" if odd else ""
 
 
 def _doubt(said: Claim, true: Claim, cast: Cast) -> str:
@@ -312,6 +322,12 @@ def _lead_length(before: Sequence[str], cast: Cast) -> int:
         if person or (lower in _SUBJECTS and i > at + 1) or (lower in ("the", "each") and before[i - 1].lower() not in _LEADS):
             return i
     return len(before)
+
+
+def lead_stems(claim: Claim, cast: Cast) -> set[str]:
+    """What a claim says its result follows on: the coupon, the storm."""
+    lead = claim.before[: _lead_length(claim.before, cast)]
+    return {_stem(word) for word in lead if word not in cast.people and not _plain(word)}
 
 
 def _lead_people(claim: Claim, cast: Cast) -> set[str]:
