@@ -96,13 +96,13 @@ class Quantities:
 
     def read(self, expression: Expression) -> set[Fraction]:
         """What an expression may come to, in moved values; empty where a number of it names nothing."""
-        numbers = list(dict.fromkeys(_leaves(expression)))
+        numbers = _leaves(expression)
         if any(number not in self.names for number in numbers):
             return set()
         found = set()
         readings = product(*(sorted(self.names[number] - self.distractors) for number in numbers))
         for _, reading in zip(range(MAX_READINGS), readings, strict=False):
-            moved = _evaluate(expression, dict(zip(numbers, reading, strict=True)))
+            moved = _evaluate(expression, iter(reading))
             if moved is not None:
                 found.add(moved)
         return found
@@ -156,9 +156,10 @@ def _only_plus(expression: Expression) -> bool:
     )
 
 
-def _evaluate(expression: Expression, numbers: Mapping[Fraction, Fraction]) -> Fraction | None:
+def _evaluate(expression: Expression, numbers: Iterator[Fraction]) -> Fraction | None:
+    """With these numbers in place of its own, from left to right."""
     if isinstance(expression, Fraction):
-        return numbers[expression]
+        return next(numbers)
     a, b = _evaluate(expression[1], numbers), _evaluate(expression[2], numbers)
     return None if a is None or b is None else _OPERATIONS[expression[0]](a, b)
 

@@ -83,7 +83,7 @@ class _Problem:
             if len(found) == len(said) == 1:
                 for value in self.quantities.read(found[0].expression):
                     self.lines.setdefault(value, said[0])
-                for change in self._changes(found[0].expression):
+                for change in self._changes(found[0].expression, second=True):
                     self.changes.setdefault(change, []).append(said[0])
         self.words = frozenset(word.lower() for claim in self.lines.values() for word in claim.words)
         self.told = tuple(self.lines.values())
@@ -99,10 +99,11 @@ class _Problem:
         told = next((s for s in re.split(r"[.?!]", self.question.text) if re.search(rf"\b{value}\b", s)), "")
         return next((word for word in re.findall(r"[^\W\d_]+", told) if word in self.cast.people), "")
 
-    def _changes(self, expression: Expression) -> list[tuple[str, Fraction]]:
+    def _changes(self, expression: Expression, *, second: bool = False) -> list[tuple[str, Fraction]]:
+        """What may be the change in a sum or difference: either term, or the ``second`` alone."""
         if isinstance(expression, Fraction) or expression[0] not in "+-":
             return []
-        sides = expression[1:] if expression[0] == "+" else expression[2:]
+        sides = expression[1:] if expression[0] == "+" and not second else expression[2:]
         return [(expression[0], value) for side in sides for value in self.quantities.read(side)]
 
     def judge(self, prefix: Sequence[str], step: str, final: bool) -> _Told:
@@ -187,7 +188,8 @@ class _Problem:
                 told.append(self._of_sum(said, value))
             elif value in self.lines:
                 told.append(compare(said, self.lines[value], self.cast, self.told))
-                told += [compare(said, line, self.cast, self.told) for line in changes]  # in another order
+                if told[-1][0] == "unknown":  # in another order
+                    told += [compare(said, line, self.cast, self.told) for line in changes]
             else:
                 told += self._of_part(said, changes, bool(used & set(equation.numbers)))
         return next((one for one in told if one[0] == "right"), told[0])

@@ -310,12 +310,12 @@ def _subject(claim: Claim, cast: Cast) -> str:
 
 def _lead_length(before: Sequence[str], cast: Cast) -> int:
     """How many of the words make an introduction: "After the coupon", "With those of Ivan", "Then"."""
-    at = next((i for i, word in enumerate(before) if word.lower() not in ("so", "then", "now", "and", ",", "first")), 0)
-    if at >= len(before) or before[at].lower() not in _LEADS:
+    at = next((i for i, word in enumerate(before) if word.lower() in _LEADS or not _plain(word)), len(before))
+    if at == len(before) or before[at].lower() not in _LEADS:
         return 0
     comma = next((i for i in range(len(before) - 1, at, -1) if before[i] == ","), None)
     if comma is not None:
-        return comma + 1
+        return comma + 1 + _lead_length(before[comma + 1 :], cast)
     for i in range(at + 2, len(before)):
         lower = before[i].lower()
         person = before[i] in cast.people and before[i - 1].lower() not in ("of", "with", "and", "by", "to", "from", "for")
