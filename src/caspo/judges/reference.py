@@ -115,7 +115,8 @@ class _Problem:
             told.append(self._follows(equation))
             if told[-1][0] == "wrong":
                 return told[-1]
-            new |= not self._needed(equation) <= known
+            needed = self._needed(equation)
+            new |= not needed or not needed <= known
             self._establish(equation)
         if found and not new:
             return "wrong", f"{_shown(found[-1].result)} was already known"
@@ -192,6 +193,7 @@ class _Problem:
                     told += [compare(said, line, self.cast, self.told) for line in changes]
             else:
                 told += self._of_part(said, changes, bool(used & set(equation.numbers)))
+        told = told or self._of_part(said, changes, False)
         return next((one for one in told if one[0] == "right"), told[0])
 
     def _of_sum(self, said: Claim, value: Fraction) -> _Told:

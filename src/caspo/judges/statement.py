@@ -45,6 +45,7 @@ _VERBS = _IMPERSONAL | _HAS | _HOLDS | _words(
     "buys buy bought pay pays got needs need sells sold eats eat ate takes take took collects finds found scores rides "
     "brings plants starts ends wins saves earns spends gave loses lost"
 )
+_PLURALS = _words("feet people children men women mice geese teeth sheep fish")
 _ADVERBS = _words("still now then also only already just therefore so finally alone")
 _STATES = _words("there left over remain remains remaining still end rest remainder missing each every now day")
 """What makes of a result a state of the story."""
@@ -229,7 +230,7 @@ def _wrong_thing(said: Claim, true: Claim, cast: Cast, things: frozenset[str]) -
     if not thing or not true.thing or thing in _GENERIC | {_stem(w) for w in true.after} or said.after[0] in cast.people:
         return ""
     raw = next(word for word in said.after if _stem(word) == thing)
-    if thing in things or thing in cast.words or (raw.islower() and raw.endswith("s")):
+    if thing in things or thing in cast.words or (raw.islower() and (raw.endswith("s") or raw in _PLURALS)):
         return f"the result counts {true.thing}, not {raw}"
     return ""
 
