@@ -38,12 +38,19 @@ _FILLERS = _words(
 _IMPERSONAL = _words(
     "is are was were will makes make made making gives giving comes leaves leaving totals becomes would has have had"
 )
-_HAS = _words("has have had owns own owned holds hold held keeps keep kept possesses possess gets will would is are was were")
+_HAS = _words(
+    "has have had owns own owned holds hold held keeps keep kept possesses possess gets will would is are was were"
+)
 """What can be said of a person instead of "has"."""
 _HOLDS = _words("contain contains include includes receive receives get gets cost costs carry carries")
-_VERBS = _IMPERSONAL | _HAS | _HOLDS | _words(
-    "buys buy bought pay pays got needs need sells sold eats eat ate takes take took collects finds found scores rides "
-    "brings plants starts ends wins saves earns spends gave loses lost"
+_VERBS = (
+    _IMPERSONAL
+    | _HAS
+    | _HOLDS
+    | _words(
+        "buys buy bought pay pays got needs need sells sold eats eat ate takes take took collects finds found scores rides "
+        "brings plants starts ends wins saves earns spends gave loses lost"
+    )
 )
 _PLURALS = _words("feet people children men women mice geese teeth sheep fish")
 _ADVERBS = _words("still now then also only already just therefore so finally alone")
@@ -89,9 +96,15 @@ class Cast:
         return Cast(frozenset(names), _stems(text), _stems(first), names[0] if names else "")
 
 
-_STARTS = _FILLERS | _IMPERSONAL | _LEADS | _PRONOUNS | _words(
-    "another how each half some many if when while every on after today yesterday later together if does do did no not yes "
-    "everyone everybody someone somebody nobody people please given using note two three four five six seven eight nine ten"
+_STARTS = (
+    _FILLERS
+    | _IMPERSONAL
+    | _LEADS
+    | _PRONOUNS
+    | _words(
+        "another how each half some many if when while every on after today yesterday later together if does do did no not yes "
+        "everyone everybody someone somebody nobody people please given using note two three four five six seven eight nine ten"
+    )
 )
 
 
@@ -282,7 +295,11 @@ def _doubt(said: Claim, true: Claim, cast: Cast) -> str:
             continue
         if lower in _PRONOUNS and (not true.people or true.people[0] == cast.leading or len(cast.people) < 2):
             continue
-        if (impersonal and stem in cast.first) or lower in _AMOUNTS or (true.compared and lower in _MORE | _LESS | _COMPARED):
+        if (
+            (impersonal and stem in cast.first)
+            or lower in _AMOUNTS
+            or (true.compared and lower in _MORE | _LESS | _COMPARED)
+        ):
             continue
         return f"{word!r} is not understood"
     for word in said.after:
@@ -320,7 +337,11 @@ def _lead_length(before: Sequence[str], cast: Cast) -> int:
     for i in range(at + 2, len(before)):
         lower = before[i].lower()
         person = before[i] in cast.people and before[i - 1].lower() not in ("of", "with", "and", "by", "to", "from", "for")
-        if person or (lower in _SUBJECTS and i > at + 1) or (lower in ("the", "each") and before[i - 1].lower() not in _LEADS):
+        if (
+            person
+            or (lower in _SUBJECTS and i > at + 1)
+            or (lower in ("the", "each") and before[i - 1].lower() not in _LEADS)
+        ):
             return i
     return len(before)
 

@@ -59,7 +59,9 @@ def only_tried(text: str, span: tuple[int, int]) -> bool:
     """Whether the equation at ``span``, which does not hold, is asked, supposed, denied, another's or meant otherwise."""
     start, end = span
     before, after = text[max(0, start - _REACH) : start], text[end : end + _REACH]
-    return bool(_BEFORE.search(before) or _RIGHT_AFTER.search(after) or _INSIDE.search(text[start:end]) or _listed(before, after))
+    return bool(
+        _BEFORE.search(before) or _RIGHT_AFTER.search(after) or _INSIDE.search(text[start:end]) or _listed(before, after)
+    )
 
 
 def _listed(before: str, after: str) -> bool:
