@@ -52,7 +52,7 @@ def by_text(tree: Tree) -> dict[str, Node]:
 
 
 def test_verdicts_and_growth() -> None:
-    """Right steps are continued before unknown ones, wrong ones never; every sample is counted; EOS stands in final steps only."""
+    """Right steps are continued before unknown ones, wrong ones never; samples are counted; EOS ends final steps only."""
     (tree,) = grow("a", width=2)
     nodes = by_text(tree)
     labels = {text: node.verdict.label for text, node in nodes.items() if node.verdict}

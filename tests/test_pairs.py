@@ -116,9 +116,9 @@ def test_no_pairs_names_the_judge_and_what_it_could_tell() -> None:
     assert "The judge test could tell 2 of 2 steps (100%). Sample more, raise the temperature" in much
     assert "group: no wrong step: 1" in much
     assert "hold no judged steps" in refused()
-    check_pairs(
-        *(lambda found: (found[0], [], found[1]))(build_pairs([group(("right", 0.1, -1), ("wrong", 0.2, -1))], EVERYTHING))
-    )
+    trees = [group(("right", 0.1, -1), ("wrong", 0.2, -1))]
+    pairs, report = build_pairs(trees, EVERYTHING)
+    check_pairs(pairs, trees, report)
 
 
 def test_nothing_below_a_wrong_step() -> None:
@@ -126,7 +126,8 @@ def test_nothing_below_a_wrong_step() -> None:
     for label in ("wrong", "unknown", None):
         nodes = (
             node(0, ROOT, 1, (5,), label), node(1, 0, 2, (6,), "right"), node(2, 0, 2, (7,), "wrong"),
-            node(3, 1, 3, (8,), "right"), node(4, 1, 3, (9,), "wrong"), node(5, 3, 4, (8,), "right"), node(6, 3, 4, (9,), "wrong"),
+            node(3, 1, 3, (8,), "right"), node(4, 1, 3, (9,), "wrong"),
+            node(5, 3, 4, (8,), "right"), node(6, 3, 4, (9,), "wrong"),
         )  # fmt: skip
         assert build_pairs([Tree(Question("?", "1", id="q"), (2, 3), nodes)], EVERYTHING)[0] == []
 

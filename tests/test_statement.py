@@ -113,7 +113,7 @@ def test_nobody_and_nothing_that_is_not_in_the_problem() -> None:
         lines = [line.strip() for line in split_steps(question.solution or "")][:-1]
         for at, line in enumerate(lines):
             (equation,) = equations(line)
-            start, end = equation.span
+            end = equation.span[1]
             names = [name for name in NAMES if re.search(rf"\b{name}\b", line)]
             absent = next(name for name in NAMES if name not in question.text)
             changed = [re.sub(rf"\b{name}\b", other, line) for name in names for other in ("Napoleon", absent)]
@@ -134,9 +134,8 @@ def test_other_words_for_the_same(form: str) -> None:
     for question in SAMPLE[::3]:
         lines = [line.strip() for line in split_steps(question.solution or "")][:-1]
         for at, line in enumerate(lines):
-            first = line.split()[0]
-            line = line if first in question.text.split() else line[0].lower() + line[1:]
-            assert told(question, *lines[:at], form.format(line)) == "right", (question.text, form.format(line))
+            small = line if line.split()[0] in question.text.split() else line[0].lower() + line[1:]
+            assert told(question, *lines[:at], form.format(small)) == "right", (question.text, form.format(small))
             (equation,) = equations(line)
             assert told(question, *lines[:at], f"That is {line[slice(*equation.span)]}.") == "right"
 
@@ -177,7 +176,8 @@ def test_what_is_left_out_of_account() -> None:
     """A share of one part only may be another way or a step forgotten: unknown. Said of the whole it is wrong or unknown."""
     text = "Ana has 20 pears. Then Ana finds 8 pears. Ana puts the rest into 4 equal piles. How many pears are in each pile?"
     quantities = [
-        {"value": 20, "kind": "given"}, {"value": 8, "kind": "given"}, {"value": 28, "kind": "derived", "formula": "#0 + #1"},
+        {"value": 20, "kind": "given"}, {"value": 8, "kind": "given"},
+        {"value": 28, "kind": "derived", "formula": "#0 + #1"},
         {"value": 4, "kind": "given"}, {"value": 7, "kind": "derived", "formula": "#2 / #3"},
     ]  # fmt: skip
     solution = "With the ones found, Ana has 20 + 8 = 28 pears.\nEach pile has 28 / 4 = 7 pears.\nThe answer is 7."

@@ -95,7 +95,7 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
     dropped: Counter[str] = Counter()
     groups: list[tuple[Tree, list[Node], list[Node]]] = []
     for tree in trees:
-        for parent, children in tree.groups():
+        for _, children in tree.groups():
             if not tree.prefix_right(children[0].id):
                 dropped["group: not after right steps"] += 1
                 continue

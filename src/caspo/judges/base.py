@@ -94,7 +94,7 @@ class StepJudge(ABC):
 def chain_key(chain: Chain) -> str:
     """A digest of everything that a verdict on this chain may depend on, the judge apart."""
     question = chain.question
-    parts = [question.id, question.text, question.answer, question.solution, dict(question.meta)]
+    parts: list[Any] = [question.id, question.text, question.answer, question.solution, dict(question.meta)]
     parts += [chain.steps, chain.ended, chain.given]
     parts += [chain.prompt_ids, chain.token_ids] if chain.token_ids else []
     text = json.dumps(parts, sort_keys=True, default=str)

@@ -14,7 +14,7 @@ surely: see solution.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -107,36 +107,38 @@ class _Problem:
         return [(expression[0], value) for side in sides for value in self.quantities.read(side)]
 
     def judge(self, prefix: Sequence[str], step: str, final: bool) -> _Told:
+        """A label and its reason: the first that is wrong decides, then the first that is unknown."""
+        doubtful: _Told | None = None
+        last: _Told = ("right", "follows from the problem")
+        for last in self._told_of_step(prefix, step, final):
+            if last[0] == "wrong":
+                return last
+            doubtful = doubtful or (last if last[0] == "unknown" else None)
+        return doubtful or last
+
+    def _told_of_step(self, prefix: Sequence[str], step: str, final: bool) -> Iterator[_Told]:
+        """What is to be said of each of its equations, statements and answers, in turn."""
         used = self._after(prefix)
         found, known = _equations(step), set(self.established)
-        told: list[_Told] = []
         new = False
         for equation in found:
-            told.append(self._follows(equation))
-            if told[-1][0] == "wrong":
-                return told[-1]
+            yield self._follows(equation)
             needed = self._needed(equation)
             new |= not needed or not needed <= known
             self._establish(equation)
         if found and not new:
-            return "wrong", f"{_shown(found[-1].result)} was already known"
+            yield "wrong", f"{_shown(found[-1].result)} was already known"
         if self.lines and (names := strangers(step, self.cast, self.words)):
-            return "wrong", f"the problem tells of no {names[0]}"
+            yield "wrong", f"the problem tells of no {names[0]}"
         for said, equation in _stated(step, found, self.cast):
-            told.append(self._says(said, equation, used))
-            if told[-1][0] == "wrong":
-                return told[-1]
+            yield self._says(said, equation, used)
         answer = extract_answer(step)
         if answer is not None:
-            told.append(self._answers(step, answer))
-            if told[-1][0] == "wrong":
-                return told[-1]
+            yield self._answers(step, answer)
         elif final:
-            return "wrong", "ends without an answer"
-        elif not found:
-            return "unknown", "neither calculates nor answers"
-        doubtful = next((one for one in told if one[0] == "unknown"), None)
-        return doubtful or (told[-1] if answer is not None else ("right", "follows from the problem"))
+            yield "wrong", "ends without an answer"
+        else:
+            yield ("right", "follows from the problem") if found else ("unknown", "neither calculates nor answers")
 
     def _after(self, prefix: Sequence[str]) -> set[Fraction]:
         """Take the results of earlier steps as known; the numbers that these calculated with."""

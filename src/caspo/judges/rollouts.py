@@ -225,7 +225,7 @@ class _Search:
         """The prefixes that a scan would have sampled from."""
         return {_Prefix.of(self.chain, length).key for length in self._scan}
 
-    def _first_error(self) -> Generator[int, _Reach, None]:
+    def _first_error(self) -> Generator[int, _Reach, None]:  # noqa: PLR0912
         """Yields how many steps of the chain to test next."""
         question, given, length = self.chain.question, self.chain.given, len(self.chain.steps)
         if given >= length:

@@ -66,8 +66,8 @@ _EACH = _words("each every per apiece")
 _MORE, _LESS = _words("more ahead further"), _words("fewer less behind")
 _COMPARED = _words("than ahead behind")
 _AMOUNTS = _words(
-    "number total sum amount cost price value result difference rest remainder change answer count quantity bill money first "
-    "second third next last final new same whole original"
+    "number total sum amount cost price value result difference rest remainder change answer count quantity bill money "
+    "first second third next last final new same whole original"
 )
 """What "the X is 12" may name without naming a thing of the story."""
 
@@ -102,8 +102,9 @@ _STARTS = (
     | _LEADS
     | _PRONOUNS
     | _words(
-        "another how each half some many if when while every on after today yesterday later together if does do did no not yes "
-        "everyone everybody someone somebody nobody people please given using note two three four five six seven eight nine ten"
+        "another how each half some many if when while every on after today yesterday later together if does do did no "
+        "not yes everyone everybody someone somebody nobody people please given using note two three four five six seven "
+        "eight nine ten"
     )
 )
 
@@ -277,41 +278,37 @@ def _other_lead(said: Claim, true: Claim, others: Sequence[Claim], cast: Cast) -
 
 def _doubt(said: Claim, true: Claim, cast: Cast) -> str:
     """Why it is not sure that the two say the same, or ""."""
-    length = _lead_length(said.before, cast)
-    lead, main = said.before[:length], said.before[length:]
-    own = {_stem(word) for word in true.words}
-    for word in lead:
-        if word not in cast.people and not _plain(word) and not _told(word, own | cast.words):
-            return f"{word!r} is not understood"
     if said.people and not true.people:
         return f"whether it is what {said.people[0]} has is not known"
-    impersonal = not true.people and _subject(true, cast) in _SUBJECTS | {""}
-    verbs = _HAS if said.people else _IMPERSONAL | _HAS | _HOLDS
-    if main and main[0].lower() in _HAS:
+    length = _lead_length(said.before, cast)
+    if said.before[length:] and said.before[length].lower() in _HAS:
         return "whose it is is not said"
-    for word in main:
-        lower, stem = word.lower(), _stem(word)
-        if word in cast.people or stem in own or lower in verbs or (_plain(word) and lower not in _IMPERSONAL):
-            continue
-        if lower in _PRONOUNS and (not true.people or true.people[0] == cast.leading or len(cast.people) < 2):
-            continue
-        if (
-            (impersonal and stem in cast.first)
-            or lower in _AMOUNTS
-            or (true.compared and lower in _MORE | _LESS | _COMPARED)
-        ):
-            continue
-        return f"{word!r} is not understood"
-    for word in said.after:
-        lower, stem = word.lower(), _stem(word)
-        if word in cast.people or _plain(word) or stem in own | _GENERIC or lower in _HAS or stem in cast.words:
-            continue
-        if lower in _ADJECTIVES | _MISSING | _EACH or (true.compared and lower in _MORE | _LESS | _COMPARED):
-            continue
-        return f"{word!r} is not understood"
-    if "more" in said.after and not true.lowered & (_MORE | _MISSING):
-        return "more than what is not said"
+    odd = next((word for word in said.words if word not in cast.people and not _understood(word, said, true, cast)), "")
+    return f"{odd!r} is not understood" if odd else _qualified(said, true)
+
+
+def _understood(word: str, said: Claim, true: Claim, cast: Cast) -> bool:
+    """Whether a word of a statement is one that says the same as the solution's line, or nothing."""
+    length = _lead_length(said.before, cast)
+    lower, stem = word.lower(), _stem(word)
+    if stem in {_stem(w) for w in true.words} or (true.compared and lower in _MORE | _LESS | _COMPARED):
+        return True
+    if word in said.before[length:]:
+        impersonal = not true.people and _subject(true, cast) in _SUBJECTS | {""}
+        verbs = _HAS if said.people else _IMPERSONAL | _HAS | _HOLDS
+        his = lower in _PRONOUNS and (not true.people or true.people[0] == cast.leading or len(cast.people) < 2)
+        place = impersonal and stem in cast.first
+        return lower in verbs | _AMOUNTS or (_plain(word) and lower not in _IMPERSONAL) or his or place
+    if word in said.before[:length]:
+        return _plain(word) or _told(word, cast.words)
+    return _plain(word) or stem in _GENERIC | cast.words or lower in _HAS | _ADJECTIVES | _MISSING | _EACH
+
+
+def _qualified(said: Claim, true: Claim) -> str:
+    """What one of the two says of its result and the other does not: more, each, missing."""
     said_words, true_words = said.lowered, true.lowered
+    if "more" in said.after and not true_words & (_MORE | _MISSING):
+        return "more than what is not said"
     if said_words & _EACH and not true_words & _EACH:
         return "the result is not of each"
     if "missing" in true_words and not says_nothing(said) and not said_words & _MISSING:
