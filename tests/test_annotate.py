@@ -8,6 +8,7 @@ import pytest
 
 from caspo.core.errors import EngineError
 from caspo.data.annotate import AnnotateSettings, annotate, judge_trees
+from caspo.data.pairs import PairSettings, build_pairs
 from caspo.judges.base import Chain
 from caspo.judges.reference import ReferenceJudge
 from caspo.records import ROOT, Node, Question, Tree, Verdict
@@ -51,7 +52,7 @@ def by_text(tree: Tree) -> dict[str, Node]:
 
 
 def test_verdicts_and_growth() -> None:
-    """Right steps are continued, wrong and unknown ones are not; every sample is counted; EOS stands in final steps only."""
+    """Right steps are continued before unknown ones, wrong ones never; samples are counted; EOS ends final steps only."""
     (tree,) = grow("a", width=2)
     nodes = by_text(tree)
     labels = {text: node.verdict.label for text, node in nodes.items() if node.verdict}
@@ -171,3 +172,59 @@ def test_a_hole_in_the_script() -> None:
     """The scripted engine names the text it knows nothing for."""
     with pytest.raises(EngineError, match=r"no continuation for the text 'Question a\?\\n'"):
         annotate([question("a")], ScriptedEngine({}), ReferenceJudge(), AnnotateSettings(), 0)
+
+
+def opening(text: str) -> list[Scripted]:
+    """A model that begins in words, in one of two ways, and calculates after them."""
+    steps = text.partition("\n")[2]
+    if not steps:
+        return [Scripted("Let me see.\n", 3), Scripted("We count.\n", 1), Scripted("6 + 2 = 8\n", 1)]
+    return [Scripted(A, 2), Scripted("6 + 2 = 8\n", 1)] if steps.count("\n") == 1 else END
+
+
+def test_trees_grow_past_unknown_steps() -> None:
+    """From an unknown step where none is known to be right, never from a wrong one; its pairs do not count."""
+    (tree,) = annotate([question("a")], ScriptedEngine(opening), ReferenceJudge(), AnnotateSettings(samples=24), 0)
+    nodes = by_text(tree)
+    grown = [text for text, node in nodes.items() if tree.children(node.id)]
+    first, second = sorted(grown, key=len)
+    assert first in ("Let me see.\n", "We count.\n")
+    assert second == first + A
+    labels = {text: node.verdict.label for text, node in nodes.items() if node.verdict}
+    assert labels[first + A] == "right"
+    assert labels[first + "6 + 2 = 8\n"] == "wrong"
+    pairs, report = build_pairs([tree], PairSettings(confident_from=0, unsure_to=1))
+    assert pairs == []
+    assert report.dropped["group: not after right steps"] == 2
+    settings = AnnotateSettings(samples=24, past_unknown=False)
+    (short,) = annotate([question("a")], ScriptedEngine(opening), ReferenceJudge(), settings, 0)
+    assert {node.depth for node in short.nodes} == {1}
+
+
+def test_right_steps_come_before_unknown_ones() -> None:
+    """With room for two, the unknown one is second; with room for one it is left."""
+
+    def both(text: str) -> list[Scripted]:
+        steps = text.partition("\n")[2]
+        return [Scripted(A, 1), Scripted("Let me see.\n", 2)] if not steps else END
+
+    for width, grown in ((1, {A}), (2, {A, "Let me see.\n"})):
+        settings = AnnotateSettings(samples=24, width=width, max_depth=2)
+        (tree,) = annotate([question("a")], ScriptedEngine(both), ReferenceJudge(), settings, 0)
+        assert {n.step.text for n in tree.nodes if tree.children(n.id)} == grown
+
+
+def test_chains_carry_the_tokens_of_the_tree() -> None:
+    """For judges that let the model go on."""
+    seen: list[Chain] = []
+
+    class Noting(Slow):
+        def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
+            seen.extend(chains)
+            return super().judge(chains)
+
+    (tree,) = annotate([question("a")], ScriptedEngine(script), Noting(), AnnotateSettings(samples=8), 0)
+    assert seen
+    for chain in seen:
+        assert chain.prompt_ids == tree.prompt_ids
+        assert [len(ids) > 0 for ids in chain.token_ids] == [True] * len(chain.steps)

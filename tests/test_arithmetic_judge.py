@@ -200,3 +200,63 @@ def test_people_agree_when_it_says_wrong(name: str, source: str, precision: floa
     print(name, source, dict(found))
     assert wrong >= 20
     assert wrong / (wrong + false_alarms) >= precision
+
+
+TAKEN_BACK = [
+    "2 + 1 = 1 (False)", "2 + 1 = 1 is false.", "2 + 1 = 1, which is not true", "$2 + 1 = 1$, a contradiction.",
+    "Check if 3 + 4 = 8? No", "Is 3 + 4 = 8? No, it is 7.", "We test whether 3 + 4 = 8.", "3 + 4 = 8: no", "3 + 4 = 8 ✗",
+    "3 + 4 does not equal 8", "3 + 4 is not equal to 8", "3 + 4 ≠ 8", "3 + 4 \\neq 8", "3 + 4 does not = 8",
+    "Suppose 3 + 4 = 8.", "Suppose that 3 + 4 = 8. Then 4 = 5.", "Assume 3 + 4 = 8", "If 3 + 4 = 8, all is lost.",
+    "It is not the case that 3 + 4 = 8", "3 + 4 = 8 does not hold.", "3 + 4 = 8 (incorrect)",
+    "3 + 4 = 8. This is impossible.",
+    "3 + 4 = 8. But this cannot be true.", "Then 3 + 4 = 8. Wait, 3 + 4 = 7.", "A common mistake is 3 + 4 = 8.",
+    "The student wrote 3 + 4 = 8.", "2 + 2 = 5 \\text{ (False)}", "3 + 4 == 8 returns False", "8 + 8 = 6 (mod 10)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", TAKEN_BACK)
+def test_an_equation_that_the_step_asks_supposes_or_rejects_is_no_mistake(step: str) -> None:
+    """Nor is it evidence for the step."""
+    assert _judge(step)[0] in ("unknown", "right")
+    assert "is false" not in _judge(step)[1]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "13 ! / 11 ! = 156", "10 * 9 = 10 ! / 8 !", "5 + !5 = 49", "!5 + 3 = 47", "1 * 2 * 3 * 4 = 4 !",
+        "12 * 11 * 10! = 1320",
+        "\\frac{9}{4} a=36", "36 = \\frac{9}{4} a", "3 + 4 a = 36", "4 * 3 A = 36", "2 + 3 i = 8",
+        "36 = \\frac{6}{2} [2a+5d]", "\\frac{6}{2} [2a+5d] = 36", "36 = \\frac{6}{2} (2a+5d)", "f'(3) + 1 = 5",
+        "12 * 11 / 2 = 12 choose 2", "1.500 + 500 = 2.000", "The values are (3 - 2), (0 - 2), (5 - 2) = 1, -2, 3",
+        "The 5s in 42! are 42/5 + 42/25 = 8 + 1 = 9", "7 div 2 + 1 = 4",
+    ],
+)  # fmt: skip
+def test_formulas_that_are_no_plain_sums_are_not_wrong(step: str) -> None:
+    """Factorials, variables called a, products with brackets: a missed equation is unknown, a misread one would be wrong."""
+    assert _judge(step)[0] == "unknown"
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "He earns 5 * 8 = 41 a day.", "He earns 5 * 8 a day = 41.", "That makes 3 + 4 = 8 apples!",
+        "If he buys 3 bags, then 3 * 5 = 16.",
+        "He does not sell any, so 3 * 5 = 16.", "3 * 5 = 16. No apples are left.", "She got 10 - 3 = 8 wrong answers.",
+        "Check: 3 * 5 = 16.", "He would pay 3 * 5 = 16 dollars.", "We verify that 3 * 5 = 16.",
+        "3 * 5 = 16, so there are not enough.",
+        "Suppose he buys 3 bags of 5. Then 3 * 5 = 16.", "The number not in the team is 12 + 12 - 7 = 15.",
+        "3 * 5 = 16, which is not what he paid.",
+    ],
+)  # fmt: skip
+def test_a_false_sum_beside_such_words_is_wrong_all_the_same(step: str) -> None:
+    """True catches are not lost: it is the sum that must be asked, supposed or rejected."""
+    assert _judge(step)[0] == "wrong"
+
+
+def test_sums_around_a_clock() -> None:
+    """In a problem about a modulus a sum may be meant by it, but not one that is off by something else."""
+    ring = Question("What is the last digit, modulo 10?", "6", id="q")
+    assert _judge("8 + 8 = 6", question=ring)[0] == "unknown"
+    assert _judge("8 + 8 = 7", question=ring)[0] == "wrong"
+    assert _judge("7 + 1 = 10", question=Question("Add in base 8.", "10", id="q"))[0] == "unknown"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from caspo.core.errors import DataError
-from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
+from caspo.data.pairs import PairSettings, build_pairs, check_pairs, read_pairs, write_pairs
 from caspo.records import ROOT, Question, StepPair, Tree
 from tiny import build, bushy_tree, node, same_tree, tokenizer
 
@@ -100,12 +100,34 @@ def test_groups_without_a_pair() -> None:
     assert build_pairs([], EVERYTHING)[0] == []
 
 
+def refused(*trees: Tree) -> str:
+    pairs, report = build_pairs(trees, EVERYTHING)
+    with pytest.raises(DataError) as caught:
+        check_pairs(pairs, trees, report)
+    return str(caught.value)
+
+
+def test_no_pairs_names_the_judge_and_what_it_could_tell() -> None:
+    """A judge that tells little is the reason, and another one the remedy; otherwise it is the problems or the sampling."""
+    little = refused(group(("wrong", 0.1, -1), ("unknown", 0.2, -1), ("unknown", 0.2, -1), ("unknown", 0.2, -1)))
+    assert "The judge test could tell 1 of 4 steps (25%). Choose a judge that can tell" in little
+    assert "step: verdict unknown: 3" in little
+    much = refused(group(("right", 0.1, -1), ("right", 0.2, -1)))
+    assert "The judge test could tell 2 of 2 steps (100%). Sample more, raise the temperature" in much
+    assert "group: no wrong step: 1" in much
+    assert "hold no judged steps" in refused()
+    trees = [group(("right", 0.1, -1), ("wrong", 0.2, -1))]
+    pairs, report = build_pairs(trees, EVERYTHING)
+    check_pairs(pairs, trees, report)
+
+
 def test_nothing_below_a_wrong_step() -> None:
     """What follows a wrong or unjudged step is no training signal, whatever its own verdict says."""
     for label in ("wrong", "unknown", None):
         nodes = (
             node(0, ROOT, 1, (5,), label), node(1, 0, 2, (6,), "right"), node(2, 0, 2, (7,), "wrong"),
             node(3, 1, 3, (8,), "right"), node(4, 1, 3, (9,), "wrong"),
+            node(5, 3, 4, (8,), "right"), node(6, 3, 4, (9,), "wrong"),
         )  # fmt: skip
         assert build_pairs([Tree(Question("?", "1", id="q"), (2, 3), nodes)], EVERYTHING)[0] == []
 

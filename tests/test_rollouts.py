@@ -236,3 +236,44 @@ def test_the_test_errs_as_seldom_as_it_says(rate: float) -> None:
     expected = "right" if rate == 0.4 else "wrong"
     assert found.count(expected) / len(found) >= 0.94
     assert judge.counts.completions / len(found) < fixed_sample(judge.settings)
+
+
+INDENTED = ("  First:\n\n", "\tstep a\n", "    x = 5\n")
+
+
+def test_the_model_goes_on_from_the_text_as_it_stands() -> None:
+    """Indentation and blank lines included: asked about another text it would be another prefix."""
+    judge, engine = judge_of(error_at("none"))
+    told(judge, *INDENTED)
+    asked = {"".join(map(chr, request.prefix_ids)) for request in engine.requests}
+    assert asked == {"How many?\n" + "".join(INDENTED)}
+    judge, engine = judge_of(error_at("none"))
+    told(judge, "a step of a file", "  and another")
+    asked = {"".join(map(chr, request.prefix_ids)) for request in engine.requests}
+    assert asked == {"How many?\na step of a file\n  and another\n"}, "a step without a line break gets one"
+
+
+def test_the_model_goes_on_from_the_tokens_it_wrote() -> None:
+    """Those of the tree, whatever the tokenizer makes of their text; of another model's prompt the text is all there is."""
+    judge, engine = judge_of(error_at("b"))
+    engine.tokenizer = lambda text, add_special_tokens: {"input_ids": [ord("!")]}
+    prompt = engine.prompt(QUESTION.text)
+    ids = tuple(tuple(map(ord, f" {step}")) for step in ("a\n", "b\n"))
+    chain = Chain(QUESTION, ("a\n", "b\n"), False, given=1, prompt_ids=prompt, token_ids=ids)
+    (verdicts,) = judge.judge([chain])
+    assert [verdict.label for verdict in verdicts] == ["wrong"]
+    assert {request.prefix_ids for request in engine.requests} == {prompt + ids[0], prompt + ids[0] + ids[1]}
+    other = Chain(QUESTION, ("a\n", "b\n"), False, given=1, prompt_ids=(*prompt, 1), token_ids=ids)
+    engine.requests.clear()
+    RolloutJudge(lambda: engine, WALD, "scripted").judge([other])
+    assert {request.prefix_ids for request in engine.requests} == {(*prompt, ord("!"))}
+
+
+def test_nothing_is_sampled_after_a_step_from_which_the_answer_is_lost() -> None:
+    """Trees grow past unknown steps; what stands below one costs no completions."""
+    judge, engine = judge_of(finishing(lambda steps: 0.0))
+    assert told(judge, "a\n") == ["unknown"]
+    sampled = len(engine.requests)
+    assert told(judge, "a\n", "b\n", given=1) == ["unknown"]
+    assert told(judge, "a\n", "b\n", "c\n", given=2) == ["unknown"]
+    assert len(engine.requests) == sampled + 7, "the prefix a, b is tested once, before c"

@@ -106,10 +106,11 @@ def change_result(equation: Any, question: Question) -> str:
 
 
 def follows_anyway(equation: Any, question: Question) -> bool:
-    """60 - (30 - 8) = 30 + 8 where 60 is twice 30: another way to a value that the solution needs."""
+    """60 - (30 - 8) = 30 + 8 where 60 is twice 30: another way to a value that the solution needs, or to a part of one."""
     a, b = equation.numbers
     operator = {"+": "*", "*": "+", "-": "+", "/": "*"}[equation.expression[0]]
-    return (a + b if operator == "+" else a * b) in {q["value"] for q in question.meta["quantities"]}
+    values = {q["value"] for q in question.meta["quantities"]}
+    return (a + b if operator == "+" else a * b) in values | {p - q for p in values for q in values}
 
 
 def other_operation(equation: Any, question: Question) -> str:

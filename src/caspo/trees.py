@@ -66,13 +66,17 @@ class TreeBuilder:
             self._prefixes[node] = self.prefix_ids(self.nodes[node].parent) + self.nodes[node].step.token_ids
         return self._prefixes[node]
 
+    def path(self, node: int) -> list[int]:
+        """The ids of the nodes from the first step to ``node``, both included; none for ``ROOT``."""
+        path: list[int] = []
+        while node != ROOT:
+            path.append(node)
+            node = self.nodes[node].parent
+        return path[::-1]
+
     def texts(self, node: int) -> list[str]:
         """The steps up to and including ``node``."""
-        texts: list[str] = []
-        while node != ROOT:
-            texts.append(self.nodes[node].step.text)
-            node = self.nodes[node].parent
-        return texts[::-1]
+        return [self.nodes[n].step.text for n in self.path(node)]
 
     def judge(self, node: int, verdict: Verdict) -> None:
         """Note a verdict."""

@@ -185,6 +185,12 @@ def _bounds(recipe: CaspoRecipe) -> tuple[int, int]:
         f"A round samples at most {steps:,} steps, {tokens:,} tokens: {annotate.questions} questions, {prefixes} prefixes "
         f"each, {annotate.samples} samples, {annotate.max_step_tokens} tokens."
     )
+    judge = recipe.task.judge
+    if judge is not None and judge.kind == "rollouts":
+        output.print(
+            f"Its judge rollouts completes each at most {judge.samples} times, {steps * judge.samples * judge.max_tokens:,} tokens "
+            "(seen on small models: 2 completions a step). They are not counted below."
+        )
     output.print(
         f"Training: {rounds} rounds of {train.epochs} epochs{', accumulated' if recipe.accumulate else ''}, on at most "
         f"{pairs:,} pairs and {tokens:,} tokens of a round, and on prompts, whose length is not known."

@@ -1,7 +1,9 @@
 """Growing annotated trees: k continuations at each right prefix, judged, with the model's confidence in each.
 
 Sampling at right prefixes (instead of whole solutions) finds wrong steps where they happen, and gives every wrong step
-right siblings to be compared with.
+right siblings to be compared with. Where none of the steps sampled at a depth is known to be right, a tree goes on from
+one that is unknown (`past_unknown`): most judges cannot tell an opening line in words. What stands below it is judged
+given that it is right, which nobody knows: pairs and figures take steps after right prefixes only.
 """
 
 from __future__ import annotations
@@ -26,9 +28,12 @@ class AnnotateSettings(Config):
     """How trees are sampled."""
 
     samples: int = Field(8, ge=2)
-    """Continuations sampled at each right prefix."""
+    """Continuations sampled at each prefix that is gone on with."""
     width: int = Field(1, ge=1)
-    """Right prefixes continued at each depth, drawn by how often they were sampled."""
+    """Prefixes continued at each depth, drawn by how often they were sampled, right ones before unknown ones."""
+    past_unknown: bool = True
+    """Go on from a step that the judge cannot tell where too few are right, for whoever judges the trees again; what follows
+    it is in no pair. No: a tree ends there."""
     max_depth: int = Field(12, ge=1)
     """Steps of a path, at most."""
     max_step_tokens: int = Field(64, ge=1)
@@ -67,7 +72,7 @@ class _Growing:
     def __init__(self, builder: TreeBuilder, judge: str, settings: AnnotateSettings, seed: int) -> None:
         self.builder, self.judge, self.settings, self.seed = builder, judge, settings, seed
         self._depth = 1
-        self._parents: Sequence[int] = [ROOT]
+        self._parents: list[int] = [ROOT]
         self._cut: dict[int, bool] = {}
         """The nodes of this depth, and whether each was cut at the token limit."""
 
@@ -105,19 +110,21 @@ class _Growing:
 
     def judged(self, verdicts: Sequence[Sequence[Verdict]]) -> bool:
         """Note the verdicts on `chains`; whether the tree goes on at the next depth."""
-        builder, told = self.builder, iter(verdicts)
-        right = []
+        builder, settings, told = self.builder, self.settings, iter(verdicts)
+        right: list[int] = []
+        unknown: list[int] = []
         for node, cut in self._cut.items():
             (verdict,) = [Verdict("unknown", "cut at the token limit", self.judge)] if cut else next(told)
             builder.judge(node, verdict)
-            if verdict.label == "right" and not builder.nodes[node].final:
-                right.append(node)
+            if not cut and not builder.nodes[node].final:
+                {"right": right, "unknown": unknown}.get(verdict.label, []).append(node)
         self._cut = {}
-        if self._depth == self.settings.max_depth or not right:
-            return False
-        self._parents = _choose(builder, right, self.settings.width, seed_of(self.seed, self._depth))
+        seed = seed_of(self.seed, self._depth)
+        self._parents = _choose(builder, right, settings.width, seed)
+        if settings.past_unknown:
+            self._parents += _choose(builder, unknown, settings.width - len(self._parents), seed)
         self._depth += 1
-        return True
+        return self._depth <= settings.max_depth and bool(self._parents)
 
 
 def judge_trees(trees: Sequence[Tree], judge: Judge) -> list[Tree]:
@@ -144,14 +151,22 @@ def judge_trees(trees: Sequence[Tree], judge: Judge) -> list[Tree]:
 
 def _chain(builder: TreeBuilder, node: int) -> Chain:
     """The path to a node, of which the node itself is to be judged."""
-    steps = tuple(builder.texts(node))
-    return Chain(builder.question, steps, builder.nodes[node].final, len(steps) - 1)
+    path = builder.path(node)
+    steps = tuple(builder.nodes[n].step for n in path)
+    return Chain(
+        builder.question,
+        tuple(step.text for step in steps),
+        builder.nodes[node].final,
+        given=len(steps) - 1,
+        prompt_ids=builder.prompt_ids,
+        token_ids=tuple(step.token_ids for step in steps),
+    )
 
 
-def _choose(builder: TreeBuilder, right: list[int], width: int, seed: int) -> list[int]:
-    """``width`` of the right nodes, without replacement, with chances by their counts."""
+def _choose(builder: TreeBuilder, nodes: list[int], width: int, seed: int) -> list[int]:
+    """``width`` of the nodes, without replacement, with chances by their counts."""
     rng = random.Random(seed_of(seed, builder.question.id))
-    left = list(right)
+    left = list(nodes)
     chosen: list[int] = []
     while left and len(chosen) < width:
         node = rng.choices(left, weights=[builder.nodes[n].count for n in left])[0]

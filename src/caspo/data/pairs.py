@@ -5,6 +5,9 @@ Two kinds, after the paper:
 - ``confident_wrong``: the wrong step is one the model is sure of; a right sibling is chosen over it;
 - ``uncertain_right``: the right step is one the model is unsure of; it is chosen over a wrong sibling.
 
+Both stand after a prefix of which every step was judged right: after an unknown one, as after a wrong one, a verdict
+means nothing.
+
 The other half of a pair is the sibling that shares the most tokens with the first before they part, so that a pair is
 about the error and not about the wording; of equals the most probable right step and the most confident wrong one.
 
@@ -29,10 +32,10 @@ from caspo.core.config import Config
 from caspo.core.errors import DataError
 from caspo.engines.rows import shared_length
 from caspo.formats.parquet import read_table, write_table
-from caspo.records import ROOT, Node, StepPair, Tree
+from caspo.records import Node, StepPair, Tree
 from caspo.steps import equations
 
-__all__ = ["PairReport", "PairSettings", "build_pairs", "read_pairs", "write_pairs"]
+__all__ = ["PairReport", "PairSettings", "build_pairs", "check_pairs", "read_pairs", "write_pairs"]
 
 PAIR_SCHEMA = pa.schema(
     [
@@ -92,8 +95,9 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
     dropped: Counter[str] = Counter()
     groups: list[tuple[Tree, list[Node], list[Node]]] = []
     for tree in trees:
-        for parent, children in tree.groups():
-            if parent != ROOT and not (tree.nodes[parent].right and tree.prefix_right(parent)):
+        for _, children in tree.groups():
+            if not tree.prefix_right(children[0].id):
+                dropped["group: not after right steps"] += 1
                 continue
             labels = Counter(c.verdict.label if c.verdict else "unknown" for c in children)
             dropped["step: verdict unknown"] += labels["unknown"]
@@ -136,6 +140,31 @@ def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[Ste
         unsure_to,
     )
     return pairs, report
+
+
+def check_pairs(pairs: Sequence[StepPair], trees: Sequence[Tree], report: PairReport) -> None:
+    """Refuse trees that gave no pair.
+
+    Raises:
+        DataError: there is none; it says what the judge could tell, and what to do.
+    """
+    if pairs:
+        return
+    verdicts = [node.verdict for tree in trees for node in tree.nodes if node.verdict]
+    if not verdicts:
+        raise DataError(f"The {len(trees)} trees hold no judged steps, so there are no pairs. Annotate questions first.")
+    judges = ", ".join(sorted({verdict.judge for verdict in verdicts if verdict.judge})) or "without a name"
+    told = sum(verdict.label != "unknown" for verdict in verdicts)
+    dropped = ", ".join(f"{reason}: {n}" for reason, n in report.dropped.items())
+    todo = (
+        "Choose a judge that can tell (task.judge: rollouts needs the known answers only; docs/judges.md has the others)"
+        if told < len(verdicts) / 2
+        else "Sample more, raise the temperature, or choose problems that the model solves sometimes but not always"
+    )
+    raise DataError(
+        f"The {len(trees)} trees give no pairs ({dropped}). The judge {judges} could tell {told} of {len(verdicts)} steps "
+        f"({told / len(verdicts):.0%}). {todo}."
+    )
 
 
 def write_pairs(path: Path, pairs: Sequence[StepPair], trees: Sequence[Tree], text: Callable[[Sequence[int]], str]) -> None:

@@ -25,7 +25,11 @@ class Chain:
     ended: bool
     """The solution ends with the last of them (the model's EOS)."""
     given: int = 0
-    """The first ``given`` steps are known to be right and are not judged."""
+    """The first ``given`` steps stand before what is asked about and are not judged."""
+    prompt_ids: tuple[int, ...] = ()
+    token_ids: tuple[tuple[int, ...], ...] = ()
+    """Tokens of the prompt and of each step, where a model wrote them: a judge that lets this model go on asks it about
+    these, and not about what their text would be cut into anew. Empty: not known."""
 
 
 @runtime_checkable
@@ -90,6 +94,8 @@ class StepJudge(ABC):
 def chain_key(chain: Chain) -> str:
     """A digest of everything that a verdict on this chain may depend on, the judge apart."""
     question = chain.question
-    parts = [question.id, question.text, question.answer, question.solution, dict(question.meta)]
-    text = json.dumps([*parts, chain.steps, chain.ended, chain.given], sort_keys=True, default=str)
+    parts: list[Any] = [question.id, question.text, question.answer, question.solution, dict(question.meta)]
+    parts += [chain.steps, chain.ended, chain.given]
+    parts += [chain.prompt_ids, chain.token_ids] if chain.token_ids else []
+    text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -5,7 +5,8 @@ continuations that reach the answer says whether the prefix can still be saved (
 arXiv:2312.08935). Two things make it cheap. A prefix is sampled only until the verdict is sure: Wald's sequential
 probability ratio test (Annals of Mathematical Statistics 16, 1945) between "at least `reached` of them get there" and "at
 most `lost` do". And the first error of a chain is found by binary search (Luo et al. 2024, OmegaPRM, arXiv:2406.06592),
-which assumes that a prefix that lost the answer never finds it again.
+which assumes that a prefix that lost the answer never finds it again. The model goes on from the very tokens that it
+wrote where these are known (steps of trees), and from the text as it stands otherwise.
 
 What completions do not show is a wrong step after which the answer is reached all the same, such as a sum that the model
 corrects on the way: so a false equation is wrong before anything is sampled (`equations`, by the arithmetic judge). Any
@@ -137,12 +138,12 @@ class RolloutJudge:
             for chain, at in zip(chains, false, strict=True)
         ]
         while True:
-            wanted = {found[0]: found for search in searches if (found := search.advance(self._known)) is not None}
+            wanted = {found.key: found for search in searches if (found := search.advance(self._known)) is not None}
             if not wanted:
                 break
-            tests = [self._test(question, key, text) for key, question, text in wanted.values()]
+            tests = [self._test(prefix) for prefix in wanted.values()]
             for test, reach in zip(tests, drive([test.run() for test in tests], self._engine()), strict=True):
-                self._known[test.key] = reach
+                self._known[test.prefix.key] = reach
                 self.counts.completions += test.samples
                 self.counts.tokens += test.tokens
             self.counts.tests += len(tests)
@@ -163,13 +164,38 @@ class RolloutJudge:
         wrong = bool(verdicts) and verdicts[-1].label == "wrong"
         return (chain.given + len(verdicts) - 1, verdicts[-1].reason) if wrong else None
 
-    def _test(self, question: Question, key: int, text: str) -> _Test:
+    def _test(self, prefix: _Prefix) -> _Test:
         engine = self._engine()
-        prefix = engine.prompt(question.text)
-        if text:
-            prefix += tuple(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
-        fits = len(prefix) < engine.context_length
-        return _Test(question, text, prefix if fits else None, self.settings, key)
+        ids = engine.prompt(prefix.question.text)
+        if prefix.token_ids and prefix.prompt_ids == ids:
+            ids += prefix.token_ids
+        elif prefix.text:
+            ids += tuple(engine.tokenizer(prefix.text, add_special_tokens=False)["input_ids"])
+        return _Test(prefix, ids if len(ids) < engine.context_length else None, self.settings)
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """The beginning of a solution that is to be completed."""
+
+    question: Question
+    text: str
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """Of the steps, as the model wrote them; empty: those of the text."""
+    key: int
+    """Equal prefixes of one question have one key."""
+
+    @staticmethod
+    def of(chain: Chain, length: int) -> _Prefix:
+        """The first ``length`` steps of a chain, exactly as they stand."""
+        text = _text(chain.steps[:length])
+        ids: tuple[int, ...] = ()
+        if chain.token_ids and not (chain.ended and length == len(chain.steps)):  # there the model's EOS ends them
+            ids = tuple(token for step in chain.token_ids[:length] for token in step)
+        question = chain.question
+        key = seed_of("rollouts", question.id, question.text, question.answer, text, *ids)
+        return _Prefix(question, text, chain.prompt_ids, ids, key)
 
 
 class _Search:
@@ -183,23 +209,23 @@ class _Search:
         self._run = self._first_error()
         self._waits_for = next(self._run, None)
 
-    def advance(self, known: Mapping[int, _Reach]) -> tuple[int, Question, str] | None:
-        """Go on as far as what is known allows; the key, question and text of the prefix it waits for, None at the end."""
+    def advance(self, known: Mapping[int, _Reach]) -> _Prefix | None:
+        """Go on as far as what is known allows; the prefix it waits for, None at the end."""
         while self._waits_for is not None:
-            key, text = _prefix(self.chain, self._waits_for)
-            if key not in known:
-                return key, self.chain.question, text
+            prefix = _Prefix.of(self.chain, self._waits_for)
+            if prefix.key not in known:
+                return prefix
             try:
-                self._waits_for = self._run.send(known[key])
+                self._waits_for = self._run.send(known[prefix.key])
             except StopIteration:
                 self._waits_for = None
         return None
 
     def scanned(self) -> set[int]:
         """The prefixes that a scan would have sampled from."""
-        return {_prefix(self.chain, length)[0] for length in self._scan}
+        return {_Prefix.of(self.chain, length).key for length in self._scan}
 
-    def _first_error(self) -> Generator[int, _Reach, None]:
+    def _first_error(self) -> Generator[int, _Reach, None]:  # noqa: PLR0912
         """Yields how many steps of the chain to test next."""
         question, given, length = self.chain.question, self.chain.given, len(self.chain.steps)
         if given >= length:
@@ -209,6 +235,12 @@ class _Search:
             return
         stated = stated_answer(question, _text(self.chain.steps)) if self.chain.ended else None
         by_text = int(stated is not None)  # the last step needs no completions then
+        if given and stated is None:  # tested already where a tree was grown to it; nothing can be told after a lost one
+            before = yield given
+            if before.label != "right":
+                self._scan = range(given, given + 1)
+                self.told = [("unknown", f"already before it {before}")] * (length - given)
+                return
         if stated is not None:
             right = same_answer(stated, question.answer)
             end, why = ("right" if right else "wrong"), f"answers {stated}; the answer is {question.answer}"
@@ -248,24 +280,23 @@ class _Test:
     """The sequential test of one prefix. As many completions are asked for as can decide it at the earliest, so none is
     sampled in vain."""
 
-    question: Question
-    text: str
-    prefix: tuple[int, ...] | None
-    """None where the model's context has no room for a completion."""
+    prefix: _Prefix
+    ids: tuple[int, ...] | None
+    """Its tokens, those of the prompt included; None where the model's context has no room for a completion."""
     settings: RolloutSettings
-    key: int
     samples: int = 0
     successes: int = 0
     tokens: int = 0
 
     def run(self) -> Asking[_Reach]:
         """Sample until it is decided, or there are as many as there may be."""
-        while self.prefix is not None and self._decided() is None and self.samples < self.settings.samples:
-            found = yield [self._request(self.prefix, number) for number in self._next()]
+        question = self.prefix.question
+        while self.ids is not None and self._decided() is None and self.samples < self.settings.samples:
+            found = yield [self._request(self.ids, number) for number in self._next()]
             for completion in found:
-                answer = stated_answer(self.question, self.text + completion.text, ended=completion.finish == "eos")
+                answer = stated_answer(question, self.prefix.text + completion.text, ended=completion.finish == "eos")
                 self.samples += 1
-                self.successes += same_answer(answer, self.question.answer)
+                self.successes += same_answer(answer, question.answer)
                 self.tokens += len(completion.token_ids)
         return _Reach(self._decided() or "unknown", self.successes, self.samples)
 
@@ -276,11 +307,11 @@ class _Test:
         soonest = max(1, math.ceil(min((bound - ratio) / success, (bound + ratio) / -failure) - 1e-9))
         return range(self.samples, min(self.samples + soonest, self.settings.samples))
 
-    def _request(self, prefix: tuple[int, ...], number: int) -> Request:
+    def _request(self, ids: tuple[int, ...], number: int) -> Request:
         settings = self.settings
         return Request(
-            prefix_ids=prefix,
-            seed=seed_of(self.key, settings.seed, number),
+            prefix_ids=ids,
+            seed=seed_of(self.prefix.key, settings.seed, number),
             max_new_tokens=settings.max_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -320,11 +351,5 @@ def fixed_sample(settings: RolloutSettings) -> int:
 
 
 def _text(steps: Sequence[str]) -> str:
-    """Steps as lines; a blank one changes nothing."""
-    return "".join(f"{step.strip()}\n" for step in steps if step.strip())
-
-
-def _prefix(chain: Chain, length: int) -> tuple[int, str]:
-    """Key and text of the first ``length`` steps; equal prefixes of one question have one key."""
-    text = _text(chain.steps[:length])
-    return seed_of("rollouts", chain.question.id, chain.question.text, chain.question.answer, text), text
+    """Steps as they stand, indentation and blank lines included; one without a line break at its end gets one."""
+    return "".join(step if step.endswith("\n") or not step else f"{step}\n" for step in steps)

@@ -19,7 +19,7 @@ from caspo.core.errors import ConfigError, DataError
 from caspo.core.folders import refuse_overwriting, was_claimed
 from caspo.core.storage import read_json, write_directory, write_json, write_text
 from caspo.data.annotate import AnnotateSettings, annotate
-from caspo.data.pairs import PairSettings, build_pairs, read_pairs, write_pairs
+from caspo.data.pairs import PairSettings, build_pairs, check_pairs, read_pairs, write_pairs
 from caspo.engines.base import Engine
 from caspo.engines.models import cache_dir, load, model_inputs
 from caspo.engines.opening import ModelSettings, check_local
@@ -76,11 +76,7 @@ def pairs_stage(trees: Sequence[Tree], settings: PairSettings, tokenizer: Any, f
             "the model wrote nothing on any; `caspo solve` with this model shows what it writes."
         )
     pairs, report = build_pairs(trees, settings)
-    if not pairs:
-        raise DataError(
-            f"The {len(trees)} trees give no pairs ({report.dropped}). Sample more, raise the temperature, or choose "
-            "problems that the model solves sometimes but not always."
-        )
+    check_pairs(pairs, trees, report)
     write_pairs(folder / "pairs.parquet", pairs, trees, lambda ids: tokenizer.decode(ids, skip_special_tokens=False))
     write_json(folder / "report.json", asdict(report))
 

@@ -19,6 +19,7 @@ from typing import TypeAlias
 
 from caspo.steps.runs import Item, Reader, Run
 from caspo.steps.tokens import CONVERTIBLE, MARK, Number, Token, tokenize
+from caspo.steps.tried import only_tried
 
 __all__ = ["Equation", "Expression", "equations"]
 
@@ -83,6 +84,7 @@ def equations(text: str) -> list[Equation]:
 
     ``2 + 3 = 5 + 1 = 6`` gives one equation a link; where a link is false as written but its right side goes on from
     the left one's value (a running total), the value is taken as what was stated: 2 + 3 = 5 and 5 + 1 = 6.
+    A false one that the text itself asks about, supposes or rejects ("2 + 1 = 1 (False)") is no statement of it.
     ``5 = 2 + 3`` counts turned around. GSM8K's ``<<2+3=5>>`` marks are read on their own, besides the text around them.
 
     >>> [(e.numbers, e.result, e.holds()) for e in equations("She has 3 boxes * $4 = $12 left.")]
@@ -92,7 +94,8 @@ def equations(text: str) -> list[Equation]:
     for mark in MARK.finditer(text):
         found += _clause_equations(tokenize(text, mark.start() + 2, mark.end() - 2))
     found += _clause_equations(tokenize(text, 0, len(text)))
-    return sorted(found, key=lambda equation: equation.span)
+    stated = (equation for equation in found if equation.holds() or not only_tried(text, equation.span))
+    return sorted(stated, key=lambda equation: equation.span)
 
 
 def _clause_equations(tokens: list[Token]) -> list[Equation]:

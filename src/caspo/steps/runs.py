@@ -145,6 +145,17 @@ class Reader:
         self.lead, self.poisoned, self.currency = [], False, ""
         self.unsure_next = self.part_of_next = False
 
+    def on_bang(self, token: Token) -> None:
+        """A factorial; after a single result ("= 7!") perhaps the end of a sentence."""
+        run = self.run
+        if run is None or run.unit_words:
+            return self.on_break(token)
+        goes_on = self.after is not None and self.after.kind in ("op", "open", "close", "bang", "percent")
+        if goes_on or run.has_operator or (self.after is None and not run.at_head):
+            return self.poison(token)
+        run.sure = False
+        return self.on_break(token)
+
     def on_cur(self, token: Token) -> None:
         unit = "cent" if token.text == "¢" else "dollar"
         if self.run is not None and not self.run.expecting and not self._operand_follows():
@@ -245,6 +256,8 @@ class Reader:
             if self._adjacent(token) and not run.unit_words:
                 run.items.append("*")
             else:
+                if self.after is not None and (self._operand_follows() or len(self.after.text) == 1):
+                    run.sure = False  # 6/2 [2a + 5d] may be a product
                 self.finish()
                 self.lead.append("(")
                 run, kind = self.start(token), "comment"
@@ -325,7 +338,7 @@ class Reader:
             value, decimals = last.value * SCALES[word], max(0, last.decimals - zeros)
             run.items[-1] = last._replace(value=value, decimals=decimals, scaled=True)
             run.end = token.end
-        elif len(word) == 1 and (adjacent or word not in ("a", "i")):
+        elif len(word) == 1 and (adjacent or word not in ("a", "i") or not self._article()):
             if word not in ("m", "g", "h", "s", "l"):
                 return self.poison(token)  # 2x + 3 = 7
             run.sure = False
@@ -348,6 +361,10 @@ class Reader:
             run.unit_words += 1
             run.last_word = word
             self._set_unit(singular(word))
+
+    def _article(self) -> bool:
+        """Whether a single "a" goes with the word after it ("5 * 8 a day"), and is no variable ("9/4 a = 36")."""
+        return self.after is not None and self.after.kind == "word" and len(self.after.text) > 1
 
     def _set_unit(self, unit: str) -> None:
         last = self.run.items[-1] if self.run is not None else None

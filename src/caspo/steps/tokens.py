@@ -30,12 +30,14 @@ MARK = re.compile(r"<<[^<>\n]{0,200}>>")
 _TOKEN = re.compile(
     rf"""
     (?P<skip>[ \t\r\f\v\u00a0\u2009\u202f]+ | <<[^<>\n]{{0,200}}>> | \\(?:boxed|displaystyle)\b | \\[,;:!\ ]
-        | ["'`“”‘’&] | (?<![0-9])\([^\W\d_](?:[^\W\d_]|[ '’-]){{2,60}}\))
+        | ["`“”‘&] | (?<![^\W\d_])['’] | ['’](?!\() | (?<![0-9])\([^\W\d_](?:[^\W\d_]|[ '’-]){{2,60}}\))
   | (?P<text>\\(?:text|mathrm|textbf|mathbf)\{{[^{{}}]{{0,60}}\}})
   | (?P<symbol>[0-9]++:[0-9][0-9:]*+ | (?<=[0-9]),(?=[0-9]) | \^ | _ | √ | ± | [²³] | (?<=[0-9])(?:\.\.+|…)
-        | (?<=[0-9)])\*\*(?=[0-9(]) | (?<=[0-9)]\ )\*\*(?=\ [0-9(]))
+        | (?<=[0-9)])\*\*(?=[0-9(]) | (?<=[0-9)]\ )\*\*(?=\ [0-9(]) | (?<=[^\W\d_])['’]+(?=\()
+        | (?<![\w)}}\]])!(?=[0-9(]))
   | (?P<compound>[0-9]{{1,4}}-[^\W\d_]{{2,}})
-  | (?P<break>\n | \\\\ | \\[\[\]()] | => | <= | >= | != | [-=]> | [.](?![0-9]) | [,;?!~≈≠≤≥<>→⇒#])
+  | (?P<break>\n | \\\\ | \\[\[\]()] | => | <= | >= | != | [-=]> | [.](?![0-9]) | [,;?~≈≠≤≥<>→⇒#])
+  | (?P<bang>!)
   | (?P<mixed>(?:[0-9]{{1,6}}[ ][0-9]{{1,4}}/[0-9]{{1,4}}(?![0-9.,/]) | [0-9]{{0,6}}[{_VULGAR}]))
   | (?P<num>(?:[0-9]{{1,3}}(?:(?:,|\{{,\}})[0-9]{{3}})+(?![0-9]) | [0-9]+)(?:\.[0-9]+)? | \.[0-9]+)
   | (?P<bold>\*\*)
@@ -74,10 +76,10 @@ LABELS = _words(
 # A number soon after one of these words is not what it seems: half of 10 + 3, 17 mod 5 + 1, plus the 4 + 5.
 BEFORE = _words(
     "half twice thrice double triple quadruple third fourth fifth quarter root sqrt square cube mod modulo log ln sin "
-    "cos tan gcd lcm power average mean plus minus times"
+    "cos tan gcd lcm power average mean plus minus times div choose"
 )
 # Nor is a number right before one of these: 5 squared + 3, 17 mod 5 + 1, 2 thirds + 1.
-AFTER = _words("half halves third thirds fourth fourths fifth fifths squared cubed mod modulo factorial")
+AFTER = _words("half halves third thirds fourth fourths fifth fifths squared cubed mod modulo factorial choose")
 # After these words something new is said: "half of them is 13 / 2".
 SAYS = _words("is are was were so then because since therefore thus that means and")
 # After these words a clause goes on with something else; no unit of measure contains them.
