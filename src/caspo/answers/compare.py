@@ -21,7 +21,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from caspo.answers.mathematics import fingerprint
-from caspo.answers.parts import builder, enclosed, label, plus_minus, relation, several, tight, undecorated
+from caspo.answers.parts import MAX_LENGTH, builder, enclosed, label, named, plus_minus, relation, several, tight, undecorated
 from caspo.answers.quantities import quantity
 from caspo.answers.values import TEXT, parse_number
 
@@ -30,8 +30,6 @@ __all__ = ["Key", "group_answers", "key", "normalised", "right_answer", "same_an
 Key = tuple[object, ...]
 """What an answer is compared by: its kind, then what makes it up."""
 
-MAX_LENGTH = 2000
-"""Characters of an answer that is read; a longer one is compared as text."""
 MAX_DEPTH = 6
 """Of brackets in brackets."""
 MIN_DIGITS = 6
@@ -72,6 +70,9 @@ def right_answer(answer: str | None, known: str | None, *, ordered: bool = False
     if mine is None or gold is None or answer is None or known is None:
         return False
     parts, wanted = several(undecorated(answer)), several(undecorated(known))
+    names = ([found[0] for part in all_ if (found := named(part))] for all_ in (parts, wanted))
+    if _contradict(*(sorted(re.sub(r"\s", "", name) for name in found) for found in names)):
+        return False
     if not (ordered and len(wanted) > 1) and (mine == gold or _leniently(answer, known)):
         return True
     if len(parts) != len(wanted) or len(parts) < 2:
@@ -83,6 +84,15 @@ def right_answer(answer: str | None, known: str | None, *, ordered: bool = False
             return False
         del left[found]
     return True
+
+
+def _contradict(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether the names before "=" differ: single letters, or names with other digits ("x_1", "x_2")."""
+    return any(
+        a != b and (len(a) == len(b) == 1 or re.sub(r"\d", "", a) == re.sub(r"\d", "", b))
+        for a, b in zip(names, others, strict=False)
+        if len(names) == len(others)
+    )
 
 
 def _leniently(answer: str, known: str) -> bool:

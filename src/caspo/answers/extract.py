@@ -30,7 +30,8 @@ _COMMENT = re.compile(
     r"clear|shown|given|confirmed|consistent|reasonable|valid|same|to |in |a |an |well|complete|unique|found|therefore)",
     re.IGNORECASE,
 )
-_ENDS = re.compile(r"(?<!\\)[.!?](?=\s|$)")
+_CHECKED = re.compile(r"\b(?:check|verify|confirm|test)(?:ing)?\s+(?:that\s+)?(?:our|the|this|my)\s+$", re.IGNORECASE)
+_ENDS = re.compile(r"(?<!\\)[.?](?=\s|$)|(?<=[^\W\d_]{2})!(?=\s|$)")
 _TITLES = frozenset("st dr mr mrs ms mt prof gen col rev vs approx".split())
 _SHORTENED = frozenset("ft in lb lbs oz hr hrs min sec sq yd no a.m p.m".split())
 """Before a small letter or a digit."""
@@ -88,6 +89,8 @@ def statements(text: str, *, names: bool = False) -> Iterator[tuple[str, str]]:
         line = text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
         found.append((match.start(), match.end() + len(line), line, "mark"))
     for match in list(_ANSWER_IS.finditer(text))[-MAX_STATEMENTS:]:
+        if _CHECKED.search(text, max(0, match.start() - 30), match.start()):
+            continue
         line = text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
         said = _sentence(line, names)
         if not any(match.start() < start <= match.end() + len(said) + 2 for start, _, _ in boxes):  # "the answer is \boxed{5}"

@@ -77,11 +77,15 @@ def fingerprint(latex: str, kind: str) -> str:
 
 def of_formula(formula: Any, kind: str) -> str:
     """The fingerprint of one that is no matrix."""
+    import sympy
+
     names = sorted(str(x) for x in formula.free_symbols if str(x) != "i")
     if not names and kind == "value":
         number = exact(formula)
         return f"number {number}" if number is not None else constant(evaluate(formula, {}))
-    points = [{name: drawn(name, k) for name in names} for k in range(len(SIZES))]
+    steps = any(type(x).__name__ in ("floor", "ceiling") for x in sympy.preorder_traversal(formula))
+    sizes = (*SIZES, *(2.0**n for n in range(3, 11))) if steps else SIZES  # steps look alike at a few points
+    points = [{name: size * drawn(name, k) for name in names} for k, size in enumerate(sizes)]
     values = [evaluate(formula, point) for point in points]
     spread = [abs(v - values[0]) <= abs(values[0]) * ulp() for v in values]
     if kind == "value" and all(spread):
@@ -94,10 +98,10 @@ def of_formula(formula: Any, kind: str) -> str:
 
 
 def drawn(name: str, k: int) -> Any:
-    """A number of the size of 1, of 7 or of 1/3, always the same for a name."""
+    """A number between 1 and 2, always the same for a name."""
     from mpmath import mpf
 
-    return mpf(SIZES[k]) * (1 + mpf(int.from_bytes(hashlib.sha256(f"{k} {name}".encode()).digest()[:16])) / (1 << 128))
+    return 1 + mpf(int.from_bytes(hashlib.sha256(f"{k} {name}".encode()).digest()[:16])) / (1 << 128)
 
 
 def real(formula: Any, point: dict[str, Any]) -> Any:

@@ -8,7 +8,10 @@ from functools import lru_cache
 from caspo.answers.units import read_unit
 from caspo.answers.values import TEXT, parse_number
 
-__all__ = ["builder", "enclosed", "label", "plus_minus", "relation", "several", "tight", "undecorated"]
+__all__ = ["builder", "enclosed", "label", "named", "plus_minus", "relation", "several", "tight", "undecorated"]
+
+MAX_LENGTH = 2000
+"""Characters of an answer that is taken apart; a longer one is compared as it stands."""
 
 _PAIRS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"))
 _HEDGE = re.compile(
@@ -20,8 +23,8 @@ _WHOLE = re.compile(
     r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|textrm|textnormal|boxed|fbox|bf|displaystyle)\s*"
     r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 )
-_SPLIT = re.compile(r"\\[{}]|[()\[\]{}]|,(?!\\!)|;|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\(?:lor|land|vee|wedge)\b|&(?![a-z])")
-_THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
+_SPLIT = re.compile(r"\\[{}]|[()\[\]{}]|(?<!\\),(?!\\!)|(?<!\\);|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\(?:lor|land|vee|wedge)\b|&(?![a-z])")
+_THOUSANDS = re.compile(r"[0-9],(?:\\!\s*)?[0-9]{3}(?![0-9])")
 _RELATION = re.compile(r"\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt|neq|ne)(?![a-zA-Z])|<=|>=|!=|[=<>≤≥≠]")
 _SIGN = {"\\leqslant": "<=", "\\leq": "<=", "\\le": "<=", "≤": "<=", "\\geqslant": ">=", "\\geq": ">=", "\\ge": ">=", "≥": ">="}
 _SIGN |= {"\\lt": "<", "\\gt": ">", "\\neq": "!=", "\\ne": "!=", "≠": "!="}
@@ -55,13 +58,16 @@ def undecorated(answer: str) -> str:
     ('east', '3.14', 'U.S.')
     """
     before = None
+    if len(answer) > MAX_LENGTH:
+        return answer.strip()
     answer = re.sub(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\(?:displaystyle|textstyle|quad|qquad)(?![a-zA-Z])", "", answer)
     while answer != before:
         before = answer
-        answer = answer.strip().strip("*`_\"' ").rstrip(",;!").strip()
-        answer = re.sub(r"^(?:\\[,;:! ]|~)+|(?:\\[,;: ]|~|\\\\)+$", "", answer)
+        answer = answer.strip().strip("*`_\"' ").rstrip(",;").strip()
+        answer = re.sub(r"(?<=[^\W\d_]{2})!+$", "", answer)  # 5! is a number
+        answer = re.sub(r"^(?:\\[,;:! ]|[~\s])+|(?:\\[,;: ]|[~\s]|\\\\)+$", "", answer)
         if answer.endswith(".") and not re.search(r"\b(?:[A-Za-z]\.)+[A-Za-z]\.$|\b(?:Inc|Jr|Sr|Co|Ltd)\.$", answer):
-            answer = answer[:-1]
+            answer = answer.rstrip(".")
         for left, right in _PAIRS:
             if answer.startswith(left) and answer.endswith(right) and len(answer) > len(left) + len(right):
                 inner = answer[len(left) : -len(right)]
@@ -89,7 +95,7 @@ def several(answer: str, *, grouped: bool = True) -> list[str]:
         answer = answer.strip("$").strip()
     if grouped and parse_number(answer) is not None:
         return [answer]
-    loose = grouped and re.search(r",\s|;|\b(?:and|or)\b", answer)
+    loose = grouped and re.search(r",\s|;|\b(?:and|or)\b|[0-9](?:\s|\\[ ,;])*(?:\\(?:text|mathrm|mbox)|[a-z]{2}|\\?%)", answer)
     if match := re.fullmatch(r"\\\{(.*)\\\}|\\lbrace(.*)\\rbrace", answer, re.DOTALL):
         inner = match[1] or match[2] or ""
         if "\\{" not in inner and "\\}" not in inner and not re.search(r"(?<!\\)\||\\mid|(?<![<>]):", inner):
@@ -166,21 +172,26 @@ def label(text: str) -> str | None:
     >>> label("f(3) = 5"), label("|r-s| = 16"), label("x + y = 5"), label("y = 2x + 3"), label("5 = x")
     ('5', '16', None, None, '5')
     """
+    return found[1] if (found := named(text)) else None
+
+
+def named(text: str) -> tuple[str, str] | None:
+    """The name and what it is, see `label`; the name is empty where a chain of equations only calculates."""
     if match := re.fullmatch(rf"({_NAME})\s*(?:\\in|∈)(?![a-zA-Z])\s*(.+)", text, re.DOTALL):
-        return match[2].strip()
-    if match := re.fullmatch(r"[A-Za-z]{3,}(?: [A-Za-z]+)*\s*:\s*([^:]+)", text, re.DOTALL):
-        return match[1].strip()
+        return match[1], match[2].strip()
+    if match := re.fullmatch(r"([A-Za-z]{3,}(?: [A-Za-z]+)*)\s*:\s*([^:]+)", text, re.DOTALL):
+        return match[1], match[2].strip()
     sides = [side.strip() for side in re.split(r"(?<![<>!:\\])=(?!=)|:=|\\approx|≈", text)]
     if len(sides) < 2 or not all(sides) or _RELATION.search("".join(sides)):
         return None
     first, last = sides[0], sides[-1]
     if _is_label(first) and not _is_curve(first, last):
-        return last
+        return first, last
     if len(sides) == 2 and _is_label(last) and not _is_label(first) and not _is_curve(last, first):
-        return first
+        return last, first
     if not _letters(first) and not _letters(last):
-        return last  # 2 + 3 = 5
-    return last if len(sides) > 2 and not _letters(last) else None
+        return "", last  # 2 + 3 = 5
+    return ("", last) if len(sides) > 2 and not _letters(last) else None
 
 
 def _is_label(side: str) -> bool:

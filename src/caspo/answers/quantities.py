@@ -34,10 +34,16 @@ class Quantity:
 
 _TIGHT = r"(?:\\(?:[,;:!~ ]|cdot(?![a-zA-Z]))|[\s~/·])"
 _LATEX_TEXT = r"\\(?:text|mathrm|mbox|textrm|textnormal|hbox)\s*\{[^{}]*\}"
-_LATEX_UNIT = re.compile(rf"(?:{_TIGHT}|{_LATEX_TEXT}|\^\s*\{{?\s*-?[0-9]\s*\}}?|\\%|\^\s*\{{?\s*\\circ\s*\}}?|°)+$")
+_LATEX_UNIT = re.compile(rf"(?>{_TIGHT}|{_LATEX_TEXT}|\^\s*\{{?\s*-?[0-9]\s*\}}?|\\%|\^\s*\{{?\s*\\circ\s*\}}?|°)++$")
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*$")
-_NUMBER = r"[+−–-]?\s*(?:\\?[$€£¥₹]\s*)?[+−–-]?(?:[0-9.][0-9.,/eE\u00a0\u2009\u202f]*(?:\\!\s*[0-9,]+)*(?: [0-9]+/[0-9]+)?|[¼-¾⅐-⅞])+"
-_WORDY = re.compile(rf"({_NUMBER}|.*[0-9)}}])\s*(?:[\s-]\s*)((?:°\s*)?[^\W\d_%¢][^0-9=+*\\{{}}()\[\]<>|$]*(?:\^\{{?-?[0-9]\}}?[^0-9=+*\\{{}}()\[\]<>|$]*)*)$")
+_NUMBER = (
+    r"[+−–-]?\s*(?:\\?[$€£¥₹]\s*)?[+−–-]?[0-9.¼-¾⅐-⅞]"
+    r"(?:[0-9.,/\u00a0\u2009\u202f¼-¾⅐-⅞]|[eE](?=[+-]?[0-9])|\\!\s*(?=[0-9])| (?=[0-9]+/[0-9]))*+"
+)
+_WORD = r"[^0-9=+*^\\{}()\[\]<>|$]"
+_WORDY = re.compile(
+    rf"({_NUMBER}|.*[0-9)}}])(?>\s*[\s-]\s*|(?=°))((?:°\s*)?[^\W\d_%¢]{_WORD}*(?:\^\{{?-?[0-9]\}}?{_WORD}*)*)", re.DOTALL
+)
 _GLUED = re.compile(rf"({_NUMBER})([^\W\d_]{{2,}}(?:/[a-z]+)?(?:\^?[23])?|[°℃℉]\s*[CF]?|[¢€£¥₹])$")
 _CODE = re.compile(r"(USD|EUR|GBP|JPY|INR|US\$|Rs\.?)\s*([0-9].*)$")
 _ORDINAL = re.compile(r"([0-9]+)\s*\^?\s*\{?\s*(?:\\[a-z]+\s*\{\s*)?(?:st|nd|rd|th)\s*\}*")
@@ -79,7 +85,7 @@ def quantity(text: str) -> Quantity | None:
     for found in (_percent(text), _money(text), _latex(text), _worded(text), _spoken(text)):
         if found is not None:
             return found
-    bare = _DEGREES.sub("", text)
+    bare = _DEGREES.sub("", text) if not re.search(r"sin|cos|tan|cot|sec|csc", text) else text
     return Quantity(bare.strip(), Unit(), named=False) if bare != text and bare.strip() else None
 
 

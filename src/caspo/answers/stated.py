@@ -19,11 +19,14 @@ import warnings
 from caspo.answers.compare import normalised, same_answer
 from caspo.answers.extract import clean, extract_answer, statements
 from caspo.answers.parts import undecorated
+from caspo.answers.values import TEXT
 from caspo.records import Question
 
 __all__ = ["code_of", "literal_of", "options", "stated_answer"]
 
 MAX_LITERAL = 10000
+MAX_OPTION = 1000
+"""Characters of an option that is named by its words."""
 MAX_SAID = 20
 """Statements that are looked at, from the end."""
 
@@ -93,7 +96,7 @@ def _choice(question: Question, text: str) -> str | None:
 
 def _option(said: str, known: dict[str, str], aliases: dict[str, str], *, whole: bool = False) -> str | None:
     """The option that is meant: its letter, its words, or an answer that begins with either (not if ``whole``)."""
-    said = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", said).strip()
+    said = TEXT.sub(r"\1", re.sub(r"\s+", " ", said))[:MAX_OPTION].strip()
     words = {normalised(key): key for key in reversed(aliases)}
     words |= {normalised(known[key]): key for key in reversed(known)}
     lettered = any(key != option for key, option in known.items())

@@ -22,7 +22,7 @@ from caspo.answers.quantities import quantity
 from caspo.answers.stated import literal_of
 from caspo.records import Question
 
-__all__ = ["GRADERS", "grade_choice", "grade_literal", "grade_maths", "grade_text"]
+__all__ = ["GRADERS", "grade_choice", "grade_literal", "grade_maths", "grade_text", "in_order"]
 
 _TOLERANT = ("CorrelationAnalysis", "TrendForecasting", "StatisticalAnalysis")
 _GROUPED = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
@@ -59,8 +59,9 @@ def in_order(question: Question) -> bool:
     """
     if "ordered" in question.meta:
         return bool(question.meta["ordered"])
-    wanted = len(several(question.answer))
-    if wanted < 2:
+    parts = several(question.answer)
+    wanted = len(parts)
+    if wanted < 2 or any(part.startswith(("(", "[")) for part in parts):  # coordinates are named within one part
         return False
     text = question.text.replace("$", "")
     for match in _ASKED.finditer(text):
@@ -70,8 +71,10 @@ def in_order(question: Question) -> bool:
 
 
 def _number(answer: str) -> Fraction | None:
-    """The number that an answer is, as it is written, its unit aside; one that a formula comes to."""
+    """The number that an answer is, as it is written, its unit aside; one that a formula comes to. "23rd" is none."""
     text = undecorated(answer)
+    if re.search(r"\d(?:st|nd|rd|th)$", text):
+        return None
     found = quantity(text)
     number = parse_number(found.number if found else text)
     if number is not None:
