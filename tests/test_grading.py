@@ -100,7 +100,11 @@ def test_tolerance_is_only_where_the_field_has_it(gold: str, answer: str | None,
         ("Find the mean and the mode, respectively.", "2, 3", True),
         ("Find all values of $x$ and $y$ so that it holds.", "3,1,2", False),
         ("Find all roots of $x^2 = 1$.", "1,-1", False),
-        ("Determine all pairs. Give $a, b$ and $c$ as coordinates: what are $a, b$ and $c$?", "(1,2,3), (3,2,1), (2,1,3)", False),
+        (
+            "Determine all pairs. Give $a, b$ and $c$ as coordinates: what are $a, b$ and $c$?",
+            "(1,2,3), (3,2,1), (2,1,3)",
+            False,
+        ),
         ("What are $a$ and $b$?", "7", False),
     ],
 )

@@ -21,7 +21,18 @@ from fractions import Fraction
 from functools import lru_cache
 
 from caspo.answers.mathematics import fingerprint
-from caspo.answers.parts import MAX_LENGTH, builder, enclosed, label, named, plus_minus, relation, several, tight, undecorated
+from caspo.answers.parts import (
+    MAX_LENGTH,
+    builder,
+    enclosed,
+    label,
+    named,
+    plus_minus,
+    relation,
+    several,
+    tight,
+    undecorated,
+)
 from caspo.answers.quantities import quantity
 from caspo.answers.values import TEXT, parse_number
 
@@ -37,7 +48,9 @@ MIN_DIGITS = 6
 
 _INFINITE = re.compile(r"([+-]?)\s*(?:\\infty|∞|infinity|\\inf|inf|oo)")
 _EVERYTHING = re.compile(r"\\mathbb\s*\{?R\}?|\\R|ℝ|all\s+real\s+numbers|all\s+reals|\\text\{\s*all real numbers\s*\}")
-_NOTHING = re.compile(r"\\emptyset|\\varnothing|∅|\\\{\s*\\\}|(?:the )?empty set|\\text\{\s*(?:the )?empty set\s*\}", re.IGNORECASE)
+_NOTHING = re.compile(
+    r"\\emptyset|\\varnothing|∅|\\\{\s*\\\}|(?:the )?empty set|\\text\{\s*(?:the )?empty set\s*\}", re.IGNORECASE
+)
 _BASED = re.compile(r"([0-9A-Fa-f]+)_\{?([0-9]+)\}?")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\bdegrees?\b")
 _DECIMAL = re.compile(r"-?[0-9]*\.([0-9]+)")
@@ -70,8 +83,7 @@ def right_answer(answer: str | None, known: str | None, *, ordered: bool = False
     if mine is None or gold is None or answer is None or known is None:
         return False
     parts, wanted = several(undecorated(answer)), several(undecorated(known))
-    names = ([found[0] for part in all_ if (found := named(part))] for all_ in (parts, wanted))
-    if _contradict(*(sorted(re.sub(r"\s", "", name) for name in found) for found in names)):
+    if _contradict(_names(parts), _names(wanted)):
         return False
     if not (ordered and len(wanted) > 1) and (mine == gold or _leniently(answer, known)):
         return True
@@ -84,6 +96,11 @@ def right_answer(answer: str | None, known: str | None, *, ordered: bool = False
             return False
         del left[found]
     return True
+
+
+def _names(parts: Sequence[str]) -> list[str]:
+    """The names before "=" in parts of an answer."""
+    return sorted(tight(found[0]) for part in parts if (found := named(part)))
 
 
 def _contradict(names: Sequence[str], others: Sequence[str]) -> bool:
@@ -103,8 +120,8 @@ def _leniently(answer: str, known: str) -> bool:
         other = key(known if a is not None else answer)
         if bare == other or (bare and other and _rounded(bare, other, answer if a is None else known)):
             return True
-    keys = key(answer), key(known)
-    return bool(keys[0] and keys[1]) and (_rounded(keys[0], keys[1], answer) or _rounded(keys[1], keys[0], known))
+    mine, gold = key(answer), key(known)
+    return mine is not None and gold is not None and (_rounded(mine, gold, answer) or _rounded(gold, mine, known))
 
 
 def _bare(answer: str) -> Key | None:
@@ -144,7 +161,9 @@ def _approximately(found: Key) -> Fraction | None:
                 under //= prime
         return found[1] if under > 1 else None
     said = str(found[1])
-    return Fraction(said.removeprefix("irrational ")) if re.fullmatch(r"irrational -?[0-9.]+(?:e[+-]?\d{1,3})?", said) else None
+    return (
+        Fraction(said.removeprefix("irrational ")) if re.fullmatch(r"irrational -?[0-9.]+(?:e[+-]?\d{1,3})?", said) else None
+    )
 
 
 def key(answer: str | None) -> Key | None:
@@ -233,7 +252,7 @@ def _bracketed(text: str, depth: int) -> Key | None:
     return match[1], *(_key(part, depth) for part in parts), match[3]
 
 
-def _related(text: str, depth: int) -> Key | None:
+def _related(text: str, depth: int) -> Key | None:  # noqa: PLR0911
     """A name and what it is; an inequality of one variable as an interval; an equation up to a factor."""
     if inner := builder(text):
         return _key(inner, depth)
@@ -271,7 +290,9 @@ def _is_name(text: str) -> bool:
 
 
 def _is_constant(found: Key) -> bool:
-    return found[0] in ("number", "quantity") or (found[0] == "formula" and not str(found[1]).startswith(("values", "matrix")))
+    return found[0] in ("number", "quantity") or (
+        found[0] == "formula" and not str(found[1]).startswith(("values", "matrix"))
+    )
 
 
 def _quantity(text: str, depth: int) -> Key | None:
@@ -297,7 +318,11 @@ def _quantity(text: str, depth: int) -> Key | None:
 
 def _based(text: str, _: int) -> Key | None:
     match = _BASED.fullmatch(tight(text))
-    return ("base", match[1].upper(), int(match[2])) if match and len(match[2]) < 4 and any(c.isdigit() for c in match[1]) else None
+    return (
+        ("base", match[1].upper(), int(match[2]))
+        if match and len(match[2]) < 4 and any(c.isdigit() for c in match[1])
+        else None
+    )
 
 
 def _as_formula(text: str, _: int) -> Key | None:

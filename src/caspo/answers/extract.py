@@ -21,19 +21,21 @@ MAX_STATEMENTS = 20
 """That are looked at, from the end."""
 
 _ANSWER_IS = re.compile(r"\banswers?\b(?:[^\n.:=]{0,60}?)(?::|=|\bis\b|\bare\b)[\s:*=]*", re.IGNORECASE)
-_HEADING = re.compile(r"^[ \t]*(?:#+|\*\*)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]*:?[ \t*]*\n\s*", re.IGNORECASE | re.MULTILINE)
+_HEADING = re.compile(
+    r"^[ \t]*(?:#+|\*\*)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]*:?[ \t*]*\n\s*", re.IGNORECASE | re.MULTILINE
+)
 _BOX = re.compile(r"\\(?:boxed|framebox|fbox)\s*(?:\{|(\\[a-zA-Z]+|[^\s{}\\]))|\\.|[{}]", re.DOTALL)
 _BETWEEN_BOXES = re.compile(r"[\s$]*(?:[,;]|\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)+[\s$]*(?:\b(?:and|or)\b)?[\s$]*")
 _ANY_NUMBER = re.compile(r"(?<![\w.])[-−]?[$€£]?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?|(?<![\w.])[-−]?\.[0-9]+")
 _COMMENT = re.compile(
-    r"(?:the |as |also |therefore |indeed |not |now |thus )*(?:correct|right|wrong|incorrect|above|boxed|in the box|verified|"
-    r"clear|shown|given|confirmed|consistent|reasonable|valid|same|to |in |a |an |well|complete|unique|found|therefore)",
+    r"(?:the |as |also |therefore |indeed |not |now |thus )*(?:correct|right|wrong|incorrect|above|boxed|in the box|"
+    r"verified|clear|shown|given|confirmed|consistent|reasonable|valid|same|to |in |a |an |well|complete|unique|found)",
     re.IGNORECASE,
 )
 _CHECKED = re.compile(r"\b(?:check|verify|confirm|test)(?:ing)?\s+(?:that\s+)?(?:our|the|this|my)\s+$", re.IGNORECASE)
 _ENDS = re.compile(r"(?<!\\)[.?](?=\s|$)|(?<=[^\W\d_]{2})!(?=\s|$)")
-_TITLES = frozenset("st dr mr mrs ms mt prof gen col rev vs approx".split())
-_SHORTENED = frozenset("ft in lb lbs oz hr hrs min sec sq yd no a.m p.m".split())
+_TITLES = frozenset(["st", "dr", "mr", "mrs", "ms", "mt", "prof", "gen", "col", "rev", "vs", "approx"])
+_SHORTENED = frozenset(["ft", "in", "lb", "lbs", "oz", "hr", "hrs", "min", "sec", "sq", "yd", "no", "a.m", "p.m"])
 """Before a small letter or a digit."""
 
 
@@ -61,7 +63,7 @@ def extract_answer(text: str, *, last_number: bool = False) -> str | None:
             continue
         marked = answer
         break
-    fitting = [x for x in commented if marked is None or not _COMMENT.match(x) and (not _exact(marked) or _exact(x))]
+    fitting = [x for x in commented if marked is None or (not _COMMENT.match(x) and (not _exact(marked) or _exact(x)))]
     if fitting or marked is not None:
         return fitting[0] if fitting else marked
     if last_number and (numbers := _ANY_NUMBER.findall(text)):
@@ -93,7 +95,9 @@ def statements(text: str, *, names: bool = False) -> Iterator[tuple[str, str]]:
             continue
         line = text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
         said = _sentence(line, names)
-        if not any(match.start() < start <= match.end() + len(said) + 2 for start, _, _ in boxes):  # "the answer is \boxed{5}"
+        if not any(
+            match.start() < start <= match.end() + len(said) + 2 for start, _, _ in boxes
+        ):  # "the answer is \boxed{5}"
             found.append((match.start(), match.end() + len(said), said if names else _result(said), "said"))
     for _, _, said, how in sorted(found, key=lambda x: -x[0]):
         yield said, how
@@ -104,24 +108,29 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
 
     One pass with a stack of open braces: text may hold thousands of ``\boxed{`` without an end.
     """
-    starts: list[tuple[int, int] | None] = []
+    opened: list[tuple[int, int] | None] = []
     found: list[tuple[int, int, str]] = []
     for match in _BOX.finditer(text):
         token = match.group()
         if match[1]:
             found.append((match.start(), match.end(), match[1]))
         elif token == "{" or (token.endswith("{") and len(token) > 2):
-            starts.append(None if token == "{" else (match.start(), match.end()))
-        elif token == "}" and starts:
-            start = starts.pop()
-            if start is not None and undecorated(text[start[1] : match.start()]):
-                found.append((start[0], match.end(), text[start[1] : match.start()]))
+            opened.append(None if token == "{" else (match.start(), match.end()))
+        elif token == "}" and opened:
+            box = opened.pop()
+            if box is not None and undecorated(text[box[1] : match.start()]):
+                found.append((box[0], match.end(), text[box[1] : match.start()]))
+    return _joined(text, found)
+
+
+def _joined(text: str, boxes: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Boxes with only a comma, "and" or "or" between them as one."""
     joined: list[tuple[int, int, str]] = []
-    for start, end, said in found:
-        if joined and joined[-1][1] <= start and _BETWEEN_BOXES.fullmatch(text, joined[-1][1], min(start, joined[-1][1] + 40)):
-            before = joined.pop()
-            again = key(said) == key(before[2])  # "\boxed{1.5}, or \boxed{\frac32}"
-            joined.append((before[0], end, said if again else f"{before[2]}, {said}"))
+    for start, end, said in boxes:
+        last = joined[-1] if joined else None
+        if last and last[1] <= start and _BETWEEN_BOXES.fullmatch(text, last[1], min(start, last[1] + 40)):
+            again = key(said) == key(last[2])  # "\boxed{1.5}, or \boxed{\frac32}"
+            joined[-1] = (last[0], end, said if again else f"{last[2]}, {said}")
         else:
             joined.append((start, end, said))
     return joined
@@ -149,7 +158,10 @@ def _goes_on(before: str, after: str, names: bool) -> bool:
     if re.fullmatch(r"(?:[A-Z]\.)+[A-Z]", last):
         return True
     initial = re.fullmatch(r"[^\W\d_]", last)
-    return bool(initial and (names or (last.isupper() and following.isupper() and re.search(r"(?:[A-Z][a-z]+\s+|[A-Z]\.\s*)[A-Z]$", before))))
+    return bool(
+        initial
+        and (names or (last.isupper() and following.isupper() and re.search(r"(?:[A-Z][a-z]+\s+|[A-Z]\.\s*)[A-Z]$", before)))
+    )
 
 
 def _result(said: str) -> str:

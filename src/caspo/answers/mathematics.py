@@ -37,7 +37,9 @@ _WORDLESS = re.compile(r"\\(?:begin|end|operatorname)\s*\{[^{}]*\}|(?<![a-zA-Z])
 _PROSE = re.compile(rf"(?<![\\a-zA-Z])(?!(?:{_FUNCTION})\b)[^\W\d_]{{4,}}")
 _SIGNS = {"≤": "\\le ", "≥": "\\ge ", "π": "\\pi ", "∞": "\\infty ", "×": "\\cdot ", "·": "\\cdot ", "⋅": "\\cdot "}
 _SIGNS |= {"−": "-", "–": "-", "**": "^", "np.": "", "²": "^{2}", "³": "^{3}", "√": "\\sqrt ", "÷": "/", "θ": "\\theta "}
-_SPACING = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|quad|qquad)(?![a-zA-Z])|(?<!\\)\\[,;:! ]|[~\s]+|(?<!\\)\$")
+_SPACING = re.compile(
+    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|quad|qquad)(?![a-zA-Z])|(?<!\\)\\[,;:! ]|[~\s]+|(?<!\\)\$"
+)
 _ONE = r"\s*(\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}|\\[a-zA-Z]+|[^\s{}\\])"
 _FRACTION = re.compile(rf"\\[dtc]?frac{_ONE}{_ONE}")
 _ROOT = re.compile(rf"\\sqrt\s*(\[[^\[\]]*\])?{_ONE}")

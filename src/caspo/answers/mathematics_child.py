@@ -5,7 +5,8 @@ where the formula has variables, at points that are drawn by their names (and wi
 gives a real number). Equal formulas have equal fingerprints, so that comparing them is an equivalence relation, at any
 magnitude: nothing is held to be zero that is not zero by 60 digits of its own terms.
 
-It needs nothing of caspo. Memory is limited, as is the time of a question in case the parent, which keeps the limit, is gone.
+It needs nothing of caspo. Memory is limited, as is the time of a question in case the parent, which keeps the limit, is
+gone.
 """
 
 import hashlib
@@ -192,7 +193,7 @@ def exact(formula: Any) -> Fraction | None:
     return found
 
 
-def evaluate(formula: Any, point: dict[str, Any]) -> Any:
+def evaluate(formula: Any, point: dict[str, Any]) -> Any:  # noqa: PLR0911
     """The value with 80 digits at a point. Raises UnreadableError where there is none."""
     import mpmath as mp
 
@@ -214,7 +215,7 @@ def evaluate(formula: Any, point: dict[str, Any]) -> Any:
     return tidy(_calculated(name, args, mp))
 
 
-def _calculated(name: str, args: list[Any], mp: Any) -> Any:
+def _calculated(name: str, args: list[Any], mp: Any) -> Any:  # noqa: PLR0911
     if name == "Add":
         total = mp.fsum(args)
         return mp.mpf(0) if abs(total) <= max(abs(x) for x in args) * ulp() else total
@@ -254,9 +255,8 @@ _CONSTANTS = {
     "GoldenRatio": lambda mp: mp.mpf(mp.phi),
     "EulerGamma": lambda mp: mp.mpf(mp.euler),
 }
-_SAME_NAME = frozenset(
-    "sin cos tan cot sec csc asin acos atan acot asec acsc sinh cosh tanh coth sech csch asinh acosh atanh sign gamma".split()
-)
+_CIRCLE = "sin cos tan cot sec csc asin acos atan acot asec acsc"
+_SAME_NAME = frozenset(f"{_CIRCLE} sinh cosh tanh coth sech csch asinh acosh atanh sign gamma".split())
 _FUNCTIONS: dict[str, Any] = {name: (lambda mp, name=name: getattr(mp, name)) for name in _SAME_NAME}
 _FUNCTIONS |= {
     "Abs": lambda mp: abs,

@@ -23,19 +23,38 @@ _WHOLE = re.compile(
     r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|textrm|textnormal|boxed|fbox|bf|displaystyle)\s*"
     r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 )
-_SPLIT = re.compile(r"\\[{}]|[()\[\]{}]|(?<!\\),(?!\\!)|(?<!\\);|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\(?:lor|land|vee|wedge)\b|&(?![a-z])")
+_SPLIT = re.compile(
+    r"\\[{}]|[()\[\]{}]|(?<!\\),(?!\\!)|(?<!\\);|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\(?:lor|land|vee|wedge)\b|&(?![a-z])"
+)
+_NO_PART = re.compile(
+    r"(?:(?:an? |one )?(?:half|quarter|third)|more|less|fewer|greater|above|below|higher|lower|larger|smaller)\b.*",
+    re.DOTALL,
+)
 _THOUSANDS = re.compile(r"[0-9],(?:\\!\s*)?[0-9]{3}(?![0-9])")
 _RELATION = re.compile(r"\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt|neq|ne)(?![a-zA-Z])|<=|>=|!=|[=<>≤≥≠]")
-_SIGN = {"\\leqslant": "<=", "\\leq": "<=", "\\le": "<=", "≤": "<=", "\\geqslant": ">=", "\\geq": ">=", "\\ge": ">=", "≥": ">="}
+_SIGN = {
+    "\\leqslant": "<=",
+    "\\leq": "<=",
+    "\\le": "<=",
+    "≤": "<=",
+    "\\geqslant": ">=",
+    "\\geq": ">=",
+    "\\ge": ">=",
+    "≥": ">=",
+}
 _SIGN |= {"\\lt": "<", "\\gt": ">", "\\neq": "!=", "\\ne": "!=", "≠": "!="}
-_NAME = r"(?:\\(?:text|mathrm|mathbf|operatorname)\s*\{[^{}=<>]*\}|\\[a-zA-Z]+|[a-zA-Z])(?:_(?:\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\\?\w))?'*"
+_NAME = (
+    r"(?:\\(?:text|mathrm|mathbf|operatorname)\s*\{[^{}=<>]*\}|\\[a-zA-Z]+|[a-zA-Z])"
+    r"(?:_(?:\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\\?\w))?'*"
+)
 _LABELS = tuple(
     re.compile(pattern)
     for pattern in (
         _NAME,
         rf"{_NAME}(?:\^\{{?(?:-1|\\prime|\*)\}}?)?\s*\([^()=<>]*\)",  # f(3), P(A | B)
         r"\\?\|[^|=<>]+\\?\||\\lvert.+\\rvert|\\lfloor.+\\rfloor",  # |r - s|
-        r"(?:\\angle|\\triangle|\\m(?:athrm)?\\angle|m\s*\\angle|\\overline|\\overrightarrow|\\vec|\\hat|\\bar)\s*\{?\s*[A-Za-z ]+(?:_\{?\w+\}?)?\s*\}?",
+        r"(?:\\angle|\\triangle|m\s*\\angle|\\overline|\\overrightarrow|\\vec|\\hat|\\bar)"
+        r"\s*\{?\s*[A-Za-z ]+(?:_\{?\w+\}?)?\s*\}?",
         r"(?:\\angle|m\\angle)\s*[A-Z](?:\s*[A-Z](?:_\{?\w+\}?)?)*",
         r"\[?[A-Z](?:\s*[A-Z])+\]?",  # AB, [ABC]
         r"\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\)",  # (x, y)
@@ -60,7 +79,9 @@ def undecorated(answer: str) -> str:
     before = None
     if len(answer) > MAX_LENGTH:
         return answer.strip()
-    answer = re.sub(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\(?:displaystyle|textstyle|quad|qquad)(?![a-zA-Z])", "", answer)
+    answer = re.sub(
+        r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\(?:displaystyle|textstyle|quad|qquad)(?![a-zA-Z])", "", answer
+    )
     while answer != before:
         before = answer
         answer = answer.strip().strip("*`_\"' ").rstrip(",;").strip()
@@ -95,7 +116,9 @@ def several(answer: str, *, grouped: bool = True) -> list[str]:
         answer = answer.strip("$").strip()
     if grouped and parse_number(answer) is not None:
         return [answer]
-    loose = grouped and re.search(r",\s|;|\b(?:and|or)\b|[0-9](?:\s|\\[ ,;])*(?:\\(?:text|mathrm|mbox)|[a-z]{2}|\\?%)", answer)
+    loose = grouped and re.search(
+        r",\s|;|\b(?:and|or)\b|[0-9](?:\s|\\[ ,;])*(?:\\(?:text|mathrm|mbox)|[a-z]{2}|\\?%)", answer
+    )
     if match := re.fullmatch(r"\\\{(.*)\\\}|\\lbrace(.*)\\rbrace", answer, re.DOTALL):
         inner = match[1] or match[2] or ""
         if "\\{" not in inner and "\\}" not in inner and not re.search(r"(?<!\\)\||\\mid|(?<![<>]):", inner):
@@ -116,9 +139,9 @@ def several(answer: str, *, grouped: bool = True) -> list[str]:
 
 
 def _joined(parts: list[str], answer: str) -> list[str]:
-    """"two and a half" and "two hundred and five" are one number, "5 or more" is one statement."""
+    """ "two and a half" and "two hundred and five" are one number, "5 or more" is one statement."""
     if len(parts) == 2 and re.search(r"\b(?:and|or)\b", answer) and "," not in answer:
-        if re.fullmatch(r"(?:an? |one )?(?:half|quarter|third)\b.*|(?:more|less|fewer|greater|above|below|higher|lower|larger|smaller)\b.*", parts[1]):
+        if _NO_PART.fullmatch(parts[1]):
             return [answer]
         if re.search(r"(?:hundred|thousand|million|billion)$", parts[0]) and not re.search(r"\d", parts[1]):
             return [answer]
@@ -175,7 +198,7 @@ def label(text: str) -> str | None:
     return found[1] if (found := named(text)) else None
 
 
-def named(text: str) -> tuple[str, str] | None:
+def named(text: str) -> tuple[str, str] | None:  # noqa: PLR0911
     """The name and what it is, see `label`; the name is empty where a chain of equations only calculates."""
     if match := re.fullmatch(rf"({_NAME})\s*(?:\\in|∈)(?![a-zA-Z])\s*(.+)", text, re.DOTALL):
         return match[1], match[2].strip()
@@ -205,13 +228,20 @@ def _is_curve(name: str, formula: str) -> bool:
 
 def _letters(formula: str) -> list[str]:
     """Names of variables."""
-    return [x for x in re.findall(r"\\[a-zA-Z]+|[^\W\d_]+", TEXT.sub("", formula)) if x not in ("\\frac", "\\sqrt", "\\cdot", "\\pi")
-            and not (len(x) > 1 and read_unit(x)) and not x.startswith(("\\d", "\\t", "\\l", "\\r"))]
+    return [
+        x
+        for x in re.findall(r"\\[a-zA-Z]+|[^\W\d_]+", TEXT.sub("", formula))
+        if x not in ("\\frac", "\\sqrt", "\\cdot", "\\pi")
+        and not (len(x) > 1 and read_unit(x))
+        and not x.startswith(("\\d", "\\t", "\\l", "\\r"))
+    ]
 
 
 def builder(text: str) -> str | None:
     r"""The condition of \{x | -1 < x < 1\}."""
     match = re.fullmatch(
-        r"\\\{\s*([a-zA-Z])\s*(?:(?:\\in|∈)\s*(?:\\mathbb\s*\{?[A-Z]\}?|[A-Zℝ]))?\s*(?:\||\\mid|:|\\vert)\s*(.+?)\s*\\\}", text, re.DOTALL
+        r"\\\{\s*([a-zA-Z])\s*(?:(?:\\in|∈)\s*(?:\\mathbb\s*\{?[A-Z]\}?|[A-Zℝ]))?\s*(?:\||\\mid|:|\\vert)\s*(.+?)\s*\\\}",
+        text,
+        re.DOTALL,
     )
     return match[2] if match else None

@@ -49,19 +49,17 @@ _CODE = re.compile(r"(USD|EUR|GBP|JPY|INR|US\$|Rs\.?)\s*([0-9].*)$")
 _ORDINAL = re.compile(r"([0-9]+)\s*\^?\s*\{?\s*(?:\\[a-z]+\s*\{\s*)?(?:st|nd|rd|th)\s*\}*")
 _BEFORE = re.compile(rf"[+−–-]?\s*({CURRENCY})")
 
-_CHANGES = frozenset(
-    """or least most than over under above below up to from until between not no without except plus minus factorial squared
-    cubed choose mod modulo remainder power root divided multiplied by if when where and but both negative sqrt sin cos tan
-    cot sec csc log exp frac arcsin arccos arctan th hundred thousand million billion trillion dozen half thirds nor onward
-    onwards maximum minimum max min inclusive exclusive infinity infinite undefined approximately about equals is are was
-    """.split()
-)
+_CHANGING = """or least most than over under above below up to from until between not no without except plus minus factorial
+    squared cubed choose mod modulo remainder power root divided multiplied by if when where and but both negative sqrt sin
+    cos tan cot sec csc log exp frac arcsin arccos arctan th hundred thousand million billion trillion dozen half thirds nor
+    onward onwards maximum minimum max min inclusive exclusive infinity infinite undefined approximately about equals is are
+    was"""
+_CHANGES = frozenset(_CHANGING.split())
 """Words that change a number, or make a statement of it."""
-_APART = frozenset(
-    """left right north south east west northeast northwest southeast southwest up down clockwise counterclockwise
+_TELLING = """left right north south east west northeast northwest southeast southwest up down clockwise counterclockwise
     anticlockwise ad bc ce bce heads tails even odd st nd rd prime composite more less fewer larger smaller older younger
-    longer shorter greater bigger""".split()
-)
+    longer shorter greater bigger"""
+_APART = frozenset(_TELLING.split())
 """Words that tell answers with the same number apart."""
 
 
@@ -145,7 +143,7 @@ def _worded(text: str) -> Quantity | None:
     return _with_words(match[1].strip(), match[2].strip(), match[2].strip(), formula=False)
 
 
-def _with_words(number: str, said: str, unit_text: str, *, formula: bool) -> Quantity | None:
+def _with_words(number: str, said: str, unit_text: str, *, formula: bool) -> Quantity | None:  # noqa: PLR0911
     """A number and the words after it; ``formula``: the words are marked as text, so that any formula may precede them."""
     value = parse_number(number)
     words = said.rstrip(".").split() if "." not in said[:-1] else said.split()
@@ -167,7 +165,11 @@ def _with_words(number: str, said: str, unit_text: str, *, formula: bool) -> Qua
         more = re.findall(r"[^\W\d_]+", rest.casefold())
         if rest.startswith("of ") and unit == PERCENT:
             return None
-        if not _CHANGES & set(more) and not any(len(word) == 1 and word != "a" for word in more) and (value is not None or formula or len(said) > 1):
+        if (
+            not _CHANGES & set(more)
+            and not any(len(word) == 1 and word != "a" for word in more)
+            and (value is not None or formula or len(said) > 1)
+        ):
             named = bool(unit.dimension) or unit.factor != 1 or re.match(r"(?:dollar|USD|usd|buck)", said) is not None
             apart = " ".join(word for word in more if word in _APART)
             return Quantity(number, unit, named=named, words=apart)

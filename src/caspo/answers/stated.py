@@ -43,7 +43,9 @@ _IS_RIGHT = re.compile(
     r"(?:the\s+)?(?:correct|right|best|true|final)\b(?:\s+(?:option|choice|answer|one))?(?!\s+(?:only\s+)?if\b)",
     re.IGNORECASE,
 )
-_THAT = re.compile(r"(?:that\s+)?(?:(?:it|this|he|she|they|the\s+[\w\s]{1,40}?)\s+(?:is|are|can\s+be|must\s+be)\s+)?", re.IGNORECASE)
+_THAT = re.compile(
+    r"(?:that\s+)?(?:(?:it|this|he|she|they|the\s+[\w\s]{1,40}?)\s+(?:is|are|can\s+be|must\s+be)\s+)?", re.IGNORECASE
+)
 
 
 def stated_answer(question: Question, text: str) -> str | None:

@@ -135,7 +135,7 @@ yen JPY ¥ | 1 JPY
 rupee INR ₹ Rs | 1 INR
 ° deg degree rad radian | 1
 """
-_ALONE = frozenset("m s g h l L N J W V A K B in am pm bar".split())
+_ALONE = frozenset(["m", "s", "g", "h", "l", "L", "N", "J", "W", "V", "A", "K", "B", "in", "am", "pm", "bar"])
 """Units that are also letters or other words: only where nothing else follows."""
 _PLURAL = re.compile(r"(?<=[a-z]{2})s$")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|textrm|textnormal|hbox|rm|operatorname)\s*\{([^{}]*)\}")
@@ -167,7 +167,9 @@ def _named(word: str) -> Unit | None:
         return _UNITS[word]
     low = word.casefold()
     # Capitals matter in symbols (mW, MW), not in words.
-    names = (low, _PLURAL.sub("", low), low.removesuffix("es")) if len(low) > 3 or low in ("am", "pm", "a.m.", "p.m.") else ()
+    names = (
+        (low, _PLURAL.sub("", low), low.removesuffix("es")) if len(low) > 3 or low in ("am", "pm", "a.m.", "p.m.") else ()
+    )
     return next((_UNITS[name] for name in names if name in _UNITS), None)
 
 
@@ -184,7 +186,9 @@ def read_unit(words: str) -> tuple[Unit, str] | None:
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "°", text)
     text = re.sub(r"\\[,;!: ]|[~{}$\\]", " ", text).replace("²", "^2").replace("³", "^3")
     text = re.sub(r"\bper\s+cent\b", "percent", re.sub(r"\b(\w+) (?:an|a) (?=hour\b)", r"\1 per ", text)).strip()
-    text = re.sub(r"°\s*([CF])\b", r"°\1", re.sub(r"\bdegrees? (?=celsius|fahrenheit|[CF]\b)", "°", text, flags=re.IGNORECASE))
+    text = re.sub(
+        r"°\s*([CF])\b", r"°\1", re.sub(r"\bdegrees? (?=celsius|fahrenheit|[CF]\b)", "°", text, flags=re.IGNORECASE)
+    )
     text = text.replace("°celsius", "°C").replace("°Celsius", "°C").replace("°fahrenheit", "°F").replace("°Fahrenheit", "°F")
     found, at, sign = Unit(), 0, 1
     began = False

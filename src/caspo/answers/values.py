@@ -32,7 +32,8 @@ TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|textrm|textnormal
 
 _ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 _SMALL = {word: Fraction(n) for n, word in enumerate(f"{_ONES} eighteen nineteen".split())}
-_SMALL |= {w: Fraction(n * 10) for n, w in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)}
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_SMALL |= {word: Fraction(n * 10) for n, word in enumerate(_TENS.split(), start=2)}
 _POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "quadrillion": 15}
 _SCALES = {"hundred": Fraction(100), "dozen": Fraction(12), "score": Fraction(20), "gross": Fraction(144)}
 _SCALES |= {word: Fraction(10) ** n for word, n in _POWERS.items()}
@@ -125,7 +126,9 @@ def in_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
         word = low[at]
         if word == "and" and at > started and at + 1 < len(low) and low[at + 1] in _SMALL and low[at - 1] in _SCALES:
             at += 1
-        elif word in _SMALL and (not group or (group % 100 == 0 or (20 <= group % 100 and group % 10 == 0)) and _SMALL[word] < 100):
+        elif word in _SMALL and (
+            not group or ((group % 100 == 0 or (group % 100 >= 20 and group % 10 == 0)) and _SMALL[word] < 100)
+        ):
             if group and group % 100 and _SMALL[word] >= 10:
                 break
             group += _SMALL[word]
@@ -151,7 +154,12 @@ def scaled(number: Fraction, words: Sequence[str]) -> tuple[Fraction, int]:
     rest = [word.casefold() for word in words[at : at + 3]]
     if rest[:1] and (under := _part(rest[0], number)):
         return number / under, at + 1
-    if rest[:1] == ["and"] and len(rest) == 3 and (rest[1] in ("a", "an") or rest[1] in _SMALL) and _part(rest[2], Fraction(9)):
+    if (
+        rest[:1] == ["and"]
+        and len(rest) == 3
+        and (rest[1] in ("a", "an") or rest[1] in _SMALL)
+        and _part(rest[2], Fraction(9))
+    ):
         return number + _SMALL.get(rest[1], Fraction(1)) / (_part(rest[2], Fraction(9)) or 1), at + 3
     return number, at
 

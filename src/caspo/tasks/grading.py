@@ -28,7 +28,8 @@ _TOLERANT = ("CorrelationAnalysis", "TrendForecasting", "StatisticalAnalysis")
 _GROUPED = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _NAMED = r"[a-zA-Z](?:_\{?\w+\}?|\(\w+\))?"
 _ASKED = re.compile(
-    rf"\b(?:determine|find|compute|calculate|what (?:is|are)|state|give)\s+(?:both\s+)?(?:the\s+)?(?:values?\s+of\s+)?(?:both\s+)?"
+    r"\b(?:determine|find|compute|calculate|what (?:is|are)|state|give)\s+(?:both\s+)?(?:the\s+)?"
+    rf"(?:values?\s+of\s+)?(?:both\s+)?"
     rf"({_NAMED}(?:\s*,\s*(?:and\s+)?{_NAMED})*\s*(?:,\s*)?and\s+{_NAMED})(?![a-zA-Z_(^])",
     re.IGNORECASE,
 )
@@ -54,8 +55,8 @@ def grade_maths(question: Question, answer: str | None) -> bool:
 def in_order(question: Question) -> bool:
     """Whether the parts of the known answer are in the order of a question that asks for as many things by their names.
 
-    "Determine the values of $T(10), T(11)$ and $T(12)$", "What are the values of $a, h$ and $k$?", "respectively". A file may
-    say it: ``meta["ordered"]``.
+    "Determine the values of $T(10), T(11)$ and $T(12)$", "What are the values of $a, h$ and $k$?", "respectively". A file
+    may say it: ``meta["ordered"]``.
     """
     if "ordered" in question.meta:
         return bool(question.meta["ordered"])
