@@ -18,7 +18,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
-from caspo.answers import extract_answer, same_answer
+from caspo.answers import extract_answer, right_answer
 from caspo.core.errors import DataError
 from caspo.judges.base import StepJudge
 from caspo.judges.solution import SolutionJudge
@@ -63,7 +63,7 @@ class ReferenceJudge(StepJudge):
             world.establish(equation)
         answer = extract_answer(step)
         if answer is not None:
-            right = same_answer(answer, question.answer)
+            right = right_answer(answer, question.answer)
             return self._verdict("right" if right else "wrong", f"answers {answer}; the answer is {question.answer}")
         if final:
             return self._verdict("wrong", "ends without an answer")

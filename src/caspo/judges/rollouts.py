@@ -25,7 +25,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from caspo.answers import same_answer, stated_answer
+from caspo.answers import right_answer, stated_answer
 from caspo.core.config import Config
 from caspo.engines.base import Request
 from caspo.engines.drive import Asking, drive
@@ -210,7 +210,7 @@ class _Search:
         stated = stated_answer(question, _text(self.chain.steps)) if self.chain.ended else None
         by_text = int(stated is not None)  # the last step needs no completions then
         if stated is not None:
-            right = same_answer(stated, question.answer)
+            right = right_answer(stated, question.answer)
             end, why = ("right" if right else "wrong"), f"answers {stated}; the answer is {question.answer}"
         else:
             reach = yield length
@@ -265,7 +265,7 @@ class _Test:
             for completion in found:
                 answer = stated_answer(self.question, self.text + completion.text)
                 self.samples += 1
-                self.successes += same_answer(answer, self.question.answer)
+                self.successes += right_answer(answer, self.question.answer)
                 self.tokens += len(completion.token_ids)
         return _Reach(self._decided() or "unknown", self.successes, self.samples)
 
