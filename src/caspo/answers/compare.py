@@ -191,6 +191,8 @@ def _key(answer: str, depth: int) -> Key | None:
 def _number(text: str, _: int) -> Key | None:
     if match := _INFINITE.fullmatch(text):
         return "number", "-oo" if match[1] == "-" else "oo"
+    if re.fullmatch(r"[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?", text):  # "9 500": as an answer, one number
+        text = text.replace(" ", "")
     value = None if re.search(r"[%€£¥₹¢]", text) else parse_number(text)
     return ("number", value) if value is not None else None
 

@@ -33,7 +33,7 @@ _COMMENT = re.compile(
     re.IGNORECASE,
 )
 _CHECKED = re.compile(r"\b(?:check|verify|confirm|test)(?:ing)?\s+(?:that\s+)?(?:our|the|this|my)\s+$", re.IGNORECASE)
-_ENDS = re.compile(r"(?<!\\)[.?](?=\s|$)|(?<=[^\W\d_]{2})!(?=\s|$)")
+_ENDS = re.compile(r"(?<!\\)[.?](?=\$?(?:\s|$))|(?<=[^\W\d_]{2})!(?=\s|$)")
 _TITLES = frozenset(["st", "dr", "mr", "mrs", "ms", "mt", "prof", "gen", "col", "rev", "vs", "approx"])
 _SHORTENED = frozenset(["ft", "in", "lb", "lbs", "oz", "hr", "hrs", "min", "sec", "sq", "yd", "no", "a.m", "p.m"])
 """Before a small letter or a digit."""
@@ -56,7 +56,7 @@ def extract_answer(text: str, *, last_number: bool = False) -> str | None:
     commented: list[str] = []
     for said, how in statements(text):
         answer = clean(said)
-        if not answer:
+        if not re.search(r"[\w∞∅]", answer):
             continue
         if how == "said":
             commented.append(answer)
@@ -140,7 +140,7 @@ def _sentence(line: str, names: bool) -> str:
     """Up to the end of the first sentence."""
     for match in _ENDS.finditer(line):
         if line[match.start()] != "." or not _goes_on(line[: match.start()], line[match.end() :], names):
-            return line[: match.start()]
+            return line[: match.start()] + ("$" if line.startswith("$", match.end()) else "")  # "$5.$ So it is."
     return line
 
 

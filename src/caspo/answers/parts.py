@@ -79,6 +79,8 @@ def undecorated(answer: str) -> str:
     before = None
     if len(answer) > MAX_LENGTH:
         return answer.strip()
+    if "\\\\" in answer and "\\begin" not in answer:  # a backslash that was escaped once too often
+        answer = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", answer)
     answer = re.sub(
         r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\(?:displaystyle|textstyle|quad|qquad)(?![a-zA-Z])", "", answer
     )
