@@ -24,12 +24,16 @@ def graded(path: Path) -> tuple[Counter[str], list[dict[str, str]]]:
     differ: list[dict[str, str]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        solutions = [text for text in (row.get("answer"), row.get("gt_cot")) if text and ("####" in text or "\\boxed" in text)]
+        solutions = [
+            text for text in (row.get("answer"), row.get("gt_cot")) if text and ("####" in text or "\\boxed" in text)
+        ]
         known = (extract_answer(solutions[0]) if solutions else None) or str(row["gt"])
         for text, pred, score in zip(row["code"], row["pred"], row["score"], strict=True):
             ours = extract_answer(text)
             right = right_answer(ours, known)
-            counts["both right" if right and score else "both wrong" if not right and not score else "we" if right else "they"] += 1
+            counts[
+                "both right" if right and score else "both wrong" if not right and not score else "we" if right else "they"
+            ] += 1
             if right != bool(score):
                 differ.append({"known": known, "ours": str(ours), "theirs": str(pred), "who": "we" if right else "they"})
     return counts, differ

@@ -33,6 +33,7 @@ _COMMENT = re.compile(
     re.IGNORECASE,
 )
 _CHECKED = re.compile(r"\b(?:check|verify|confirm|test)(?:ing)?\s+(?:that\s+)?(?:our|the|this|my)\s+$", re.IGNORECASE)
+_DISPLAY = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]", re.DOTALL)
 _ENDS = re.compile(r"(?<!\\)[.?](?=\$?(?:\s|$))|(?<=[^\W\d_]{2})!(?=\s|$)")
 _TITLES = frozenset(["st", "dr", "mr", "mrs", "ms", "mt", "prof", "gen", "col", "rev", "vs", "approx"])
 _SHORTENED = frozenset(["ft", "in", "lb", "lbs", "oz", "hr", "hrs", "min", "sec", "sq", "yd", "no", "a.m", "p.m"])
@@ -88,13 +89,15 @@ def statements(text: str, *, names: bool = False) -> Iterator[tuple[str, str]]:
         if not re.fullmatch(r"[\s*#]*(?:final\s+)?answer[\s:*]*", match[1], re.IGNORECASE):
             found.append((match.start(), match.end(), match[1], "mark"))
     for match in list(_HEADING.finditer(text))[-MAX_STATEMENTS:]:
-        line = text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
+        display = _DISPLAY.match(text, match.end(), match.end() + MAX_SAID)
+        line = display.group() if display else text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
         found.append((match.start(), match.end() + len(line), line, "mark"))
     for match in list(_ANSWER_IS.finditer(text))[-MAX_STATEMENTS:]:
         if _CHECKED.search(text, max(0, match.start() - 30), match.start()):
             continue
-        line = text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
-        said = _sentence(line, names)
+        display = _DISPLAY.match(text, match.end(), match.end() + MAX_SAID)
+        line = display.group() if display else text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
+        said = line if display else _sentence(line, names)
         if not any(
             match.start() < start <= match.end() + len(said) + 2 for start, _, _ in boxes
         ):  # "the answer is \boxed{5}"
@@ -175,6 +178,8 @@ def _result(said: str) -> str:
         return said
     letters = re.findall(r"\\[a-zA-Z]+|[^\W\d_]+", TEXT.sub("", left))
     unknown = any((len(x) < 3 and read_unit(x) is None) or x.startswith("\\") or x in ("x", "m", "h", "s") for x in letters)
+    if re.search(r";|[a-zA-Z]{3,}\s*\$|\$\s*(?:or|and|when|for|where|with|if)\b|\b(?:when|for|where|or|and)\b", said):
+        return said  # a statement, not one calculation
     chain = left.count("=") > left.count(",")
     return right if chain or not letters or (not unknown and parse_number(clean(right)) is not None) else said
 

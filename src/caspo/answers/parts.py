@@ -96,6 +96,8 @@ def undecorated(answer: str) -> str:
                 inner = answer[len(left) : -len(right)]
                 if left not in inner or left in ("\\(", "\\["):
                     answer = inner
+        if answer.endswith("$") and not answer.endswith("\\$") and answer.count("$") == 1 and not answer[:-1].isdigit():
+            answer = answer[:-1]
         if match := _WHOLE.fullmatch(answer):
             answer = match[1]
         if answer.startswith("{") and answer.endswith("}") and answer.count("{") == 1:
