@@ -3,7 +3,7 @@
 Each line of their JSONL files has the known answer (``gt``, and ``gt_cot`` or ``answer``, the solution that states it), the
 outputs of a model (``code``) and whether their grader called each right (``score``). Nothing of it is shipped: give files.
 
-    python benchmarks/agreement.py outputs/*/*/*.jsonl --show 20
+    python benchmarks/parts/agreement.py outputs/*/*/*.jsonl --show 20
 
 Prints, for each file, how many outputs both call right, both wrong, only they, only we; and disagreements to look at.
 """
