@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from caspo.answers import stated_answer
+from caspo.answers import several, stated_answer
 from caspo.records import Question
 from caspo.tasks import open_benchmark
-from caspo.tasks.grading import GRADERS, grade_maths, grade_text
+from caspo.tasks.grading import GRADERS, grade_maths, grade_text, in_order
 from caspo.tasks.programs import grade_code
 from caspo.testing.graders import check_grader, near_misses, respellings
 
@@ -88,6 +89,34 @@ def question(answer: str, **meta: Any) -> Question:
 def test_tolerance_is_only_where_the_field_has_it(gold: str, answer: str | None, meta: dict[str, Any], right: bool) -> None:
     """Relative for Minerva, absolute for the row of OlympiadBench that names an error."""
     assert grade_maths(question(gold, **meta), answer) is right
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "wanted"),
+    [
+        ("Determine the values of $T(10), T(11)$ and $T(12)$.", "2,4,3", True),
+        ("What are the values of $a, h$ and $k$ ?", "2,-1,-18", True),
+        ("Using the table, determine both $a$ and $b$.", "1.68,0.45", True),
+        ("Find the mean and the mode, respectively.", "2, 3", True),
+        ("Find all values of $x$ and $y$ so that it holds.", "3,1,2", False),
+        ("Find all roots of $x^2 = 1$.", "1,-1", False),
+        (
+            "Determine all pairs. Give $a, b$ and $c$ as coordinates: what are $a, b$ and $c$?",
+            "(1,2,3), (3,2,1), (2,1,3)",
+            False,
+        ),
+        ("What are $a$ and $b$?", "7", False),
+    ],
+)
+def test_the_order_counts_where_the_question_names_what_it_wants(text: str, gold: str, wanted: bool) -> None:
+    """One by one, as many as the known answer has."""
+    asked = Question(text, gold, id="q")
+    assert in_order(asked) is wanted
+    parts = several(gold)
+    assert grade_maths(asked, gold)
+    if len(parts) > 1:
+        assert grade_maths(asked, ", ".join(reversed(parts))) is not wanted
+    assert in_order(replace(asked, meta={"ordered": not wanted})) is not wanted
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,21 @@ CHOSEN = {
     "The answer is Elm St. north.": "K",
     "The answer is A. No, the answer is B.": "B",
     "The answer is 2": "G",
+    "I think the correct option is B": "B",
+    "Option B is correct.": "B",
+    "Hence, (B) is the correct answer.": "B",
+    "Therefore B is correct.": "B",
+    "The answer is B because cats are small.": "B",
+    "The answer is E - a dog": "E",
+    "So\n(C) $x = 3$ cm": "C",
+    "So\nE. a dog": "E",
+    "The best option is E, as A is wrong.": "E",
+    "Option A is incorrect. Option B is correct.": "B",
+    "Option A is correct only if it rains. The answer is B.": "B",
+    r"So \boxed{A}. No, wait. The answer is B.": "B",
+    r"So \boxed{B}. I hope the answer is correct.": "B",
+    "My choice: E": "E",
+    "Option B is not correct.": None,
     "The answer is (Z).": None,
     "The answer is a horse.": None,
     "A cat would do": None,
@@ -64,6 +79,8 @@ def test_a_choice_is_its_letter(text: str) -> None:
         ("The answer is yes.", "proved"), ("The answer is disproved.", "disproved"),
         ('so the answer is "no".', "disproved"),
         ("The answer is Unknown", "unknown"), ("The answer is no, because of Rule2.", "disproved"), ("proved", "proved"),
+        ("The answer is that it is disproved.", "disproved"), ("The answer is that the statement is proved.", "proved"),
+        ("The answer is that no one knows.", None), ("The answer is not proved.", None),
         (r"\boxed{\text{proved}}", "proved"), ("The answer is maybe.", None), ("I know nothing", None),
     ],
 )  # fmt: skip
@@ -111,6 +128,9 @@ def test_a_literal_is_kept_as_it_is_written(text: str, found: str | None) -> Non
         ("The answer is James A. Garfield High School.", "James A. Garfield High School"),
         ("The answer is zurich, st. gallen", "zurich, st. gallen"),
         ("The answer is Paris. I hope it helps.", "Paris"),
+        ("The answer is St. Louis. I hope it helps.", "St. Louis"),
+        ("The answer is the U.S. Open.", "the U.S. Open"),
+        (r"So \boxed{Paris}. But no: the answer is Rome.", "Rome"),
         ("The answer is 800 m", "800 m"),
         ("The answer is -12.45%.", "-12.45%"),
         ("**Final Answer:** 41, 68.33%", "41, 68.33%"),
@@ -142,7 +162,7 @@ def test_code_is_the_last_block(text: str, found: str | None) -> None:
 def test_maths_is_the_default() -> None:
     """Also for kinds that other data sets name in their own ``answer_type``."""
     assert stated_answer(Question("?", "5", id="q"), r"\boxed{5}") == "5"
-    assert stated_answer(ask("Numerical", "5"), "The answer is 5 cm.") == "5"
+    assert stated_answer(ask("Numerical", "5"), "The answer is 5 cats.") == "5"
 
 
 @pytest.mark.parametrize(

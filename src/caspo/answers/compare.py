@@ -1,120 +1,349 @@
-"""Whether two answers are the same: exactly as numbers, as normalised text, part by part, then as mathematics.
+r"""Whether two answers are the same.
 
-What is not covered: rounding (0.33 is not 1/3; graders that allow it say so) and conversion of units (a unit is ignored
-only where the other answer has none).
+Every answer has a key: its number and unit, the keys of its parts, the fingerprint of its formula, or its words. Answers are
+the same exactly if their keys are equal, so that sameness is an equivalence relation: groups do not depend on the order.
+
+- A number is a number however it is written; units are converted; percent is hundredths ("60%" is "0.6"), cents are
+  hundredths of a dollar. Dollars, degrees and the things that are counted say nothing of a number ("$5", "5 eggs", "5").
+- The name before "=" says nothing ("x = 5", "f(3) = 5", "5"), but a curve is an equation ("y = 2x + 3").
+- Parts that commas, "and", "or" and braces make come in any order; coordinates do not. "x < 3" is "(-\infty, 3)".
+- Nothing is rounded.
+
+`right_answer` is for known answers. It takes what is the same, and by one rule what is said with less or more than the
+known answer has: see there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import lru_cache
 
-from caspo.answers.mathematics import same_mathematics
-from caspo.answers.values import TEXT, parse_number, without_unit
+from caspo.answers.mathematics import fingerprint
+from caspo.answers.parts import (
+    MAX_LENGTH,
+    builder,
+    enclosed,
+    label,
+    named,
+    plus_minus,
+    relation,
+    several,
+    tight,
+    undecorated,
+)
+from caspo.answers.quantities import quantity
+from caspo.answers.values import TEXT, parse_number
 
-__all__ = ["group_answers", "normalised", "same_answer", "several"]
+__all__ = ["Key", "group_answers", "key", "normalised", "right_answer", "same_answer"]
 
-MAX_PARTS = 20
-"""Answers in one answer; more are compared as one formula. Each may cost a comparison with each."""
+Key = tuple[object, ...]
+"""What an answer is compared by: its kind, then what makes it up."""
 
-_NAMED = re.compile(r"\s*([a-zA-Z](?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?)\s*=(?!=)\s*([^=]+)")
-_SEVERAL_IN_ONE = re.compile(r"\\pm|\\mp|±|[(\[{]")
-_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\bdegrees?\b")
+MAX_DEPTH = 6
+"""Of brackets in brackets."""
+MIN_DIGITS = 6
+"""Of a decimal that may stand for a number without an end."""
+
+_INFINITE = re.compile(r"([+-]?)\s*(?:\\infty|∞|infinity|\\inf|inf|oo)")
+_EVERYTHING = re.compile(r"\\mathbb\s*\{?R\}?|\\R|ℝ|all\s+real\s+numbers|all\s+reals|\\text\{\s*all real numbers\s*\}")
+_NOTHING = re.compile(
+    r"\\emptyset|\\varnothing|∅|\\\{\s*\\\}|(?:the )?empty set|\\text\{\s*(?:the )?empty set\s*\}", re.IGNORECASE
+)
 _BASED = re.compile(r"([0-9A-Fa-f]+)_\{?([0-9]+)\}?")
+_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\bdegrees?\b")
+_DECIMAL = re.compile(r"-?[0-9]*\.([0-9]+)")
 
 
 def same_answer(a: str | None, b: str | None) -> bool:
-    """Whether two answers have the same value. Nothing equals an empty or missing answer, not even another one.
-
-    Several answers, separated by commas, may come in any order; coordinates may not. "x = 5" is 5.
+    """Whether two answers say the same. Nothing equals an empty or missing answer, not even another one.
 
     >>> same_answer("1e6", "1,000,000"), same_answer("18 apples", "$18.0"), same_answer("18", "180")
     (True, True, False)
-    >>> same_answer("x = 1, x = 2", "2, 1"), same_answer("(1, 2)", "(2, 1)")
-    (True, False)
+    >>> same_answer("x = 1, x = 2", "2, 1"), same_answer("(1, 2)", "(2, 1)"), same_answer("5 km", "5000 m")
+    (True, False, True)
     """
-    if a is None or b is None or not a.strip() or not b.strip():
+    mine = key(a)
+    return mine is not None and mine == key(b)
+
+
+def right_answer(answer: str | None, known: str | None, *, ordered: bool = False) -> bool:
+    r"""Whether an answer is right where ``known`` is: if it is the same, or the same but for what only one of them names.
+
+    That is a unit (known "5 km", answer "5": then the numbers are compared as they are written), a number base, the words
+    after a number ("3 left"), the left side of an equation (known "y = 2x", answer "2x"), and what is rounded: a decimal
+    of six or more significant digits may stand for a number whose decimals never end (\sqrt2 for 1.41421, 1/3 for
+    0.333333). Where both name one, they must agree. ``ordered``: the parts come in the order of the known answer.
+
+    >>> right_answer("5", "5 km"), right_answer("5 m", "5 km"), right_answer("0.333333", "1/3"), right_answer("0.33", "1/3")
+    (True, False, True, False)
+    """
+    mine, gold = key(answer), key(known)
+    if mine is None or gold is None or answer is None or known is None:
         return False
-    x, y = parse_number(a), parse_number(b)
-    if x is not None and y is not None:
-        return x == y
-    if normalised(a) == normalised(b):
+    parts, wanted = several(undecorated(answer)), several(undecorated(known))
+    if _contradict(_names(parts), _names(wanted)):
+        return False
+    if not (ordered and len(wanted) > 1) and (mine == gold or _leniently(answer, known)):
         return True
-    parts_a, parts_b = several(a), several(b)
-    if 1 < len(parts_a) == len(parts_b) <= MAX_PARTS:
-        return _same_parts(parts_a, parts_b)
-    forms = _same_form(a, b)
-    return same_answer(*forms) if forms else _same_formula(a, b, len(parts_a) - len(parts_b))
-
-
-def _same_formula(a: str, b: str, more: int) -> bool:
-    """``more`` is the number of parts of a beyond those of b."""
-    if without_unit(a) is not None and without_unit(b) is not None:
-        return False  # 5 km is not 5 m
-    based_a, based_b = _BASED.fullmatch(_tight(a)), _BASED.fullmatch(_tight(b))
-    if based_a or based_b:  # the same digits in another base are another number
-        return _digits(a, based_a, based_b) == _digits(b, based_b, based_a)
-    return (not more or bool(_SEVERAL_IN_ONE.search(b if more > 0 else a))) and same_mathematics(a, b)
-
-
-def _same_form(a: str, b: str) -> tuple[str, str] | None:
-    """Both without a unit or "x =" that they share or that only one of them has; None where nothing changes."""
-    bare_a, bare_b = without_unit(a), without_unit(b)
-    if bare_a is not None and bare_b is not None:
-        same = normalised(a).removeprefix(normalised(bare_a)) == normalised(b).removeprefix(normalised(bare_b))
-        return (bare_a, bare_b) if same else None
-    if bare_a is not None or bare_b is not None:
-        return bare_a or a, bare_b or b
-    named_a, named_b = _NAMED.fullmatch(a), _NAMED.fullmatch(b)
-    if (named_a and named_b and named_a[1] == named_b[1]) or (named_a and "=" not in b) or (named_b and "=" not in a):
-        return named_a[2] if named_a else a, named_b[2] if named_b else b
-    return None
-
-
-def _digits(text: str, mine: re.Match[str] | None, other: re.Match[str] | None) -> tuple[str, ...]:
-    """Digits, and the base where both sides name one."""
-    return (mine.groups() if other else (mine[1],)) if mine else (_tight(text),)
-
-
-def several(answer: str) -> list[str]:
-    r"""The parts of an answer that its commas, "and" and "or" separate, outside all brackets; one part where there are none.
-
-    >>> several("(1,2), (3,4)"), several(r"\{1, 2\}"), several("1,000"), several("x = 1 or x = 2")
-    (['(1,2)', '(3,4)'], ['1', '2'], ['1,000'], ['x = 1', 'x = 2'])
-    """
-    answer = answer.strip().strip("$").strip()
-    if parse_number(answer) is not None:
-        return [answer]
-    if match := re.fullmatch(r"\\(?:left)?\\\{(.*?)\\(?:right)?\\\}|\\\{(.*)\\\}", answer, re.DOTALL):
-        inner = match[1] or match[2] or ""
-        if "\\{" not in inner and "\\}" not in inner:
-            answer = inner
-    depth, start, parts = 0, 0, []
-    for match in re.finditer(r"\\[{}]|[()\[\]{}]|,(?!\\!)|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b", answer):
-        token = match.group().removeprefix("\\")
-        if token in ("(", "[", "{"):
-            depth += 1
-        elif token in (")", "]", "}"):
-            depth -= 1
-        elif depth == 0:
-            parts.append(answer[start : match.start()])
-            start = match.end()
-    parts.append(answer[start:])
-    return [part.strip() for part in parts if part.strip()] or [answer]
-
-
-def _same_parts(a: Sequence[str], b: Sequence[str]) -> bool:
-    left = list(b)
-    for part in a:
-        found = next((i for i, other in enumerate(left) if same_answer(part, other)), None)
+    if len(parts) != len(wanted) or len(parts) < 2:
+        return False
+    left = list(parts)
+    for part in wanted:
+        found = next((i for i, x in enumerate(left[:1] if ordered else left) if right_answer(x, part)), None)
         if found is None:
             return False
         del left[found]
     return True
 
 
-def _tight(answer: str) -> str:
-    return re.sub(r"[$\s]", "", answer)
+def _names(parts: Sequence[str]) -> list[str]:
+    """The names before "=" in parts of an answer."""
+    return sorted(tight(found[0]) for part in parts if (found := named(part)))
+
+
+def _contradict(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether the names before "=" differ: single letters, or names with other digits ("x_1", "x_2")."""
+    return any(
+        a != b and (len(a) == len(b) == 1 or re.sub(r"\d", "", a) == re.sub(r"\d", "", b))
+        for a, b in zip(names, others, strict=False)
+        if len(names) == len(others)
+    )
+
+
+def _leniently(answer: str, known: str) -> bool:
+    """Without what only one of the two names, or rounded."""
+    a, b = _bare(answer), _bare(known)
+    if (a is None) != (b is None):
+        bare = a or b
+        other = key(known if a is not None else answer)
+        if bare == other or (bare and other and _rounded(bare, other, answer if a is None else known)):
+            return True
+    mine, gold = key(answer), key(known)
+    return mine is not None and gold is not None and (_rounded(mine, gold, answer) or _rounded(gold, mine, known))
+
+
+def _bare(answer: str) -> Key | None:
+    """The key of an answer without the unit, base, words or left side that it names; None where it names none."""
+    text = undecorated(answer)
+    found = quantity(text)
+    if found is not None:
+        return key(found.number) if found.named or found.words else None
+    if match := _BASED.fullmatch(tight(text)):
+        return key(match[1])
+    sides = relation(text)
+    if sides is not None and sides[1] == "=" and re.fullmatch(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?", sides[0].strip()):
+        return key(sides[2])
+    return None
+
+
+def _rounded(decimal: Key, other: Key, written: str) -> bool:
+    """Whether a decimal, as it is written, is another number to as many places, rounded or cut off."""
+    match = _DECIMAL.fullmatch(undecorated(written).replace(",", ""))
+    if match is None or decimal[0] != "number" or other[0] not in ("number", "formula"):
+        return False
+    digits = re.sub(r"\D", "", match[0]).lstrip("0")
+    value = _approximately(other)
+    if len(digits) < MIN_DIGITS or value is None:
+        return False
+    unit = Fraction(1, 10 ** len(match[1]))
+    cut = (abs(value) // unit) * unit
+    return decimal[1] in (round(value / unit) * unit, cut if value >= 0 else -cut)
+
+
+def _approximately(found: Key) -> Fraction | None:
+    """The value of a number without a finite decimal, to 30 digits."""
+    if found[0] == "number" and isinstance(found[1], Fraction):
+        under = found[1].denominator
+        for prime in (2, 5):
+            while under % prime == 0:
+                under //= prime
+        return found[1] if under > 1 else None
+    said = str(found[1])
+    return (
+        Fraction(said.removeprefix("irrational ")) if re.fullmatch(r"irrational -?[0-9.]+(?:e[+-]?\d{1,3})?", said) else None
+    )
+
+
+def key(answer: str | None) -> Key | None:
+    """What an answer is compared by; None where it says nothing."""
+    return _key(answer, 0) if answer is not None and not answer.isspace() and answer else None
+
+
+@lru_cache(maxsize=65536)
+def _key(answer: str, depth: int) -> Key | None:
+    number = parse_number(answer) if answer[-1:].isdigit() else None
+    if number is not None and not answer.lstrip("-+").startswith(("€", "£", "¥", "₹")):
+        return "number", number
+    text = undecorated(answer)
+    if not text:
+        return ("text", answer.strip()) if answer.strip() else None
+    if len(text) > MAX_LENGTH or depth > MAX_DEPTH:
+        return "text", normalised(text)
+    for read in _READERS:
+        found = read(text, depth + 1)
+        if found is not None:
+            return found
+    return "text", normalised(text)
+
+
+def _number(text: str, _: int) -> Key | None:
+    if match := _INFINITE.fullmatch(text):
+        return "number", "-oo" if match[1] == "-" else "oo"
+    if re.fullmatch(r"[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?", text):  # "9 500": as an answer, one number
+        text = text.replace(" ", "")
+    value = None if re.search(r"[%€£¥₹¢]", text) else parse_number(text)
+    return ("number", value) if value is not None else None
+
+
+def _sets(text: str, _: int) -> Key | None:
+    if _EVERYTHING.fullmatch(text):
+        return "(", ("number", "-oo"), ("number", "oo"), ")"
+    return ("list",) if _NOTHING.fullmatch(text) else None
+
+
+def _list(text: str, depth: int) -> Key | None:
+    parts = several(text)
+    if len(parts) < 2 and parts[0] != text:
+        return _key(parts[0], depth)
+    if (length := _compound(parts if len(parts) > 1 else re.split(r"(?<=[a-z.])\s+(?=[0-9])", text))) is not None:
+        return length
+    if len(parts) < 2:
+        return None
+    keys = [_key(part, depth) for part in parts]
+    flat = [x for k in keys if k is not None for x in (k[1:] if k[0] == "list" else (k,))]
+    return "list", *sorted(flat, key=repr)
+
+
+def _compound(parts: Sequence[str]) -> Key | None:
+    """ "2 hours and 30 minutes", "5 feet, 3 inches": one quantity, said with smaller and smaller units."""
+    found = [quantity(part) for part in parts] if len(parts) > 1 else [None]
+    total, last = Fraction(0), None
+    for one in found:
+        value = parse_number(one.number) if one is not None else None
+        if one is None or value is None or not one.unit.dimension or (last and one.unit.dimension != last.dimension):
+            return None
+        if last is not None and one.unit.factor >= last.factor:
+            return None
+        total, last = total + value * one.unit.factor, one.unit
+    return ("quantity", total, last.dimension, "") if last else None
+
+
+def _union(text: str, depth: int) -> Key | None:
+    parts = re.split(r"\\cup(?![a-zA-Z])|∪|\bU\b(?=\s*[(\[])", text)
+    if len(parts) < 2 or not all(part.strip() for part in parts):
+        return None
+    keys = [_key(part, depth) for part in parts]
+    flat = [x for k in keys if k is not None for x in (k[1:] if k[0] == "list" else (k,))]
+    return "list", *sorted(flat, key=repr)
+
+
+def _both_signs(text: str, depth: int) -> Key | None:
+    two = plus_minus(text)
+    keys = [_key(one, depth) for one in two] if two else []
+    return ("list", *sorted((k for k in keys if k is not None), key=repr)) if keys else None
+
+
+def _bracketed(text: str, depth: int) -> Key | None:
+    """Coordinates, or an interval with two ends."""
+    match = re.fullmatch(r"([(\[])(.*)([)\]])", text, re.DOTALL) if enclosed(text) else None
+    parts = several(match[2], grouped=False) if match and match[2].strip() else []
+    if match is None or len(parts) < 2 or re.search(r"\b(?:and|or)\b", match[2]):
+        return None
+    return match[1], *(_key(part, depth) for part in parts), match[3]
+
+
+def _related(text: str, depth: int) -> Key | None:  # noqa: PLR0911
+    """A name and what it is; an inequality of one variable as an interval; an equation up to a factor."""
+    if inner := builder(text):
+        return _key(inner, depth)
+    if inner := label(text):
+        return _key(inner, depth)
+    sides = relation(text)
+    if sides is None:
+        return None
+    if len(sides) == 5:  # a < x < b
+        low, first, middle, second, high = sides
+        if not (first[0] == second[0] and first[0] in "<>") or not _is_name(middle):
+            return None
+        if first[0] == ">":
+            low, first, second, high = high, second, first, low
+        return "[" if "=" in first else "(", _key(low, depth), _key(high, depth), "]" if "=" in second else ")"
+    left, sign, right = sides
+    if sign == "=":
+        return _formula(f"({left}) - ({right})", "=")
+    if _is_name(right) and not _is_name(left):
+        left, sign, right = right, sign.translate(str.maketrans("<>", "><")), left
+    bound = _key(right, depth)
+    if sign[0] in "<>" and _is_name(left) and bound is not None and _is_constant(bound):
+        upward, closed = sign[0] == ">", "=" in sign
+        ends: tuple[object, object] = (bound, ("number", "oo")) if upward else (("number", "-oo"), bound)
+        return "[" if upward and closed else "(", *ends, "]" if closed and not upward else ")"
+    if sign == "!=":
+        return _formula(f"({left}) - ({right})", "=", "not")
+    if sign[0] == ">":
+        left, right = right, left
+    return _formula(f"({left}) - ({right})", "<", "<=" if "=" in sign else "<")
+
+
+def _is_name(text: str) -> bool:
+    return re.fullmatch(r"\s*(?:\\[a-zA-Z]+|[a-zA-Z])(?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?\s*", text) is not None
+
+
+def _is_constant(found: Key) -> bool:
+    return found[0] in ("number", "quantity") or (
+        found[0] == "formula" and not str(found[1]).startswith(("values", "matrix"))
+    )
+
+
+def _quantity(text: str, depth: int) -> Key | None:
+    found = quantity(text)
+    if found is None:
+        return None
+    unit, value = found.unit, parse_number(found.number)
+    if value is None:
+        bare = _key(found.number, depth)
+        if unit.factor != 1 and bare is not None and bare[0] == "formula":
+            bare = _formula(f"({found.number}) \\cdot \\frac{{{unit.factor.numerator}}}{{{unit.factor.denominator}}}")
+        if bare is None or bare[0] not in ("number", "formula"):
+            return None
+        if bare[0] == "formula":
+            return ("quantity", bare[1], unit.dimension, found.words) if unit.dimension or found.words else bare
+        value = bare[1] if isinstance(bare[1], Fraction) else None
+        if value is None:
+            return None
+    if not unit.dimension and not found.words:
+        return "number", value * unit.factor
+    return "quantity", value * unit.factor, unit.dimension, found.words
+
+
+def _based(text: str, _: int) -> Key | None:
+    match = _BASED.fullmatch(tight(text))
+    return (
+        ("base", match[1].upper(), int(match[2]))
+        if match and len(match[2]) < 4 and any(c.isdigit() for c in match[1])
+        else None
+    )
+
+
+def _as_formula(text: str, _: int) -> Key | None:
+    letters = re.fullmatch(r"\([a-zA-Z]\)|[^\W\d_]+", text) and text != "π"  # of a choice, or a word
+    return _formula(text) if not letters and re.search(r"[0-9\\a-zA-Zπ]", text) else None
+
+
+def _formula(latex: str, kind: str = "value", said: str = "") -> Key | None:
+    found = fingerprint(latex, kind)
+    if found is None:
+        return None
+    if found.startswith("number ") and kind == "value":
+        return "number", Fraction(found.removeprefix("number "))
+    return ("formula", found) if kind == "value" else (f"relation {kind}{said}", found)
+
+
+_READERS: tuple[Callable[[str, int], Key | None], ...] = (
+    _number, _sets, _bracketed, _list, _union, _both_signs, _quantity, _related, _based, _as_formula,
+)  # fmt: skip
 
 
 def normalised(answer: str) -> str:
@@ -126,23 +355,19 @@ def normalised(answer: str) -> str:
 
 
 def group_answers(answers: Sequence[str | None]) -> list[int]:
-    """For each answer the index of its group, numbered in order of appearance; equal answers share a group.
+    """For each answer the index of its group, numbered in order of appearance; the same answers share a group.
 
-    An answer is compared with the first of each group. Empty and missing answers stay alone: they get no votes.
+    Empty and missing answers stay alone: they get no votes.
 
     >>> group_answers(["18", "$18.00", "20", "", "18"])
     [0, 0, 1, 2, 0]
     """
+    seen: dict[Key, int] = {}
     groups: list[int] = []
-    firsts: list[str | None] = []
-    seen: dict[str, int] = {}
+    count = 0
     for answer in answers:
-        group = seen.get(answer) if answer is not None else None
-        if group is None:
-            group = next((i for i, first in enumerate(firsts) if same_answer(answer, first)), len(firsts))
-            if group == len(firsts):
-                firsts.append(answer)
-            if answer is not None and answer.strip():
-                seen[answer] = group
+        mine = key(answer)
+        group = count if mine is None else seen.setdefault(mine, count)
+        count += group == count
         groups.append(group)
     return groups

@@ -6,97 +6,189 @@ What is not covered: choices, code and the like, see `stated`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
-from caspo.answers.values import CURRENCY, SHORT_UNITS, TEXT, parse_number, without_unit
+from caspo.answers.compare import key
+from caspo.answers.parts import several, undecorated
+from caspo.answers.quantities import quantity
+from caspo.answers.units import read_unit
+from caspo.answers.values import TEXT, in_words, parse_number
 
-__all__ = ["clean", "extract_answer", "last_boxed", "last_marked", "last_said", "undecorated"]
+__all__ = ["clean", "extract_answer", "statements"]
 
 MAX_SAID = 1000
+MAX_STATEMENTS = 20
+"""That are looked at, from the end."""
 
-_ANSWER_IS = re.compile(r"\banswer\b(?:[^\n.:=]{0,60}?)(?::|=|\bis\b|\bare\b)[\s:*=]*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<!\\)[.!?](?:\s|$)")
+_ANSWER_IS = re.compile(r"\banswers?\b(?:[^\n.:=]{0,60}?)(?::|=|\bis\b|\bare\b)[\s:*=]*", re.IGNORECASE)
+_HEADING = re.compile(
+    r"^[ \t]*(?:#+|\*\*)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]*:?[ \t*]*\n\s*", re.IGNORECASE | re.MULTILINE
+)
+_BOX = re.compile(r"\\(?:boxed|framebox|fbox)\s*(?:\{|(\\[a-zA-Z]+|[^\s{}\\]))|\\.|[{}]", re.DOTALL)
+_BETWEEN_BOXES = re.compile(r"[\s$]*(?:[,;]|\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)+[\s$]*(?:\b(?:and|or)\b)?[\s$]*")
 _ANY_NUMBER = re.compile(r"(?<![\w.])[-−]?[$€£]?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?|(?<![\w.])[-−]?\.[0-9]+")
+_COMMENT = re.compile(
+    r"(?:the |as |also |therefore |indeed |not |now |thus )*(?:correct|right|wrong|incorrect|above|boxed|in the box|"
+    r"verified|clear|shown|given|confirmed|consistent|reasonable|valid|same|to |in |a |an |well|complete|unique|found)",
+    re.IGNORECASE,
+)
+_CHECKED = re.compile(r"\b(?:check|verify|confirm|test)(?:ing)?\s+(?:that\s+)?(?:our|the|this|my)\s+$", re.IGNORECASE)
+_DISPLAY = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]", re.DOTALL)
+_ENDS = re.compile(r"(?<!\\)[.?](?=\$?(?:\s|$))|(?<=[^\W\d_]{2})!(?=\s|$)")
+_TITLES = frozenset(["st", "dr", "mr", "mrs", "ms", "mt", "prof", "gen", "col", "rev", "vs", "approx"])
+_SHORTENED = frozenset(["ft", "in", "lb", "lbs", "oz", "hr", "hrs", "min", "sec", "sq", "yd", "no", "a.m", "p.m"])
+"""Before a small letter or a digit."""
 
 
 def extract_answer(text: str, *, last_number: bool = False) -> str | None:
     r"""The final answer that a solution states, or None where it states none.
 
-    In this order: the last complete ``\boxed{...}``, the last ``#### ...``, the last "answer is ...", "answer: ..." or
-    "answer = ...". A number is given without its currency sign and the words after it. ``last_number=True`` takes the
-    last number of the text where nothing is stated: for base models that know none of these forms; it is a guess.
+    The last of: a complete ``\boxed{...}`` (several that are joined by commas or "and" are one answer), what stands after
+    ``####`` or below a heading "Answer", and what follows "answer is", "answer:" or "answer =". A number is given without
+    what says nothing of its value: dollar signs, degrees, the things that are counted; a unit stays. ``last_number=True``
+    takes the last number of the text where nothing is stated: for base models that know none of these forms; it is a guess.
 
     >>> extract_answer("So she has 18. The answer is $18 a day."), extract_answer("She has 18 eggs.")
     ('18', None)
+    >>> extract_answer(r"\boxed{3} and \boxed{5}"), extract_answer(r"\boxed{4}? No. The answer is 5 km.")
+    ('3, 5', '5 km')
     """
-    for found in (last_boxed(text), last_marked(text), last_said(text)):
-        if found and (answer := clean(found)):
-            return answer
+    marked: str | None = None
+    commented: list[str] = []
+    for said, how in statements(text):
+        answer = clean(said)
+        if not re.search(r"[\w∞∅]", answer):
+            continue
+        if how == "said":
+            commented.append(answer)
+            continue
+        marked = answer
+        break
+    fitting = [x for x in commented if marked is None or (not _COMMENT.match(x) and (not _exact(marked) or _exact(x)))]
+    if fitting or marked is not None:
+        return fitting[0] if fitting else marked
     if last_number and (numbers := _ANY_NUMBER.findall(text)):
         return clean(str(numbers[-1]).rstrip(","))
     return None
 
 
-def last_boxed(text: str) -> str | None:
-    r"""What the last complete ``\boxed{...}`` (or ``\framebox``) with something in it holds.
+def _exact(answer: str) -> bool:
+    """Whether it holds a number or formula: a comment after a box ("the answer is correct") does not."""
+    return bool(re.search(r"[0-9\\]", answer)) or len(answer) < 3 or in_words(re.findall(r"[a-zA-Z]+", answer)) is not None
+
+
+def statements(text: str, *, names: bool = False) -> Iterator[tuple[str, str]]:
+    """What a text states as its answer, the last first, each with how: "box", "mark" or "said".
+
+    ``names``: the answer may be a name, in which a full stop after one letter or before a small letter ends nothing; else
+    it is maths, where a calculation comes to what stands after its last "=".
+    """
+    boxes = _boxes(text)
+    found = [(start, end, said, "box") for start, end, said in boxes[-1:]]
+    for match in list(re.finditer(r"####[ \t]*([^\n]*)", text))[-MAX_STATEMENTS:]:
+        if not re.fullmatch(r"[\s*#]*(?:final\s+)?answer[\s:*]*", match[1], re.IGNORECASE):
+            found.append((match.start(), match.end(), match[1], "mark"))
+    for match in list(_HEADING.finditer(text))[-MAX_STATEMENTS:]:
+        display = _DISPLAY.match(text, match.end(), match.end() + MAX_SAID)
+        line = display.group() if display else text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
+        found.append((match.start(), match.end() + len(line), line, "mark"))
+    for match in list(_ANSWER_IS.finditer(text))[-MAX_STATEMENTS:]:
+        if _CHECKED.search(text, max(0, match.start() - 30), match.start()):
+            continue
+        display = _DISPLAY.match(text, match.end(), match.end() + MAX_SAID)
+        line = display.group() if display else text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
+        said = line if display else _sentence(line, names)
+        if not any(
+            match.start() < start <= match.end() + len(said) + 2 for start, _, _ in boxes
+        ):  # "the answer is \boxed{5}"
+            found.append((match.start(), match.end() + len(said), said if names else _result(said), "said"))
+    for _, _, said, how in sorted(found, key=lambda x: -x[0]):
+        yield said, how
+
+
+def _boxes(text: str) -> list[tuple[int, int, str]]:
+    r"""Start, end and content of every complete ``\boxed{...}`` with something in it; a list of boxes counts as one.
 
     One pass with a stack of open braces: text may hold thousands of ``\boxed{`` without an end.
     """
-    starts: list[int | None] = []
-    found: str | None = None
-    for match in re.finditer(r"\\(?:boxed|framebox|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
+    opened: list[tuple[int, int] | None] = []
+    found: list[tuple[int, int, str]] = []
+    for match in _BOX.finditer(text):
         token = match.group()
-        if token == "{" or (token.endswith("{") and len(token) > 2):
-            starts.append(None if token == "{" else match.end())
-        elif token == "}" and starts:
-            start = starts.pop()
-            if start is not None and clean(text[start : match.start()]):
-                found = text[start : match.start()]
-    return found
+        if match[1]:
+            found.append((match.start(), match.end(), match[1]))
+        elif token == "{" or (token.endswith("{") and len(token) > 2):
+            opened.append(None if token == "{" else (match.start(), match.end()))
+        elif token == "}" and opened:
+            box = opened.pop()
+            if box is not None and undecorated(text[box[1] : match.start()]):
+                found.append((box[0], match.end(), text[box[1] : match.start()]))
+    return _joined(text, found)
 
 
-def last_marked(text: str) -> str | None:
-    """What stands after the last ``####``."""
-    found = [line for line in re.findall(r"####[ \t]*([^\n]*)", text) if clean(line)]
-    return found[-1] if found else None
+def _joined(text: str, boxes: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Boxes with only a comma, "and" or "or" between them as one."""
+    joined: list[tuple[int, int, str]] = []
+    for start, end, said in boxes:
+        last = joined[-1] if joined else None
+        if last and last[1] <= start and _BETWEEN_BOXES.fullmatch(text, last[1], min(start, last[1] + 40)):
+            again = key(said) == key(last[2])  # "\boxed{1.5}, or \boxed{\frac32}"
+            joined[-1] = (last[0], end, said if again else f"{last[2]}, {said}")
+        else:
+            joined.append((start, end, said))
+    return joined
 
 
-def last_said(text: str, sentence_end: re.Pattern[str] | None = None) -> str | None:
-    """What stands after the last "answer is" or the like, up to the end of the sentence or line.
+def _sentence(line: str, names: bool) -> str:
+    """Up to the end of the first sentence."""
+    for match in _ENDS.finditer(line):
+        if line[match.start()] != "." or not _goes_on(line[: match.start()], line[match.end() :], names):
+            return line[: match.start()] + ("$" if line.startswith("$", match.end()) else "")  # "$5.$ So it is."
+    return line
 
-    By default it is taken for maths, where a calculation comes to what stands after its last "=".
-    """
-    for match in reversed(list(_ANSWER_IS.finditer(text))):
-        line = text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
-        said = sentence_end.split(line, maxsplit=1)[0] if sentence_end else _result(_SENTENCE_END.split(line, maxsplit=1)[0])
-        if clean(said):
-            return said
-    return None
+
+def _goes_on(before: str, after: str, names: bool) -> bool:
+    """Whether a full stop belongs to a title, an initial or a shortened word."""
+    if not after.strip():
+        return False
+    following = after.lstrip()[0]
+    word = re.search(r"(?:[^\W\d_]\.)*[^\W\d_]+$", before)
+    last = word.group() if word else ""
+    if names and following.islower():
+        return True
+    if last.casefold() in _TITLES or (last.casefold() in _SHORTENED and not following.isupper()):
+        return True
+    if re.fullmatch(r"(?:[A-Z]\.)+[A-Z]", last):
+        return True
+    initial = re.fullmatch(r"[^\W\d_]", last)
+    return bool(
+        initial
+        and (names or (last.isupper() and following.isupper() and re.search(r"(?:[A-Z][a-z]+\s+|[A-Z]\.\s*)[A-Z]$", before)))
+    )
 
 
 def _result(said: str) -> str:
     """What a calculation comes to ("18 + 4 = 22": 22); an equation with an unknown is an answer by itself ("x = 5")."""
+    parts = several(said)
+    if len(parts) > 1 and all("=" in part for part in parts):
+        results = [_result(part) for part in parts]
+        return said if results == parts else ", ".join(results)
     left, equals, right = said.rpartition("=")
     if not equals or left.endswith((":", "<", ">", "!")):
         return said
     letters = re.findall(r"\\[a-zA-Z]+|[^\W\d_]+", TEXT.sub("", left))
-    unknown = any((len(x) < 3 and x not in SHORT_UNITS) or x.startswith("\\") for x in letters)
+    unknown = any((len(x) < 3 and read_unit(x) is None) or x.startswith("\\") or x in ("x", "m", "h", "s") for x in letters)
+    if re.search(r";|[a-zA-Z]{3,}\s*\$|\$\s*(?:or|and|when|for|where|with|if)\b|\b(?:when|for|where|or|and)\b", said):
+        return said  # a statement, not one calculation
     chain = left.count("=") > left.count(",")
     return right if chain or not letters or (not unknown and parse_number(clean(right)) is not None) else said
 
 
-def undecorated(answer: str) -> str:
-    """Without white space, markdown, dollar signs of LaTeX and a full stop around it."""
-    answer = answer.strip().strip("*`_\"' ").rstrip(".,;!").strip()
-    for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
-        if answer.startswith(left) and answer.endswith(right) and len(answer) > len(left) + len(right):
-            answer = answer[len(left) : -len(right)].strip()
-    return answer.strip("*").rstrip(".").strip()
-
-
 def clean(answer: str) -> str:
-    """Without decoration; a number also without its unit and currency sign."""
+    """Without decoration; a number also without what says nothing of its value."""
     answer = undecorated(answer)
-    bare = without_unit(answer) or re.sub(r"\s*\\?%$", "", answer)
-    if parse_number(bare) is None:
+    found = quantity(answer)
+    if found is None or found.words or parse_number(found.number) is None:
         return answer
-    return re.sub(rf"\s*{CURRENCY}\s*", "", bare).strip()
+    bare = undecorated(re.sub(r"^[+]?\s*\\?\$\s*", "", found.number))
+    return bare if key(bare) == key(answer) else answer

@@ -1,14 +1,15 @@
-"""math-verify's opinion on two formulas, from a process of its own that is killed when it takes too long.
+"""The fingerprint of a formula, from a process of its own that is killed when it takes too long.
 
-A symbolic engine may run for ever on what a model writes (towers of powers), in C code that no signal interrupts, and
-math-verify's own limit works in the main thread only. So it runs in a child process: started when first needed (a second
-or two), asked through pipes, killed at the time limit and started again. All threads share it.
+A symbolic engine may run for ever on what a model writes (integrals, towers of powers), in C code that no signal
+interrupts. So it runs in a child process: started when first needed (a second or two), asked through pipes, killed at the
+time limit and started again. All threads share it. What a fingerprint is stands in `mathematics_child`.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -16,46 +17,102 @@ import re
 import subprocess
 import sys
 import threading
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
-from caspo.answers.values import TEXT
+from caspo.answers.values import TEXT, repeating
 
-__all__ = ["same_mathematics"]
+__all__ = ["fingerprint"]
 
 MAX_LENGTH = 300
 """Characters of a formula; longer ones are compared as text only."""
 SECONDS = 5.0
-"""For one comparison."""
+"""For one formula."""
 STARTING_SECONDS = 60.0
-"""For the import of math-verify and sympy, on a busy machine."""
+"""For the import of latex2sympy2 and sympy, on a busy machine."""
 
 _FUNCTION = r"arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|pi"
-_NO_WORDS = re.compile(r"\\(?:begin|end|operatorname)\s*\{[^{}]*\}")
-_PROSE = re.compile(rf"(?<!\\)\b(?!(?:{_FUNCTION})\b)[^\W\d_]{{3,}}")
+_WORDLESS = re.compile(r"\\(?:begin|end|operatorname)\s*\{[^{}]*\}|(?<![a-zA-Z])(?:sqrt|gcd|lcm|max|min)(?![a-zA-Z])")
+_PROSE = re.compile(rf"(?<![\\a-zA-Z])(?!(?:{_FUNCTION})\b)[^\W\d_]{{4,}}")
+_SIGNS = {"≤": "\\le ", "≥": "\\ge ", "π": "\\pi ", "∞": "\\infty ", "×": "\\cdot ", "·": "\\cdot ", "⋅": "\\cdot "}
+_SIGNS |= {"−": "-", "–": "-", "**": "^", "np.": "", "²": "^{2}", "³": "^{3}", "√": "\\sqrt ", "÷": "/", "θ": "\\theta "}
+_SPACING = re.compile(
+    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|quad|qquad)(?![a-zA-Z])|(?<!\\)\\[,;:! ]|[~\s]+|(?<!\\)\$"
+)
+_ONE = r"\s*(\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}|\\[a-zA-Z]+|[^\s{}\\])"
+_FRACTION = re.compile(rf"\\[dtc]?frac{_ONE}{_ONE}")
+_ROOT = re.compile(rf"\\sqrt\s*(\[[^\[\]]*\])?{_ONE}")
+_WRAPPER = re.compile(r"\\(?:mathrm|mathbf|mathit|boldsymbol|bm|rm|operatorname\*?)\s*\{\s*(\\?[a-zA-Z]+)\s*\}")
+_ACCENT = r"\\(?:d?dot|bar|hat|vec|overline|tilde|mathbf|mathcal)\s*\{\s*\\?[a-zA-Z]+\s*\}"
+_NAME = re.compile(
+    rf"({_ACCENT}|\\(?!(?:log|sum|int|prod|lim|max|min|cdot|circ)(?![a-zA-Z]))[a-zA-Z]+|(?<![\\a-zA-Z])[a-zA-Z]|(?<=[0-9])[a-zA-Z])"
+    r"(?:_\s*(\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\\[a-zA-Z]+|\w))?((?:'|\^\s*\{\s*\\prime\s*\}|\^\\prime(?![a-zA-Z]))*)"
+)
 
 
-def same_mathematics(a: str, b: str) -> bool:
-    """Whether two formulas are equal; False for prose, which would be compared by its first number, and when unsure."""
-    a, b = _latex(a), _latex(b)
-    if any(not x or len(x) > MAX_LENGTH or _PROSE.search(_NO_WORDS.sub("", TEXT.sub("", x))) for x in (a, b)):
-        return False
-    return _asked(a, b)
+def fingerprint(formula: str, kind: str = "value") -> str | None:
+    """The same text for equal formulas, another one for others; None for prose and what cannot be read.
+
+    ``kind``: "value", or "=" or "<" for a formula that is compared with 0: there a factor (a positive one) does not matter.
+    """
+    if len(formula) > MAX_LENGTH or _PROSE.search(_WORDLESS.sub("", TEXT.sub("", formula))):
+        return None
+    latex = as_latex(formula)
+    return _asked(latex, kind) if latex else None
 
 
-def _latex(formula: str) -> str:
-    """Functions written without a backslash, as people and programs write them, get one."""
-    formula = formula.strip().strip("$").rstrip(".").replace("np.", "").replace("**", "^")
-    formula = re.sub(r"(?<=[0-9])[.](?![0-9])", "", re.sub(r"[\s~]+", " ", formula)).strip()  # "1./3" is 1/3
+def as_latex(formula: str) -> str:
+    """One spelling for what people and programs write: functions with a backslash, fractions with braces, exact decimals."""
+    for sign, latex in _SIGNS.items():
+        formula = formula.replace(sign, latex)
+    formula = _SPACING.sub(" ", formula.replace("\\{", "(").replace("\\}", ")")).strip()
+    formula = re.sub(r"\\[lr]?vert(?![a-zA-Z])", "|", formula)
     formula = re.sub(r"(?<=[0-9])[eE]([+-]?[0-9]+)(?![0-9a-zA-Z.])", r" \\cdot 10^{\1}", formula)
-    formula = re.sub(r"\{[bB]matrix\}", "{pmatrix}", formula)  # a matrix, whatever its brackets
-    formula = formula.replace("≤", "\\le ").replace("≥", "\\ge ").replace("π", "\\pi ").replace("∞", "\\infty ")
-    formula = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)|√\(([^()]*)\)|√([0-9]+)", _root, formula)
-    return re.sub(rf"(?<![\\a-zA-Z])({_FUNCTION})(?![a-zA-Z])", r"\\\1", formula)
+    formula = re.sub(r"\{[bBvV]?matrix\}|\{array\}\s*\{[^{}]*\}", "{pmatrix}", formula)  # whatever its brackets
+    formula = re.sub(r"(?<![\\a-zA-Z])(sqrt|√)(?![a-zA-Z])", r"\\sqrt ", formula)
+    formula = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", formula)
+    formula = re.sub(r"\^\s*\(([^()]*)\)", r"^{\1}", re.sub(r"\^\s*(-?[0-9]+)", r"^{\1}", formula))
+    formula = _WRAPPER.sub(lambda m: m[1] if len(m[1]) == 1 or m[1].startswith("\\") else f"\\{m[1]}", formula)
+    formula = re.sub(rf"(?<![\\a-zA-Z])({_FUNCTION})(?![a-zA-Z])", r"\\\1", formula)
+    angle = r" \\cdot \\frac{\\pi}{180}" if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", formula) else ""
+    formula = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|°", angle, formula)
+    formula = re.sub(r"[0-9]*\.[0-9]*\\(?:overline|bar)\s*\{[0-9]+\}|[0-9]*\.[0-9]+|[0-9]+\.(?![0-9])", _exactly, formula)
+    formula = _braced(formula)
+    formula = re.sub(r"([0-9])\s*(?=\()", r"\1 \\cdot ", formula)
+    return re.sub(r"\s+", " ", _NAME.sub(_symbol, formula)).strip()
 
 
-def _root(match: re.Match[str]) -> str:
-    return f"\\sqrt{{{match[1] or match[2] or match[3]}}}"
+def _exactly(decimal: re.Match[str]) -> str:
+    value = repeating(decimal[0]) if "\\" in decimal[0] else Fraction(decimal[0].removesuffix("."))
+    if value is None or value.denominator == 1:
+        return decimal[0] if value is None else str(value)
+    return f"(\\frac{{{value.numerator}}}{{{value.denominator}}})"
+
+
+def _braced(formula: str) -> str:
+    """Fractions and roots with their arguments in braces, from the inside out."""
+    for _ in range(8):
+        changed = _FRACTION.sub(lambda m: f"\\FRAC{_group(m[1])}{_group(m[2])}", formula)
+        changed = _ROOT.sub(lambda m: f"\\SQRT{m[1] or ''}{_group(m[2])}", changed)
+        if changed == formula:
+            break
+        formula = changed
+    return formula.replace("\\FRAC", "\\frac").replace("\\SQRT", "\\sqrt")
+
+
+def _group(part: str) -> str:
+    return part if part.startswith("{") else f"{{{part}}}"
+
+
+def _symbol(match: re.Match[str]) -> str:
+    r"""A name with an index, an accent or a prime is one variable, also where the parser knows no such name."""
+    name, index, primes = match[1], match[2] or "", match[3]
+    if not index and not primes and (not name.startswith("\\") or not re.match(rf"{_ACCENT}|\\gamma$|\\zeta$", name)):
+        return name
+    primes = "'" * len(re.findall("'|prime", primes))
+    spelt = re.sub(r"[{}\s]", "", TEXT.sub(r"\1", f"{name}_{index}{primes}"))
+    return f"z_{{{int.from_bytes(hashlib.sha256(spelt.encode()).digest()[:4])}}}"
 
 
 class _Child:
@@ -66,14 +123,14 @@ class _Child:
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
 
-    def ask(self, a: str, b: str) -> bool:
+    def ask(self, latex: str, kind: str) -> str | None:
         with self._lock:
             if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
                 self._start()
-            answer = self._say(json.dumps([a, b]), SECONDS)
+            answer = self._say(json.dumps([latex, kind]), SECONDS)
             if answer is None:
-                logging.getLogger(__name__).debug("%r and %r took more than %s seconds", a, b, SECONDS)
-            return answer == "same"
+                logging.getLogger(__name__).debug("%r took more than %s seconds", latex, SECONDS)
+            return None if answer == "none" else answer
 
     def _start(self) -> None:
         # -P: this folder is not a place to import from. After a fork, the parent's child is not ours to use.
@@ -126,5 +183,5 @@ atexit.register(_child.close)
 
 
 @lru_cache(maxsize=10000)
-def _asked(a: str, b: str) -> bool:
-    return _child.ask(a, b)
+def _asked(latex: str, kind: str) -> str | None:
+    return _child.ask(latex, kind)

@@ -17,19 +17,34 @@ import string
 import warnings
 
 from caspo.answers.compare import normalised, same_answer
-from caspo.answers.extract import clean, extract_answer, last_boxed, last_marked, last_said, undecorated
+from caspo.answers.extract import clean, extract_answer, statements
 from caspo.answers.fenced import blocks, code_of
+from caspo.answers.parts import undecorated
+from caspo.answers.values import TEXT
 from caspo.records import Question
 
 __all__ = ["literal_of", "options", "stated_answer"]
 
 MAX_LITERAL = 10000
-_SHELLS = ("bash", "sh", "shell", "zsh", "console", "powershell", "cmd")
+MAX_OPTION = 1000
+"""Characters of an option that is named by its words."""
+MAX_SAID = 20
+"""Statements that are looked at, from the end."""
 
-# A full stop after an initial ("James A. Garfield") or before a small letter ("st. gallen") ends no sentence.
-_TEXT_END = re.compile(r"(?<!\b[^\W\d_])[.!?](?=\s*$|\s+[A-Z])")
+_SHELLS = ("bash", "sh", "shell", "zsh", "console", "powershell", "cmd")
 _LETTER = re.compile(
-    r"(?:option|choice|answer)?\s*(?:\(\s*([A-Z])\s*\)|\[\s*([A-Z])\s*\]|([A-Z])(?=\s*(?:[.:),]|$)))\s*", re.IGNORECASE
+    r"(?:(?:the\s+)?(?:option|choice|answer)\s+)?(?:\(\s*([A-Z])\s*\)|\[\s*([A-Z])\s*\]|"
+    r"([A-Z])(?=\s*(?:[.:),;]|$)|\s+(?:[-–—]|because|since|as|which|for|is)\s))\s*",
+    re.IGNORECASE,
+)
+_CHOICE_IS = re.compile(r"\b(?:answer|option|choice)\b[^\n.:=]{0,60}?(?::|=|\bis\b)[\s:*=]*", re.IGNORECASE)
+_IS_RIGHT = re.compile(
+    r"(?:\b(?:option|choice|answer)\s+\(?([A-Z])\)?|\(([A-Z])\)|(?<![\w'’])([B-HJ-Z])(?![\w'’]))\**\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?"
+    r"(?:the\s+)?(?:correct|right|best|true|final)\b(?:\s+(?:option|choice|answer|one))?(?!\s+(?:only\s+)?if\b)",
+    re.IGNORECASE,
+)
+_THAT = re.compile(
+    r"(?:that\s+)?(?:(?:it|this|he|she|they|the\s+[\w\s]{1,40}?)\s+(?:is|are|can\s+be|must\s+be)\s+)?", re.IGNORECASE
 )
 
 
@@ -80,8 +95,16 @@ def options(question: Question) -> dict[str, str]:
 def _choice(question: Question, text: str) -> str | None:
     known = options(question)
     aliases = {str(key): str(value) for key, value in question.meta.get("aliases", {}).items()}
-    for said in (last_boxed(text), last_marked(text), last_said(text, _TEXT_END)):
-        if said and (found := _option(undecorated(said), known, aliases)):
+    right = list(_IS_RIGHT.finditer(text))[-1:]
+    after = text[right[0].end() :] if right else text
+    for said, _ in statements(after, names=True):
+        if found := _option(undecorated(said), known, aliases):
+            return found
+    if right:
+        letter = next(x for x in right[0].groups() if x).upper()
+        return letter if letter in known and letter != known[letter] else None
+    for match in reversed(list(_CHOICE_IS.finditer(text))[-MAX_SAID:]):
+        if found := _option(undecorated(text[match.end() :].partition("\n")[0]), known, aliases):
             return found
     lines = text.strip().splitlines()
     return _option(undecorated(lines[-1]), known, aliases, whole=True) if lines else None
@@ -89,7 +112,7 @@ def _choice(question: Question, text: str) -> str | None:
 
 def _option(said: str, known: dict[str, str], aliases: dict[str, str], *, whole: bool = False) -> str | None:
     """The option that is meant: its letter, its words, or an answer that begins with either (not if ``whole``)."""
-    said = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", said).strip()
+    said = TEXT.sub(r"\1", re.sub(r"\s+", " ", said))[:MAX_OPTION].strip()
     words = {normalised(key): key for key in reversed(aliases)}
     words |= {normalised(known[key]): key for key in reversed(known)}
     lettered = any(key != option for key, option in known.items())
@@ -98,17 +121,18 @@ def _option(said: str, known: dict[str, str], aliases: dict[str, str], *, whole:
     if not found:
         found = _letter(said, known, whole) if lettered else None
     if not found and not whole:
-        found = _by_value(said, known) if lettered else _first_word(said, words)
+        found = _by_value(said, known) if lettered else _first_word(said, words, known)
     return aliases.get(found, found) if found else None
 
 
 def _letter(said: str, known: dict[str, str], whole: bool) -> str | None:
+    match = re.match(r"\(?([A-Z])\)?[.:)]?\s+(.+)", said)  # "B a dog", "(B) a dog", but not "A dog" for the first option
+    if match and match[1] in known and normalised(match[2]) == normalised(known[match[1]]):
+        return match[1]
     if (match := _LETTER.match(said)) and (not whole or not said[match.end() :].strip(" .:)")):
         letter = str(match[1] or match[2] or match[3]).upper()
         return letter if letter in known else None
-    match = re.match(r"([A-Z])\s+(.+)", said)  # "B a dog", but not "A dog" for the first option
-    named = match and match[1] in known and normalised(match[2]) == normalised(known[match[1]])
-    return match[1] if match and named else None
+    return None
 
 
 def _by_value(said: str, known: dict[str, str]) -> str | None:
@@ -117,17 +141,16 @@ def _by_value(said: str, known: dict[str, str]) -> str | None:
     return same[0] if len(same) == 1 else None
 
 
-def _first_word(said: str, words: dict[str, str]) -> str | None:
-    """The option of "yes, because ..."."""
-    first = re.match(r"[^\W\d_]+", said)
-    return words.get(normalised(first.group())) if first else None
+def _first_word(said: str, words: dict[str, str], known: dict[str, str]) -> str | None:
+    """The option of "yes, because ..." and of "that it is disproved" (but no "no" of "that no one knows")."""
+    rest = _THAT.sub("", said, count=1)
+    first = re.match(r"[^\W\d_]+", rest)
+    found = words.get(normalised(first.group())) if first else None
+    return found if rest == said or found in known else None
 
 
 def _text(text: str) -> str | None:
-    for said in (last_boxed(text), last_marked(text), last_said(text, _TEXT_END)):
-        if said and (answer := undecorated(said)):
-            return answer
-    return None
+    return next((answer for said, _ in statements(text, names=True) if (answer := undecorated(said))), None)
 
 
 def _literal(text: str) -> str | None:
@@ -135,7 +158,8 @@ def _literal(text: str) -> str | None:
     candidates = [match[-1] for match in [re.findall(r"\[ANSWER\](.*?)\[/ANSWER\]", text, re.DOTALL)] if match]
     boxed = text.rpartition("\\boxed{")[2] if "\\boxed{" in text else ""
     candidates += [boxed[: boxed.rfind("}")]] if "}" in boxed else []
-    candidates += [said for said in (last_marked(text), _said_line(text)) if said]
+    candidates += [said for said, how in statements(text, names=True) if how == "mark"]
+    candidates += [said for said in (_said_line(text),) if said]
     candidates += [block for language, block in blocks(text) if language not in _SHELLS][-1:]
     for candidate in candidates:
         for form in (candidate, candidate.rpartition("==")[2]):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from caspo.answers import extract_answer, same_answer
+from caspo.answers import extract_answer, right_answer
 from caspo.formats.labelled import Format, LabelledSolution, Record, get, labels_until, question_of, steps_of
 
 __all__ = ["PROCESSBENCH"]
@@ -35,7 +35,7 @@ def _write(solution: LabelledSolution, generator: str) -> Record:
         "problem": solution.question.text,
         "steps": [text.strip() for text in solution.steps],
         "final_answer_correct": solution.meta.get(
-            "final_answer_correct", answer is not None and same_answer(answer, solution.question.answer)
+            "final_answer_correct", answer is not None and right_answer(answer, solution.question.answer)
         ),
         "label": -1 if solution.first_error is None else solution.first_error,
     }

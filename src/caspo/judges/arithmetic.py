@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
-from caspo.answers import parse_number, same_answer, stated_answer
+from caspo.answers import parse_number, right_answer, stated_answer
 from caspo.judges.base import StepJudge
 from caspo.records import Label, Question, Verdict
 from caspo.steps import Equation, Expression, equations
@@ -98,7 +98,7 @@ class ArithmeticJudge(StepJudge):
         return self._judge_operands(question, prefix, step, found)
 
     def _judge_answer(self, answer: str, reference: str) -> Verdict:
-        if same_answer(answer, reference):
+        if right_answer(answer, reference):
             return self._verdict("right", f"the answer is {reference}")
         # Two numbers, or two words, can be told apart; "4 blue and 6 red" may be 10, and two formulas may be the same.
         kinds = {_kind(answer), _kind(reference)}

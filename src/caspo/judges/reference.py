@@ -20,7 +20,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from caspo.answers import extract_answer, same_answer
+from caspo.answers import extract_answer, right_answer
 from caspo.core.errors import DataError
 from caspo.judges.base import StepJudge
 from caspo.judges.quantities import Quantities
@@ -220,7 +220,7 @@ class _Problem:
         return told or [("unknown", "whether it is what the step says is not known")]
 
     def _answers(self, step: str, answer: str) -> _Told:
-        right = same_answer(answer, self.question.answer)
+        right = right_answer(answer, self.question.answer)
         reason = f"answers {answer}; the answer is {self.question.answer}"
         at = step.rfind(answer)
         last = self.lines.get(self.quantities.derived[-1]) if self.quantities.derived else None

@@ -26,7 +26,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from caspo.answers import same_answer, stated_answer
+from caspo.answers import right_answer, stated_answer
 from caspo.core.config import Config
 from caspo.engines.base import Request
 from caspo.engines.drive import Asking, drive
@@ -242,7 +242,7 @@ class _Search:
                 self.told = [("unknown", f"already before it {before}")] * (length - given)
                 return
         if stated is not None:
-            right = same_answer(stated, question.answer)
+            right = right_answer(stated, question.answer)
             end, why = ("right" if right else "wrong"), f"answers {stated}; the answer is {question.answer}"
         else:
             reach = yield length
@@ -296,7 +296,7 @@ class _Test:
             for completion in found:
                 answer = stated_answer(question, self.prefix.text + completion.text, ended=completion.finish == "eos")
                 self.samples += 1
-                self.successes += same_answer(answer, question.answer)
+                self.successes += right_answer(answer, question.answer)
                 self.tokens += len(completion.token_ids)
         return _Reach(self._decided() or "unknown", self.successes, self.samples)
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from caspo.answers import same_answer
+from caspo.answers import right_answer
 from caspo.core.errors import ConfigError
 from caspo.records import Question
 
@@ -31,8 +31,8 @@ class Task(Protocol):
 
 
 def grade(question: Question, answer: str | None) -> bool:
-    """The grader of most tasks: equal in value to the reference answer."""
-    return same_answer(answer, question.answer)
+    """The grader of most tasks: right where the reference answer is, see `caspo.answers.right_answer`."""
+    return right_answer(answer, question.answer)
 
 
 class QuestionSet:

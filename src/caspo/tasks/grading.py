@@ -15,32 +15,73 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from caspo.answers import options, parse_number, same_answer, several
+from caspo.answers import options, parse_number, right_answer, several
+from caspo.answers.compare import key
+from caspo.answers.parts import undecorated
+from caspo.answers.quantities import quantity
 from caspo.answers.stated import literal_of
-from caspo.answers.values import number_of
 from caspo.records import Question
 
-__all__ = ["GRADERS", "grade_choice", "grade_literal", "grade_maths", "grade_text"]
+__all__ = ["GRADERS", "grade_choice", "grade_literal", "grade_maths", "grade_text", "in_order"]
 
 _TOLERANT = ("CorrelationAnalysis", "TrendForecasting", "StatisticalAnalysis")
 _GROUPED = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_NAMED = r"[a-zA-Z](?:_\{?\w+\}?|\(\w+\))?"
+_ASKED = re.compile(
+    r"\b(?:determine|find|compute|calculate|what (?:is|are)|state|give)\s+(?:both\s+)?(?:the\s+)?"
+    rf"(?:values?\s+of\s+)?(?:both\s+)?"
+    rf"({_NAMED}(?:\s*,\s*(?:and\s+)?{_NAMED})*\s*(?:,\s*)?and\s+{_NAMED})(?![a-zA-Z_(^])",
+    re.IGNORECASE,
+)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def grade_maths(question: Question, answer: str | None) -> bool:
-    """Equal in value, several answers in any order, units as in `same_answer`; ``meta["tolerance"]`` is relative.
+    """As `right_answer` has it; several answers in any order, unless the question names what it wants one by one.
 
-    ``meta["error"]`` is absolute, as OlympiadBench has it.
+    ``meta["tolerance"]`` is relative; ``meta["error"]`` is absolute, as OlympiadBench has it.
     """
-    if same_answer(answer, question.answer):
+    if right_answer(answer, question.answer, ordered=in_order(question)):
         return True
     relative, absolute = question.meta.get("tolerance"), question.meta.get("error")
     if answer is None or not (relative or absolute):
         return False
-    x, gold = number_of(answer), number_of(question.answer)
+    x, gold = _number(answer), _number(question.answer)
     if x is None or gold is None:
         return False
     return abs(x - gold) <= (abs(gold) * Fraction(str(relative)) if relative else Fraction(str(absolute)))
+
+
+def in_order(question: Question) -> bool:
+    """Whether the parts of the known answer are in the order of a question that asks for as many things by their names.
+
+    "Determine the values of $T(10), T(11)$ and $T(12)$", "What are the values of $a, h$ and $k$?", "respectively". A file
+    may say it: ``meta["ordered"]``.
+    """
+    if "ordered" in question.meta:
+        return bool(question.meta["ordered"])
+    parts = several(question.answer)
+    wanted = len(parts)
+    if wanted < 2 or any(part.startswith(("(", "[")) for part in parts):  # coordinates are named within one part
+        return False
+    text = question.text.replace("$", "")
+    for match in _ASKED.finditer(text):
+        if len(re.split(r",\s*and\b|,|\band\b", match[1])) == wanted:
+            return True
+    return re.search(r"\brespectively\b[^.]*[.?]?\s*$|\bin (?:that|this) order\b", text) is not None
+
+
+def _number(answer: str) -> Fraction | None:
+    """The number that an answer is, as it is written, its unit aside; one that a formula comes to. "23rd" is none."""
+    text = undecorated(answer)
+    if re.search(r"\d(?:st|nd|rd|th)$", text):
+        return None
+    found = quantity(text)
+    number = parse_number(found.number if found else text)
+    if number is not None:
+        return number
+    value = key(found.number if found else text)
+    return value[1] if value and value[0] == "number" and isinstance(value[1], Fraction) else None
 
 
 def grade_choice(question: Question, answer: str | None) -> bool:
@@ -73,7 +114,7 @@ def grade_text(question: Question, answer: str | None) -> bool:
     if answer is None or not answer.strip():
         return False
     if question.meta.get("qsubtype") in _TOLERANT:
-        x, gold = number_of(answer), number_of(question.answer)
+        x, gold = _number(answer), _number(question.answer)
         if x is not None and gold is not None:
             return abs(x - gold) <= abs(gold) / 10
     if _plain(answer) == _plain(question.answer):
@@ -87,7 +128,7 @@ def _same_row(answer: str, gold: str) -> bool:
 
 
 def _same_text(a: str, b: str) -> bool:
-    x, y = number_of(a.rstrip(".")), number_of(b.rstrip("."))
+    x, y = _number(a.rstrip(".")), _number(b.rstrip("."))
     if x is not None and y is not None and (parse_number(a.rstrip(".")) or parse_number(b.rstrip("."))) is not None:
         return x == y
     return bool(_plain(a)) and _plain(a) == _plain(b)

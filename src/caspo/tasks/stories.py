@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from caspo.answers import same_answer
+from caspo.answers import right_answer
 from caspo.core.errors import ConfigError
 from caspo.records import Question
 from caspo.tasks.stories_scenes import NAMES, SCENES, Move, Relations, Scene
@@ -217,7 +217,7 @@ class StoriesTask:
 
     def grade(self, question: Question, answer: str | None) -> bool:
         """Whether ``answer`` has the value of the problem's answer."""
-        return same_answer(answer, question.answer)
+        return right_answer(answer, question.answer)
 
     def _question(self, split: str, seed: int, index: int) -> Question:
         scenes = [scene for scene in SCENES if scene.out_of_distribution == (split == "test_out")]

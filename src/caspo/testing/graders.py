@@ -16,6 +16,7 @@ from caspo.answers import options, parse_number, several, stated_answer
 from caspo.answers.stated import literal_of
 from caspo.records import Question
 from caspo.tasks.base import Task
+from caspo.tasks.grading import in_order
 
 __all__ = ["GraderReport", "check_grader", "near_misses", "renderings", "respellings"]
 
@@ -83,7 +84,7 @@ def respellings(question: Question) -> list[str]:
     if re.search(r"\d", gold):
         found.append(re.sub(r"\s*\\(?:text|mbox)\s*\{[^{}]*\}(?:\^\d)?$", "", gold))
     if len(parts := several(gold)) > 1:
-        found += [", ".join(reversed(parts)), " \\text{ and } ".join(parts)]
+        found += [" \\text{ and } ".join(parts), *([] if in_order(question) else [", ".join(reversed(parts))])]
     if re.fullmatch(r"-?\d+", gold):
         found += [f"{gold}.0", f"{gold} apples", f"{gold}\\text{{ cm}}", f"x = {gold}", f"{int(gold):,}"]
     if match := re.fullmatch(r"[a-z]\s*=\s*([^=]*)", gold):
