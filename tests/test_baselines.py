@@ -34,7 +34,7 @@ from caspo.search import (
     SelfConsistency,
     SelfConsistencySettings,
 )
-from caspo.search.dipt import PERSPECTIVES, last_answer
+from caspo.search.dipt import PERSPECTIVES
 from caspo.search.vote import agreement
 from caspo.tasks.base import grade
 from caspo.testing.scripted import Scripted, ScriptedEngine
@@ -317,7 +317,7 @@ def test_dipt_asks_for_perspectives() -> None:
 )
 def test_last_answer(text: str, answer: str | None) -> None:
     """Whatever its form, the one that stands last."""
-    assert last_answer(text) == answer
+    assert extract_answer(text) == answer
 
 
 # ------------------------------------------------------------------------------------------------------ where they appear

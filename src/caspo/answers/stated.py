@@ -16,7 +16,7 @@ import re
 import string
 import warnings
 
-from caspo.answers.compare import normalised, same_answer
+from caspo.answers.compare import key, normalised
 from caspo.answers.extract import clean, extract_answer, statements
 from caspo.answers.fenced import blocks, code_of
 from caspo.answers.parts import undecorated
@@ -137,7 +137,10 @@ def _letter(said: str, known: dict[str, str], whole: bool) -> str | None:
 
 def _by_value(said: str, known: dict[str, str]) -> str | None:
     """A value that is spelt differently, "1/2" for "0.5", if it is that of one option only."""
-    same = [key for key, option in known.items() if same_answer(clean(said), option)]
+    mine = key(clean(said))
+    if mine is None or mine[0] == "text":  # words were looked up
+        return None
+    same = [name for name, option in known.items() if key(option) == mine]
     return same[0] if len(same) == 1 else None
 
 

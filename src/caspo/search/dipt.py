@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from caspo.answers import extract_answer
 from caspo.engines.base import Engine
 from caspo.search.base import Method, PathSettings, Search
 from caspo.search.sampled import answers_of, grow, sample, solution
 from caspo.search.vote import vote
 from caspo.trees import TreeBuilder
 
-__all__ = ["PERSPECTIVES", "DiPT", "DiPTSettings", "last_answer"]
+__all__ = ["PERSPECTIVES", "DiPT", "DiPTSettings"]
 
 PERSPECTIVES = (
     "Look at this from more than one side before you answer. If options are given, go through every option and say what "
@@ -52,17 +51,4 @@ class DiPT(Method[DiPTSettings]):
         """One greedy solution, of which the answer that is stated last counts."""
         found = yield [sample(tree, self.settings, self.name, seed, 0, temperature=0.0)]
         grow(tree, engine, found)
-        open_ended = tree.question.meta.get("answer_type", "math") == "math"
-        answers = [last_answer(one.text) for one in found] if open_ended else answers_of(tree, found)
-        return solution(tree, found, *vote(answers, [1.0]))
-
-
-def last_answer(text: str) -> str | None:
-    r"""The answer that stands last, whatever its form; `extract_answer` prefers a boxed one to any other.
-
-    >>> last_answer("One way: \\boxed{4}.\nAnother way gives 5.\nThe answer is 5.")
-    '5'
-    """
-    lines = text.splitlines()
-    ends = ("\n".join(lines[start:]) for start in reversed(range(len(lines))))
-    return next((answer for end in ends if (answer := extract_answer(end)) is not None), None)
+        return solution(tree, found, *vote(answers_of(tree, found), [1.0]))
