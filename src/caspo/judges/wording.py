@@ -95,8 +95,8 @@ TITLED = (
     | ADVERBS
     | _words(
         "monday tuesday wednesday thursday friday saturday sunday january february march april may june july august "
-        "september october november december initial current average time rate age distance speed volume base net increase decrease "
-        "cents dollars usd step note let equation problem question finding solving using substituting plugging"
+        "september october november december initial current average time rate age distance speed volume base net increase "
+        "decrease cents dollars usd step note let equation problem question finding solving using substituting plugging"
     )
 )
 """What may have a capital in mid-sentence and is nobody's name."""
