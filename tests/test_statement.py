@@ -172,6 +172,16 @@ def test_two_events_in_another_order() -> None:
     assert seen > 25
 
 
+def test_a_capital_alone_is_no_name() -> None:
+    """Headings, days and beginnings of sentences; a name stands in mid-sentence or does something."""
+    question, cost = problem(SMOL, 204), "2 * 12 = 24 dollars"
+    for step in (f"Total Cost = {cost}.", f"On Monday the notebooks cost {cost}.", f"Cost of the notebooks: {cost}"):
+        assert told(question, step) != "wrong", step
+    for step in (f"Napoleon pays {cost}.", f"So Napoleon pays {cost}.", f"Napoleon still has {cost}.", f"Napoleon's {cost}"):
+        assert told(question, step) in ("wrong", "unknown"), step
+    assert told(question, f"So Napoleon pays {cost}.") == told(question, f"Napoleon pays {cost}.") == "wrong"
+
+
 def test_what_is_left_out_of_account() -> None:
     """A share of one part only may be another way or a step forgotten: unknown. Said of the whole it is wrong or unknown."""
     text = "Ana has 20 pears. Then Ana finds 8 pears. Ana puts the rest into 4 equal piles. How many pears are in each pile?"

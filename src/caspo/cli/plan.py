@@ -188,8 +188,9 @@ def _bounds(recipe: CaspoRecipe) -> tuple[int, int]:
     judge = recipe.task.judge
     if judge is not None and judge.kind == "rollouts":
         output.print(
-            f"Its judge rollouts completes each at most {judge.samples} times, {steps * judge.samples * judge.max_tokens:,} tokens "
-            "(seen on small models: 2 completions a step). They are not counted below."
+            f"Its judge rollouts completes each at most {judge.samples} times, "
+            f"{steps * judge.samples * judge.max_tokens:,} tokens (seen on small models: 2 completions a step). "
+            "They are not counted below."
         )
     output.print(
         f"Training: {rounds} rounds of {train.epochs} epochs{', accumulated' if recipe.accumulate else ''}, on at most "

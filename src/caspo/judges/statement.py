@@ -16,60 +16,34 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from caspo.judges.wording import (
+    ADJECTIVES,
+    ADVERBS,
+    AMOUNTS,
+    COMPARED,
+    EACH,
+    FILLERS,
+    GENERIC,
+    HAS,
+    HOLDS,
+    IMPERSONAL,
+    LEADS,
+    LESS,
+    MISSING,
+    MORE,
+    PLURALS,
+    PRONOUNS,
+    STARTS,
+    STATES,
+    SUBJECTS,
+    TITLED,
+    VERBS,
+)
 from caspo.records import Label
 from caspo.steps import equations
 
 __all__ = ["Cast", "Claim", "claim_at", "claims", "compare", "lead_stems", "says_nothing", "strangers"]
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_FILLERS = _words(
-    "a an the this that these those there it its so then now thus hence therefore first firstly second secondly third next "
-    "finally lastly also again and or but of in at to for on from all total altogether together both sum difference result "
-    "number amount count still only just exactly already with by as we get got which who what calculate compute find step "
-    "i s let us see here new one ones they them their day end beginning start morning evening rest remainder ok well "
-    "since because means meaning answer equals equal away remain remains remaining up be been same far initially "
-    "originally currently afterwards eventually overall alright okay"
-)
-"""Words that attribute a result to nobody and to nothing."""
-_IMPERSONAL = _words(
-    "is are was were will makes make made making gives giving comes leaves leaving totals becomes would has have had"
-)
-_HAS = _words(
-    "has have had owns own owned holds hold held keeps keep kept possesses possess gets will would is are was were"
-)
-"""What can be said of a person instead of "has"."""
-_HOLDS = _words("contain contains include includes receive receives get gets cost costs carry carries")
-_VERBS = (
-    _IMPERSONAL
-    | _HAS
-    | _HOLDS
-    | _words(
-        "buys buy bought pay pays got needs need sells sold eats eat ate takes take took collects finds found scores rides "
-        "brings plants starts ends wins saves earns spends gave loses lost"
-    )
-)
-_PLURALS = _words("feet people children men women mice geese teeth sheep fish")
-_ADVERBS = _words("still now then also only already just therefore so finally alone")
-_STATES = _words("there left over remain remains remaining still end rest remainder missing each every now day")
-"""What makes of a result a state of the story."""
-_PRONOUNS = _words("he she him her his hers")
-_LEADS = _words("after with by since because when if adding including using on at in for from of out during before")
-_SUBJECTS = _words("there it that they this we he she which")
-_ADJECTIVES = _words("good more fewer less new other extra additional remaining total whole full of the such left")
-_GENERIC = _words("thing item piece one unit object of them those in more each per altogether apiece")
-_MISSING = _words("missing need needs needed short required lacking more")
-_EACH = _words("each every per apiece")
-_MORE, _LESS = _words("more ahead further"), _words("fewer less behind")
-_COMPARED = _words("than ahead behind")
-_AMOUNTS = _words(
-    "number total sum amount cost price value result difference rest remainder change answer count quantity bill money "
-    "first second third next last final new same whole original"
-)
-"""What "the X is 12" may name without naming a thing of the story."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|[.,;:!?\n$]|[0-9]+")
 
@@ -91,22 +65,9 @@ class Cast:
     def of(text: str) -> Cast:
         """Read a question. A word with a capital is a name, but for those that begin a sentence and are ordinary."""
         lower = {word for word in _WORD.findall(text) if word.islower()}
-        names = [w for w in map(_bare, _WORD.findall(text)) if w[:1].isupper() and w.lower() not in _STARTS | lower]
+        names = [w for w in map(_bare, _WORD.findall(text)) if w[:1].isupper() and w.lower() not in STARTS | lower]
         first = re.split(r"[.?!]", text, maxsplit=1)[0]
         return Cast(frozenset(names), _stems(text), _stems(first), names[0] if names else "")
-
-
-_STARTS = (
-    _FILLERS
-    | _IMPERSONAL
-    | _LEADS
-    | _PRONOUNS
-    | _words(
-        "another how each half some many if when while every on after today yesterday later together if does do did no "
-        "not yes everyone everybody someone somebody nobody people please given using note two three four five six seven "
-        "eight nine ten"
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -135,14 +96,14 @@ class Claim:
     def thing(self) -> str:
         """The stem of what is counted: the first word after the result that is no adjective; "" if there is none."""
         for word in self.after:
-            if word.lower() not in _ADJECTIVES:
-                return "" if word in _PUNCTUATION or word.lower() in _FILLERS | _VERBS else _stem(word)
+            if word.lower() not in ADJECTIVES:
+                return "" if word in _PUNCTUATION or word.lower() in FILLERS | VERBS else _stem(word)
         return ""
 
     @property
     def compared(self) -> bool:
         """It says how much more one has than another."""
-        return bool(self.lowered & _COMPARED)
+        return bool(self.lowered & COMPARED)
 
 
 _PUNCTUATION = frozenset(".,;:!?\n$")
@@ -182,7 +143,7 @@ def strangers(text: str, cast: Cast, known: Iterable[str] = ()) -> list[str]:
 
     A capital in mid-sentence makes a name; at the start of a sentence it takes a verb after it ("Napoleon has").
     """
-    ordinary = _STARTS | frozenset(known)
+    ordinary = TITLED | frozenset(known)
     found = []
     words = [w for w in map(_bare, _WORD.findall(text)) if w != "$"]
     for at, word in enumerate(words):
@@ -191,8 +152,8 @@ def strangers(text: str, cast: Cast, known: Iterable[str] = ()) -> list[str]:
         if _stem(word) in cast.words:
             continue
         starts = at == 0 or words[at - 1] in ".;:!?\n"
-        rest = [w for w in words[at + 1 : at + 4] if w.lower() not in _ADVERBS]
-        acts = bool(rest) and (rest[0].lower() in _VERBS or (rest[0] == "and" and rest[-1][0].isupper()))
+        rest = [w for w in words[at + 1 : at + 4] if w.lower() not in ADVERBS]
+        acts = bool(rest) and (rest[0].lower() in VERBS or (rest[0] == "and" and rest[-1][0].isupper()))
         if not starts or (acts and not word.endswith(("ing", "ed"))):
             found.append(word)
     return found
@@ -226,10 +187,10 @@ def _wrong_comparison(said: Claim, true: Claim) -> str:
     if not true.compared:
         return "the result is an amount, no difference"
     if not said.compared:
-        alone = said.people and not said.lowered & (_MORE | _LESS | {"difference"})
+        alone = said.people and not said.lowered & (MORE | LESS | {"difference"})
         return "the result is a difference, no amount" if alone else ""
-    ahead = tuple(reversed(said.people)) if said.lowered & _LESS else said.people
-    expected = tuple(reversed(true.people)) if true.lowered & _LESS else true.people
+    ahead = tuple(reversed(said.people)) if said.lowered & LESS else said.people
+    expected = tuple(reversed(true.people)) if true.lowered & LESS else true.people
     if len(said.people) > 1 and ahead != expected:
         return f"{_listed(expected[:1])} is ahead of {_listed(expected[1:])}"
     if len(said.people) == 1 and ahead[0] not in expected:
@@ -241,10 +202,10 @@ def _wrong_thing(said: Claim, true: Claim, cast: Cast, things: frozenset[str]) -
     thing = said.thing
     if said.money and true.thing and true.thing not in ("dollar", "cent"):
         return f"the result is {true.thing}, no money"
-    if not thing or not true.thing or thing in _GENERIC | {_stem(w) for w in true.after} or said.after[0] in cast.people:
+    if not thing or not true.thing or thing in GENERIC | {_stem(w) for w in true.after} or said.after[0] in cast.people:
         return ""
     raw = next(word for word in said.after if _stem(word) == thing)
-    if thing in things or thing in cast.words or (raw.islower() and (raw.endswith("s") or raw in _PLURALS)):
+    if thing in things or thing in cast.words or (raw.islower() and (raw.endswith("s") or raw in PLURALS)):
         return f"the result counts {true.thing}, not {raw}"
     return ""
 
@@ -253,17 +214,17 @@ def _wrong_subject(said: Claim, true: Claim, cast: Cast) -> str:
     """The cakes cost ..., where the problem has no cakes, or where it is the pens that do."""
     main = [w for w in said.before[_lead_length(said.before, cast) :] if w not in _PUNCTUATION]
     lowered = [word.lower() for word in main]
-    if len(main) < 2 or lowered[0] not in ("the", "each", "all", "every", "both", "a") or lowered[-1] not in _VERBS:
+    if len(main) < 2 or lowered[0] not in ("the", "each", "all", "every", "both", "a") or lowered[-1] not in VERBS:
         return ""
-    noun = next((w for w in reversed(lowered[1:]) if w not in _VERBS | _FILLERS | _ADVERBS), "")
+    noun = next((w for w in reversed(lowered[1:]) if w not in VERBS | FILLERS | ADVERBS), "")
     stem = _stem(noun)
     allowed = {_stem(word) for word in true.words}
-    if not noun or noun in _AMOUNTS or stem in allowed or noun in _ADJECTIVES | _LEADS or len(main) > 4:
+    if not noun or noun in AMOUNTS or stem in allowed or noun in ADJECTIVES | LEADS or len(main) > 4:
         return ""
     if stem not in cast.words:
         return f"the problem has no {noun}"
     subject = next((w.lower() for w in true.before[_lead_length(true.before, cast) :] if w.lower() != "the"), "")
-    if subject in _SUBJECTS or not subject:
+    if subject in SUBJECTS or not subject:
         return ""  # it is said of nothing in particular
     return f"the result is not that of the {noun}"
 
@@ -281,7 +242,7 @@ def _doubt(said: Claim, true: Claim, cast: Cast) -> str:
     if said.people and not true.people:
         return f"whether it is what {said.people[0]} has is not known"
     length = _lead_length(said.before, cast)
-    if said.before[length:] and said.before[length].lower() in _HAS:
+    if said.before[length:] and said.before[length].lower() in HAS:
         return "whose it is is not said"
     odd = next((word for word in said.words if word not in cast.people and not _understood(word, said, true, cast)), "")
     return f"{odd!r} is not understood" if odd else _qualified(said, true)
@@ -291,29 +252,29 @@ def _understood(word: str, said: Claim, true: Claim, cast: Cast) -> bool:
     """Whether a word of a statement is one that says the same as the solution's line, or nothing."""
     length = _lead_length(said.before, cast)
     lower, stem = word.lower(), _stem(word)
-    if stem in {_stem(w) for w in true.words} or (true.compared and lower in _MORE | _LESS | _COMPARED):
+    if stem in {_stem(w) for w in true.words} or (true.compared and lower in MORE | LESS | COMPARED):
         return True
     if word in said.before[length:]:
-        impersonal = not true.people and _subject(true, cast) in _SUBJECTS | {""}
-        verbs = _HAS if said.people else _IMPERSONAL | _HAS | _HOLDS
-        his = lower in _PRONOUNS and (not true.people or true.people[0] == cast.leading or len(cast.people) < 2)
+        impersonal = not true.people and _subject(true, cast) in SUBJECTS | {""}
+        verbs = HAS if said.people else IMPERSONAL | HAS | HOLDS
+        his = lower in PRONOUNS and (not true.people or true.people[0] == cast.leading or len(cast.people) < 2)
         place = impersonal and stem in cast.first
-        return lower in verbs | _AMOUNTS or (_plain(word) and lower not in _IMPERSONAL) or his or place
+        return lower in verbs | AMOUNTS or (_plain(word) and lower not in IMPERSONAL) or his or place
     if word in said.before[:length]:
         return _plain(word) or _told(word, cast.words)
-    return _plain(word) or stem in _GENERIC | cast.words or lower in _HAS | _ADJECTIVES | _MISSING | _EACH
+    return _plain(word) or stem in GENERIC | cast.words or lower in HAS | ADJECTIVES | MISSING | EACH
 
 
 def _qualified(said: Claim, true: Claim) -> str:
     """What one of the two says of its result and the other does not: more, each, missing."""
     said_words, true_words = said.lowered, true.lowered
-    if "more" in said.after and not true_words & (_MORE | _MISSING):
+    if "more" in said.after and not true_words & (MORE | MISSING):
         return "more than what is not said"
-    if said_words & _EACH and not true_words & _EACH:
+    if said_words & EACH and not true_words & EACH:
         return "the result is not of each"
-    if "missing" in true_words and not says_nothing(said) and not said_words & _MISSING:
+    if "missing" in true_words and not says_nothing(said) and not said_words & MISSING:
         return "the result is what is missing"
-    if "missing" in said_words and not true_words & _MISSING:
+    if "missing" in said_words and not true_words & MISSING:
         return "the result is not what is missing"
     return ""
 
@@ -325,8 +286,8 @@ def _subject(claim: Claim, cast: Cast) -> str:
 
 def _lead_length(before: Sequence[str], cast: Cast) -> int:
     """How many of the words make an introduction: "After the coupon", "With those of Ivan", "Then"."""
-    at = next((i for i, word in enumerate(before) if word.lower() in _LEADS or not _plain(word)), len(before))
-    if at == len(before) or before[at].lower() not in _LEADS:
+    at = next((i for i, word in enumerate(before) if word.lower() in LEADS or not _plain(word)), len(before))
+    if at == len(before) or before[at].lower() not in LEADS:
         return 0
     comma = next((i for i in range(len(before) - 1, at, -1) if before[i] == ","), None)
     if comma is not None:
@@ -334,11 +295,7 @@ def _lead_length(before: Sequence[str], cast: Cast) -> int:
     for i in range(at + 2, len(before)):
         lower = before[i].lower()
         person = before[i] in cast.people and before[i - 1].lower() not in ("of", "with", "and", "by", "to", "from", "for")
-        if (
-            person
-            or (lower in _SUBJECTS and i > at + 1)
-            or (lower in ("the", "each") and before[i - 1].lower() not in _LEADS)
-        ):
+        if person or (lower in SUBJECTS and i > at + 1) or (lower in ("the", "each") and before[i - 1].lower() not in LEADS):
             return i
     return len(before)
 
@@ -360,7 +317,7 @@ def _told(word: str, stems: frozenset[str] | set[str]) -> bool:
 
 
 def _plain(word: str) -> bool:
-    return word in _PUNCTUATION or word.isdigit() or word.lower() in _FILLERS | _LEADS
+    return word in _PUNCTUATION or word.isdigit() or word.lower() in FILLERS | LEADS
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -392,5 +349,5 @@ def _stems(text: str) -> frozenset[str]:
 def says_nothing(claim: Claim) -> bool:
     """Whether nobody and nothing is said to be what the result is: "That makes ...", "So we get ..."."""
     return all(_plain(w) or w.lower() in ("is", "makes", "gives", "was", "equals") for w in claim.before) and not (
-        claim.lowered & _STATES
+        claim.lowered & STATES
     )
