@@ -258,7 +258,9 @@ def test_judge_against_labels(caspo: Command, tmp_path: Path) -> None:
         code, told, _ = caspo(*line)
         assert code == 0
         assert "Judge arithmetic against labels" in told
-    assert read_json(out / "scores.json")["sets"]["all"]["processbench_f1"]["value"] == 1
+    scores = read_json(out / "scores.json")["sets"]["all"]
+    assert scores["f1_unknown_as_right"]["value"] == 1
+    assert scores["processbench_f1"]["value"] == 0, "without a known answer it cannot tell the last step"
     assert "judge.kind: arithmetic there, labels now" in failed(
         caspo("judge", file, "--judge", "labels", f"files=[{file}]", "--out", out)
     )

@@ -297,7 +297,7 @@ def test_a_disk_with_room_for_the_result_alone(
     assert '"loss_first"' in caspo("train", recipe, *pairs, "--out", tmp_path / "out")
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
     assert not (tmp_path / "out" / "train").exists()
-    often = write_recipe(tmp_path / "often.yaml")
+    often = write_recipe(tmp_path / "often.yaml", train={**RECIPE["train"], "batch_pairs": 2})
     assert "Could not write a checkpoint" in caspo("train", often, *pairs, "--out", tmp_path / "out2")
 
 

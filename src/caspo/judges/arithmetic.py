@@ -14,6 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from caspo.answers import parse_number, right_answer, stated_answer
+from caspo.answers.quantities import quantity
 from caspo.judges.base import StepJudge
 from caspo.records import Label, Question, Verdict
 from caspo.steps import Equation, Expression, equations
@@ -130,7 +131,9 @@ class ArithmeticJudge(StepJudge):
 
 
 def _kind(answer: str) -> str:
-    return "number" if parse_number(answer) is not None else "word" if answer.isalpha() else "other"
+    found = quantity(answer)
+    number = parse_number(answer if found is None or found.words else found.number)
+    return "number" if number is not None else "word" if answer.isalpha() else "other"
 
 
 def _doubt(equation: Equation, found: Sequence[Equation], step: str) -> str | None:

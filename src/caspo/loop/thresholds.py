@@ -249,8 +249,7 @@ def right_path(task: Task, question: Question, tree: Tree) -> bool:
     """Whether a path was finished that states the right answer."""
     ends = (node for node in tree.nodes if node.decision == "finished")
     return any(
-        task.grade(question, stated_answer(question, "".join(node.step.text for node in tree.path(end.id)), ended=end.final))
-        for end in ends
+        task.grade(question, stated_answer(question, "".join(node.step.text for node in tree.path(end.id)))) for end in ends
     )
 
 

@@ -18,4 +18,5 @@ def answer_path(tree: Tree, answer: str | None) -> tuple[Node, ...]:
 
 
 def _stated(tree: Tree, path: tuple[Node, ...]) -> str | None:
-    return stated_answer(tree.question, "".join(node.step.text for node in path), ended=path[-1].final)
+    ended = path[-1].final or path[-1].decision == "finished"
+    return stated_answer(tree.question, "".join(node.step.text for node in path), ended=ended)
