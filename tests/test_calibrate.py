@@ -160,6 +160,17 @@ def test_refuses_a_folder_of_other_settings(recipe: CaspoRecipe, tmp_path: Path)
     assert (tmp_path / "out" / "thresholds.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["thresholds.json", "calibrator.json"])
+def test_a_file_of_somebody_else(recipe: CaspoRecipe, tmp_path: Path, name: str) -> None:
+    """It stays; results of an earlier calibration are replaced."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text('{"mine": 1}')
+    with pytest.raises(ConfigError, match=f"{name} is there"):
+        stage(recipe, tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == '{"mine": 1}'
+    assert not (tmp_path / "out" / "calibration").exists()
+
+
 def test_too_few_questions_say_how_many(recipe: CaspoRecipe, tmp_path: Path) -> None:
     """Before anything is decoded or written; also where the rounds leave too few, and where too few are solved."""
     with pytest.raises(DataError, match=r"60 questions are too few for alpha 0\.01 .* at least 460 are needed"):

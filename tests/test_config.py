@@ -114,3 +114,20 @@ def test_half_a_character_in_a_recipe(tmp_path: Path) -> None:
     """No file could hold it: said before anything is done."""
     with pytest.raises(ConfigError, match=r"\\ud83d, half of a character"):
         load_recipe(Recipe, recipe(tmp_path, 'name: "a \\ud83d"\n'))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: &a {b: *a}", "holds itself"),
+        ("levels: &a [1, *a]", "holds itself"),
+        ("levels: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("name: " + "9" * 5000, "digits"),
+        ("name: 2020-13-41", "month"),
+    ],
+)
+def test_yaml_that_no_value_can_be_made_of(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(Recipe, recipe(tmp_path, text))
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(Recipe, recipe(tmp_path), [text.replace(": ", "=", 1)])

@@ -13,8 +13,8 @@ import yaml
 from pydantic import Field
 
 from caspo.core.config import Config, load_recipe
-from caspo.core.errors import CaspoError, ConfigError, ResumeError
-from caspo.core.folders import claimed, refuse_overwriting
+from caspo.core.errors import CaspoError, ConfigError, ResumeError, StorageError
+from caspo.core.folders import check_output_file, claimed, refuse_overwriting
 from caspo.core.storage import PARTIAL, read_json, write_text
 
 WRITES = ("model", "round-[0-9]*", "log.jsonl")
@@ -242,3 +242,41 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(CaspoError, match="Could not write"):
         claim(tmp_path / "x" / "out")
     assert [place.name for place in tmp_path.iterdir()] == ["x"]
+
+
+def test_an_input_by_another_path(tmp_path: Path) -> None:
+    """A file that was moved, or is named from another folder, is the same input; the rest of the settings is compared."""
+    data, moved, out = tmp_path / "q.jsonl", tmp_path / "m.jsonl", tmp_path / "run"
+    write_text(data, "1")
+    claim(out, Recipe(name=str(data)), {"name": [data]})
+    data.rename(moved)
+    claim(out, Recipe(name=str(moved)), {"name": [moved]})
+    with pytest.raises(ResumeError, match=r"keys differ:\n  rate: [^\n]*\nChoose"):
+        claim(out, Recipe(name=str(moved), rate=1), {"name": [moved]})
+    write_text(moved, "2")
+    with pytest.raises(ResumeError, match="name: "):
+        claim(out, Recipe(name=str(moved)), {"name": [moved]})
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q[1].jsonl", "q*.jsonl", "[!.]?"])
+def test_a_file_that_is_read_and_written(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is called, and by whatever path."""
+    write_text(tmp_path / name, "mine")
+    (tmp_path / "link").symlink_to(name)
+    monkeypatch.chdir(tmp_path)
+    for read, written in ((name, name), (tmp_path / name, f"./{name}"), ("link", name), (name, "link")):
+        with pytest.raises(ConfigError, match="would be overwritten"):
+            check_output_file(Path(written), {"SOURCE": [Path(read)]})
+    check_output_file(tmp_path / "new" / name, {"SOURCE": [Path(name)]})
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_place_where_no_file_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before the work."""
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "file", "mine")
+    for place in (".", "..", str(tmp_path)):
+        with pytest.raises(ConfigError, match="is a folder"):
+            check_output_file(Path(place), {})
+    with pytest.raises(StorageError, match="Could not write"):
+        check_output_file(tmp_path / "file" / "x.jsonl", {})

@@ -449,6 +449,48 @@ def test_hidden_files_are_no_trees(made: Path, tmp_path: Path) -> None:
     assert len(read_trees(tmp_path / "tree")) == len(read_trees(made / "a" / "tree"))
 
 
+def test_trees_of_two_runs_in_one_folder(caspo: Command, made: Path, tmp_path: Path) -> None:
+    """Nobody could tell which tree a pair is of. `export` does not bring it about."""
+    shutil.copytree(made / "a" / "tree", tmp_path / "tree")
+    export = ("export", tmp_path / "tree", "--format", "dataset", "--out")
+    assert "would be read as one of them" in caspo(*export, tmp_path / "tree" / "more.parquet")
+    caspo(*export, tmp_path / "more.parquet")
+    shutil.copy(tmp_path / "tree" / "part-0000.parquet", tmp_path / "tree" / "part-0001.parquet")
+    with pytest.raises(CaspoError, match="of different runs"):
+        read_trees(tmp_path / "tree")
+    shutil.copy(made / "a" / "pairs.parquet", tmp_path / "tree" / "part-0001.parquet")
+    with pytest.raises(CaspoError, match="holds something else"):
+        read_trees(tmp_path / "tree")
+
+
+def test_a_damaged_config_is_the_models(caspo: Command, made: Path, tmp_path: Path) -> None:
+    """Nobody is told to delete a file of a model."""
+    shutil.copytree(made / "base", tmp_path / "base")
+    recipe = write_recipe(tmp_path / "r.yaml", model={"name": str(tmp_path / "base")})
+    for content in ("[]", '{"model_type":'):
+        (tmp_path / "base" / "config.json").write_text(content)
+        told = caspo("pairs", recipe, "--trees", made / "a" / "tree", "--out", tmp_path / "out")
+        assert "config.json is damaged" in told
+        assert "Delete" not in told
+
+
+def test_what_solve_and_import_write_over(caspo: Command, made: Path, tmp_path: Path) -> None:
+    """The model and the thresholds are read too; a place that cannot be written is refused before anything is solved."""
+    shutil.copytree(made / "base", tmp_path / "base")
+    file, before = write_questions(tmp_path / "q[1].jsonl", 1), contents(tmp_path)
+    model = ("--model", tmp_path / "base")
+    for command in (
+        ("solve", file, *model, "--out", file),
+        ("solve", file, *model, "--out", tmp_path / "base" / "config.json"),
+        ("import", file, *model, "--out", tmp_path / "base" / "tokenizer.json"),
+        ("solve", file, *model, "--out", tmp_path / "base"),
+    ):
+        told = caspo(*command)
+        assert "would be overwritten" in told or "is a folder" in told
+        assert "right" not in told
+        assert contents(tmp_path) == before
+
+
 def test_no_trees_give_no_pairs(caspo: Command, tmp_path: Path) -> None:
     """An empty folder, and files without a step."""
     (tmp_path / "tree").mkdir()

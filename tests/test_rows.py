@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import os
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from caspo.core.errors import DataError
 from caspo.core.rows import BadRows, lone_surrogate, looks_like_rows, read_rows
+from caspo.core.storage import read_json, write_json
 from caspo.formats import read_labelled, read_solutions, write_trees
 from caspo.tasks.benchmarks import open_benchmark
 from caspo.tasks.jsonl import JsonlTask
@@ -183,13 +186,16 @@ def test_a_row_of_a_benchmark_that_cannot_be_asked(tmp_path: Path) -> None:
 
 def test_names_of_files_and_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is missing is no question to a model."""
-    for name in ("x.jsonl", "x.jsonl.gz", "a/b.parquet", "X.JSONL", "x.json", "x.ndjson", "x.jsonl.zst", "x.csv"):
+    for name in ("x.jsonl", "x.jsonl.gz", "a/b.parquet", "X.JSONL", "x.json", "x.ndjson", "x.jsonl.zst", "x.csv",
+                 "./my questions.jsonl", "/data/my q.parquet", "./x.txt", "../x", "~/x", "/data/x"):  # fmt: skip
         assert looks_like_rows(name)
-    for text in ("What is in x.jsonl?", "2+2", "Is a.parquet b?", "", "x" * 10000, "a\0b"):
+    for text in ("What is in x.jsonl?", "2+2", "Is a.parquet b?", "", "x" * 10000, "a\0b", "/2", "1/2", "a / b"):
         assert not looks_like_rows(text)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my questions").write_text("{}")
+    (tmp_path / "folder").mkdir()
     assert looks_like_rows("my questions")
+    assert looks_like_rows("folder")
 
 
 def test_reading_is_in_order(tmp_path: Path) -> None:
@@ -197,3 +203,36 @@ def test_reading_is_in_order(tmp_path: Path) -> None:
     FORMS["parquet"](tmp_path / "q.parquet", [{"n": n} for n in range(4)])
     found = read_rows(tmp_path / "q.parquet", "n", lambda row, where, name: [(row["n"], name)] * (row["n"] % 3))
     assert found == [(1, "q-2"), (2, "q-3"), (2, "q-3")]
+
+
+def test_texts_of_parquet(tmp_path: Path) -> None:
+    """Some writers note text as bytes; a column that is there twice is as bad as a key twice."""
+    file = tmp_path / "q.parquet"
+    pq.write_table(pa.table({"question": ["é?".encode()], "answer": [b"3"]}), file)
+    question = JsonlTask(file).questions("test")[0]
+    assert (question.text, question.answer) == ("é?", "3")
+    pq.write_table(pa.table({"question": [b"\xff?"], "answer": [b"3"]}), file)
+    with pytest.raises(DataError, match="row 1: .*half of a character"):
+        JsonlTask(file)
+    columns = {"question": "a?", "answer": "3"}
+    twice = pa.Table.from_arrays([pa.array([v]) for v in (*columns.values(), "4")], [*columns, "answer"])
+    pq.write_table(twice, file)
+    with pytest.raises(DataError, match="the column 'answer' is there twice"):
+        JsonlTask(file)
+
+
+@pytest.mark.parametrize("module", ["bz2", "lzma"])
+def test_packed_otherwise(tmp_path: Path, module: str) -> None:
+    file = tmp_path / "q.jsonl.packed"
+    file.write_bytes(import_module(module).compress(b'{"question": "a?", "answer": "3"}'))
+    with pytest.raises(DataError, match="gzip is what is read"):
+        JsonlTask(file)
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """Names of files are bytes; ids are texts."""
+    file = tmp_path / os.fsdecode(b"\xff.jsonl")
+    FORMS["jsonl"](file, [{"question": "a?", "answer": "3"}])
+    assert JsonlTask(file).questions("test")[0].id == "?-1"
+    write_json(tmp_path / "x.json", str(file))
+    assert read_json(tmp_path / "x.json") == str(file)

@@ -26,7 +26,7 @@ def export(
     For TRL nothing needs exporting: pairs.parquet of `caspo pairs` is its preference format.
     """
     from caspo.cli.show import output, tell
-    from caspo.core.folders import refuse_overwriting
+    from caspo.core.folders import check_output_file
     from caspo.core.rows import BadRows
     from caspo.data.dataset import write_dataset
     from caspo.data.pairs import read_pairs
@@ -40,7 +40,11 @@ def export(
         raise ConfigError("The format step_dpo, and no other, is made of pairs: give it with --pairs, or leave both out.")
     is_trees = holds_trees(source)
     read = {"SOURCE": tree_files(source) if is_trees else [source], "--pairs": [] if pairs is None else [pairs]}
-    refuse_overwriting(out.parent, [out.name], read)
+    check_output_file(out, read)
+    if source.is_dir() and out.suffix == ".parquet" and out.resolve().parent == source.resolve():
+        raise ConfigError(
+            f"{source} is the folder of the trees, and {out.name} would be read as one of them. Choose another --out."
+        )
     bad = BadRows() if skip_bad else None
     trees = read_trees(source) if is_trees else trees_of(read_labelled(source, bad))
     tell(bad)
@@ -69,13 +73,13 @@ def import_labelled(
 ) -> None:
     """Make annotated trees of labelled solutions; `caspo annotate --rescore` then gives them a model's entropies."""
     from caspo.cli.show import output, tell
-    from caspo.core.folders import refuse_overwriting
+    from caspo.core.folders import check_output_file
     from caspo.core.rows import BadRows
-    from caspo.engines.models import read_tokenizer, resolve
+    from caspo.engines.models import model_inputs, read_tokenizer, resolve
     from caspo.formats import read_labelled, trees_of
     from caspo.formats.parquet import write_trees
 
-    refuse_overwriting(out.parent, [out.name], {"SOURCE": [source]})
+    check_output_file(out, {"SOURCE": [source], **model_inputs({"--model": model})})
     bad = BadRows() if skip_bad else None
     solutions = read_labelled(source, bad)
     tell(bad)

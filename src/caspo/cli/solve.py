@@ -45,9 +45,10 @@ def solve(
     import json
 
     from caspo.cli.show import bars, output, tell
-    from caspo.core.folders import refuse_overwriting
+    from caspo.core.folders import check_output_file
     from caspo.core.rows import BadRows
     from caspo.core.storage import write_text
+    from caspo.engines.models import model_inputs
     from caspo.model import load
     from caspo.search import method_of
 
@@ -60,7 +61,8 @@ def solve(
     bad = BadRows() if skip_bad else None
     questions, grade, files = _questions(question, limit, seed, data, run_code, bad)
     if out is not None:
-        refuse_overwriting(out.parent, [out.name], {"QUESTION": files})
+        read = {"QUESTION": files, "--thresholds": [] if thresholds is None else [thresholds]}
+        check_output_file(out, {**read, **model_inputs({"--model": model, "--tokenizer": tokenizer})})
     tell(bad)
     loaded = load(model, url=url, tokenizer=tokenizer, device=device, **told)
     done = 0
@@ -108,6 +110,7 @@ def calibrated(
         ConfigError: something else is asked for (``asked``: what is given of ``engine`` and ``instruction``), or no
             threshold was shown to keep the share of wrong answers, so that every answer would be given.
     """
+    from caspo.core.config import settings_from
     from caspo.core.errors import ConfigError
     from caspo.search import ConfidenceTree, ConfidenceTreeSettings
     from caspo.search.threshold import Thresholds
@@ -133,7 +136,7 @@ def calibrated(
             f"prune_below={found.prune_below:g}."
         )
     limits = {"prune_below": found.prune_below, "abstain_below": found.abstain_below}
-    chosen = ConfidenceTree(ConfidenceTreeSettings.model_validate({**found.settings, **limits}))
+    chosen = ConfidenceTree(settings_from(ConfidenceTreeSettings, {**found.settings, **limits}, f"The settings in {file}"))
     return chosen, {key: value for key, value in found.model.items() if key != "name"}
 
 

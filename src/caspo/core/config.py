@@ -28,27 +28,34 @@ def parse_yaml(text: str) -> Any:
     """What YAML says.
 
     Raises:
-        yaml.YAMLError: it is none, or a key is written twice in one mapping; with the lines.
+        yaml.YAMLError: it is none, a key is written twice in one mapping (with the lines), or a value holds itself.
     """
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return None
-        _refuse_twice(node, set())
+        _refuse_twice(node, set(), ())
         return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except ValueError as error:  # a date or a number that Python has none of
+        raise yaml.YAMLError(str(error)) from None
     finally:
         loader.dispose()
 
 
-def _refuse_twice(node: yaml.Node, seen: set[int]) -> None:
-    """YAML forbids a key twice, and its readers take the last one without a word."""
+def _refuse_twice(node: yaml.Node, seen: set[int], inside: tuple[int, ...]) -> None:
+    """YAML forbids a key twice, and its readers take the last one without a word; and nobody can use what holds itself."""
+    if id(node) in inside:
+        raise yaml.YAMLError(f"the value in line {node.start_mark.line + 1} holds itself")
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))
+    inside = (*inside, id(node))
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_twice(item, seen)
+            _refuse_twice(item, seen, inside)
     if isinstance(node, yaml.MappingNode):
         lines: dict[tuple[str, str], int] = {}
         for key, value in node.value:
@@ -58,7 +65,7 @@ def _refuse_twice(node: yaml.Node, seen: set[int]) -> None:
                     both = f"line {line}" if first == line else f"line {first} and line {line}"
                     raise yaml.YAMLError(f"the key {key.value!r} is written twice, in {both}; keep one of them")
                 lines[key.tag, key.value] = line
-            _refuse_twice(value, seen)
+            _refuse_twice(value, seen, inside)
 
 
 def load_recipe(model: type[T], path: Path, overrides: Sequence[str] = ()) -> T:

@@ -8,9 +8,11 @@ somebody else under the names that a command writes: what stands in those places
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -23,7 +25,7 @@ from caspo.core.config import Config, flatten, parse_yaml
 from caspo.core.errors import ConfigError, ResumeError
 from caspo.core.storage import PARTIAL, explain_os_error, read_json, write_json, write_text
 
-__all__ = ["Inputs", "claimed", "refuse_overwriting", "was_claimed"]
+__all__ = ["Inputs", "check_output_file", "claimed", "refuse_overwriting", "was_claimed"]
 
 Inputs = Mapping[str, Sequence[Path]]
 """What is read, by the option or key that names it: the files, of a folder those that are read."""
@@ -68,15 +70,32 @@ def refuse_overwriting(out: Path, writes: Sequence[str], inputs: Inputs) -> None
     for name, files in inputs.items():
         for file in map(Path, files):
             real = file.resolve()
-            taken = next((w for w in writes for place in out.glob(w) if place.resolve() in (real, *real.parents)), None)
-            if taken is None and folder in real.parents:
+            places = [place for w in writes for place in out.glob(w) if place.resolve() in (real, *real.parents)]
+            if not places and folder in real.parents:
                 first = real.relative_to(folder).parts[0]
-                taken = next((w for w in writes if fnmatch(first, w)), None)
-            if taken is not None:
+                places = [out / first for w in writes if fnmatch(first, w)]
+            if places:
                 raise ConfigError(
-                    f"{name}: {file} would be overwritten: it is read, and {out / taken} is where the result is written. "
+                    f"{name}: {file} would be overwritten: it is read, and {places[0]} is where the result is written. "
                     "Nothing was done. Choose another --out."
                 )
+
+
+def check_output_file(file: Path, inputs: Inputs) -> None:
+    """Refuse a ``file`` that could not be written, or would stand over what is read: before the work, and not after it.
+
+    Raises:
+        ConfigError: a folder is there, or an input.
+        StorageError: no file can be written there.
+    """
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder, and one file is written. Give --out the name of a file in it.")
+    refuse_overwriting(file.parent, [glob.escape(file.name)], inputs)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise explain_os_error(error, file) from error
 
 
 def was_claimed(folder: Path) -> bool:
@@ -88,7 +107,9 @@ def _refuse_other(out: Path, settings: Config, command: str, writes: Sequence[st
     """Raise `ResumeError` unless ``out`` is new, or this command with these settings and inputs began it."""
     made = _made_from(out / _MADE_FROM)
     found = [place.name for name in writes for place in sorted(out.glob(name)) if _taken(place)]
-    keys = _differing(out / _RECIPE, settings)
+    before = (made or {}).get(command)
+    same = {name for name, given in told.items() if before and given["sha256"] == before.get(name, {}).get("sha256")}
+    keys = _differing(out / _RECIPE, settings, same)
     if keys and made is None:
         raise ResumeError(
             f"{out / _RECIPE} is there, and it is of no run in this folder: it is your own, or an earlier version wrote it. "
@@ -100,7 +121,6 @@ def _refuse_other(out: Path, settings: Config, command: str, writes: Sequence[st
             + "\n".join(f"  {key}" for key in keys)
             + f"\nChoose another --out, or delete {', '.join([*found, _RECIPE, _MADE_FROM])} in {out} to start over."
         )  # fmt: skip
-    before = (made or {}).get(command)
     if before is None and found:
         raise ResumeError(
             f"{out} holds {', '.join(found)}, which `caspo {command}` writes, but it did not make them there (or an earlier "
@@ -133,8 +153,8 @@ def _made_from(file: Path) -> dict[str, Any] | None:
     return found
 
 
-def _differing(file: Path, settings: Config) -> list[str]:
-    """How the settings in a file differ from these, a line each."""
+def _differing(file: Path, settings: Config, same: set[str]) -> list[str]:
+    """How the settings in a file differ from these, a line each; not of inputs that are the ``same`` by another path."""
     if not file.exists():
         return []
     try:
@@ -145,6 +165,7 @@ def _differing(file: Path, settings: Config) -> list[str]:
         raise ResumeError(f"{file} is damaged. Choose another --out, or delete the file and what was made with it.")
     before, now = flatten(found), flatten(settings.model_dump(mode="json"))
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    keys = [key for key in keys if not any(f".{key}".endswith(f".{name}") for name in same)]
     return [f"{key}: {before.get(key, '(absent)')} there, {now.get(key, '(absent)')} now" for key in keys]
 
 

@@ -27,6 +27,7 @@ _NAMED = 10
 """Rows left out that are told with the reason; of the others the place."""
 
 _GZIP, _PARQUET, _BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
+_UNREAD = {b"BZh": "bzip2", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclass
@@ -50,13 +51,16 @@ class BadRows:
 
 def looks_like_rows(name: str) -> bool:
     """Whether a text is the name of a file of rows, one that is there or one that is not, and no question."""
-    named = re.fullmatch(r"\S+\.(jsonl?|ndjson|parquet|csv|tsv)(\.\w+)?", name.strip(), re.IGNORECASE)
-    return named is not None or os.path.isfile(name)  # noqa: PTH113 - a question may be too long for Path
+    path = r"(~?|\.\.?)/.*"  # may hold spaces
+    named = re.fullmatch(rf"(\S+|{path})\.(jsonl?|ndjson|parquet|csv|tsv)(\.\w+)?", name.strip(), re.IGNORECASE)
+    somewhere = re.fullmatch(r"(~|\.\.?|/\S+)/\S*", name.strip())
+    return named is not None or somewhere is not None or os.path.exists(name)  # noqa: PTH110 - may be too long for Path
 
 
 def stem_of(path: Path) -> str:
     """The name of a file without the endings that say how it is packed."""
-    return re.sub(r"(\.(jsonl?|ndjson|parquet))?(\.gz)?$", "", path.name, flags=re.IGNORECASE) or path.name
+    name = path.name.encode(errors="replace").decode()  # it may hold bytes that are no text
+    return re.sub(r"(\.(jsonl?|ndjson|parquet))?(\.gz)?$", "", name, flags=re.IGNORECASE) or name
 
 
 def read_rows(
@@ -136,6 +140,8 @@ def _bytes(path: Path, needed: str) -> bytes:
         raise DataError(f"{path}: no such file. Each of its records must be an object with {needed}.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}. Give a file that you may read.") from error
+    if kind := next((kind for begins, kind in _UNREAD.items() if data.startswith(begins)), None):
+        raise DataError(f"{path}: packed as {kind}, and gzip is what is read. Unpack it.")
     if not data.startswith(_GZIP):
         return data
     try:
@@ -149,10 +155,19 @@ def _parquet(path: Path, data: bytes) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+        table = pq.ParquetFile(io.BytesIO(data)).read()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({error}). Copy it again.") from None
-    plain: list[dict[str, Any]] = json.loads(json.dumps(rows, default=str))  # dates and the like as texts
+    names: list[str] = table.column_names
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{path}: the column {twice!r} is there twice, and only one can be meant. Remove one.")
+
+    def text(value: Any) -> str:
+        return (
+            value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+        )  # bytes, dates and the like
+
+    plain: list[dict[str, Any]] = json.loads(json.dumps(table.to_pylist(), default=text))
     return plain
 
 

@@ -78,7 +78,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON atomically. NaN and infinity are refused: no reader agrees on them."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    # Bytes of a file's name that are no text come as lone surrogates; replaced like this they are escapes of JSON.
+    write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def read_json(path: Path) -> Any:
@@ -87,6 +89,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist. Check the path, or run the command that writes it.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path} is not valid JSON ({error}): it was truncated or edited. Delete it and run the command again."

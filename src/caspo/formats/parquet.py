@@ -85,9 +85,11 @@ def read_trees(path: Path) -> list[Tree]:
     """Read what `write_trees` wrote: one file, or all ``*.parquet`` of a folder in the order of their names.
 
     Raises:
-        DataError: missing, truncated, of another schema version, or a tree's rows are not whole.
+        DataError: missing, truncated, of another schema version, a tree's rows are not whole, or two files hold trees of
+            one question.
     """
     trees: list[Tree] = []
+    homes: dict[str, Path] = {}
     for file in tree_files(path):
         rows = read_table(file, TREE_SCHEMA)
         start = 0
@@ -96,6 +98,12 @@ def read_trees(path: Path) -> list[Tree]:
             while end < len(rows) and rows[end]["node"] != 0:
                 end += 1
             trees.append(_tree(file, rows[start:end]))
+            first = homes.setdefault(trees[-1].question.id, file)
+            if first != file:
+                raise DataError(
+                    f"{first} and {file} both hold trees of question {trees[-1].question.id}: they are of different runs. "
+                    "Keep the files of one in the folder."
+                )
             start = end
     return trees
 
@@ -131,10 +139,15 @@ def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
         ) from error
     version = (table.schema.metadata or {}).get(b"caspo_schema", b"none").decode()
     missing = set(schema.names) - set(table.column_names)
-    if version != str(SCHEMA_VERSION) or missing:
+    if missing:
         raise DataError(
-            f"{path} has schema {version} and lacks {sorted(missing) or 'nothing'}; this version of caspo reads schema "
-            f"{SCHEMA_VERSION}. Make the file again with this version."
+            f"{path} holds something else than is read here: it lacks {', '.join(sorted(missing)[:3])}"
+            f"{' and other columns' if len(missing) > 3 else ''}. Give the right file, or take it out of its folder."
+        )
+    if version != str(SCHEMA_VERSION):
+        raise DataError(
+            f"{path} has schema {version}; this version of caspo reads schema {SCHEMA_VERSION}. Make the file again with "
+            "this version."
         )
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows

@@ -25,7 +25,7 @@ from caspo.answers import stated_answer
 from caspo.confidence.calibration import Calibrator
 from caspo.core.config import Config
 from caspo.core.errors import ConfigError, DataError
-from caspo.core.folders import claimed
+from caspo.core.folders import claimed, refuse_overwriting
 from caspo.core.storage import read_json, write_json
 from caspo.data.annotate import judge_trees
 from caspo.engines.base import Engine
@@ -120,8 +120,23 @@ def calibrate_stage(settings: CalibrateSettings, engine: Callable[[], Engine], o
             "needed, and some more for those that get no answer. Ask for more (--questions), or for a higher alpha."
         )
     work = out / "calibration"
-    with claimed(work, settings, "calibrate", ("pruning", "abstention"), recipe_inputs(recipe, ["train"])):
+    inputs = recipe_inputs(recipe, ["train"])
+    refuse_overwriting(out, ("thresholds.json", "calibrator.json"), inputs)
+    for name, kind in (("thresholds.json", Thresholds), ("calibrator.json", Calibrator)):
+        if (out / name).exists():
+            _refuse_foreign(out / name, kind.load)
+    with claimed(work, settings, "calibrate", ("pruning", "abstention"), inputs):
         return _calibrate(settings, cat, questions, engine, out, on_done)
+
+
+def _refuse_foreign(file: Path, load: Callable[[Path], object]) -> None:
+    """The results replace those that are there, of an earlier calibration or of a run, and nothing else."""
+    try:
+        load(file)
+    except DataError as error:
+        raise ConfigError(
+            f"{file} is there, and it is no result of ours: it would be lost. Move it, or choose another --out."
+        ) from error
 
 
 def _calibrate(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caspo.core.errors import ConfigError, ModelError
-from caspo.core.storage import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ def check_folder(folder: Path, what: str) -> None:
             else "Give a folder in Hugging Face format: config.json, *.safetensors and a tokenizer."
         )
         raise ModelError(f"{what} is not a model: it has no config.json. {hint}")
+    config_of(folder)
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in folder.glob(kind))
         found = f"only {', '.join(pickles[:3])}, which can run code when opened" if pickles else "no weights at all"
@@ -40,6 +41,23 @@ def check_folder(folder: Path, what: str) -> None:
             f"{what} has no *.safetensors but {found}. Get the model as safetensors, or convert it once where you "
             "trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
         )
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The settings of the model in a folder.
+
+    Raises:
+        ModelError: they are damaged.
+    """
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}, not keys with values")
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder / 'config.json'} is damaged ({error}). Copy it again from where the model came from."
+        ) from error
+    return found
 
 
 def chosen_device(dtype: str, device: str) -> torch.device:
@@ -115,13 +133,16 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     name, file = str(folder), folder / "tokenizer_config.json"
     kind: Any = PreTrainedTokenizerFast
-    settings = read_json(file) if file.is_file() else None
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        settings = None  # opening it will say what is wrong
     if not isinstance(settings, dict) or settings.get("tokenizer_class") != PreTrainedTokenizerFast.__name__:
         from transformers import AutoTokenizer
 
         kind = AutoTokenizer
     tokenizer = open_tokenizer(kind, folder, name)
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = config_of(folder) if (folder / "config.json").is_file() else {}
     rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
     if isinstance(rows, int):
         _check_vocabulary(tokenizer, rows, name)
