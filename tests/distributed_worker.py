@@ -1,4 +1,4 @@
-"""One of the processes of test_distributed.py: a few steps of training, the result written by the first process."""
+"""One of the processes of test_distributed.py: trainings of a few steps, the results written by the first process."""
 
 from __future__ import annotations
 
@@ -51,17 +51,19 @@ def _fsdp_on_the_cpu() -> None:
 
 
 def main() -> None:
-    out, settings, stop = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+    runs, stop = json.loads(sys.argv[1]), int(sys.argv[2])
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         _fsdp_on_the_cpu()
-    trained, result = run(out, settings, stop or None)
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if rank == 0:
-        save_file({k: v.contiguous() for k, v in trained.state_dict().items()}, out / "model.safetensors")
-        (out / "result.json").write_text(json.dumps({"world": world, "log": result.log, **result.as_json()}))
-    else:
-        assert (trained is None) == (os.environ.get("ACCELERATE_USE_FSDP") == "true")
-    torch.distributed.barrier()
+    for folder, settings in runs.items():
+        out = Path(folder)
+        trained, result = run(out, settings, stop or None)
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if rank == 0:
+            save_file({k: v.contiguous() for k, v in trained.state_dict().items()}, out / "model.safetensors")
+            (out / "result.json").write_text(json.dumps({"world": world, "log": result.log, **result.as_json()}))
+        else:
+            assert (trained is None) == (os.environ.get("ACCELERATE_USE_FSDP") == "true")
+        torch.distributed.barrier()
     sys.stdout.flush()
     os._exit(0)  # gloo's threads sometimes abort when the interpreter takes them down
 

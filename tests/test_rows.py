@@ -212,7 +212,7 @@ def test_texts_of_parquet(tmp_path: Path) -> None:
     question = JsonlTask(file).questions("test")[0]
     assert (question.text, question.answer) == ("é?", "3")
     pq.write_table(pa.table({"question": [b"\xff?"], "answer": [b"3"]}), file)
-    with pytest.raises(DataError, match="row 1: .*half of a character"):
+    with pytest.raises(DataError, match=r"row 1: .*half of a character"):
         JsonlTask(file)
     columns = {"question": "a?", "answer": "3"}
     twice = pa.Table.from_arrays([pa.array([v]) for v in (*columns.values(), "4")], [*columns, "answer"])
