@@ -120,6 +120,19 @@ def test_solve_with_calibrated_thresholds(caspo: Command, tmp_path: Path) -> Non
         assert "nothing is guaranteed" in failed(caspo(*line, *other))
 
 
+def test_thresholds_with_settings_of_nobody(caspo: Command, tmp_path: Path) -> None:
+    """Edited by hand, or of another version; and a folder is no file."""
+    file = tmp_path / "thresholds.json"
+    Thresholds(
+        model={"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": ""}, settings={"childs": 2},
+        prune_below=0.0, abstain_below=1.0, alpha=0.1, delta=0.1, n_pruning=9, n_abstention=9, lost=0.0, kept=1.0, wrong=0.0,
+        date="2026-11-24",
+    ).save(file)  # fmt: skip
+    line = ("solve", "stories", "--model", "stories-tiny", "--thresholds")
+    assert "childs: unknown key; did you mean 'children'?" in failed(caspo(*line, file))
+    assert "cannot be read: Is a directory" in failed(caspo(*line, tmp_path))
+
+
 @pytest.mark.parametrize("command", [("solve", "stories"), ("serve",)])
 def test_no_threshold_that_could_be_shown_answers_nothing(caspo: Command, tmp_path: Path, command: tuple[str, ...]) -> None:
     """Calibration showed that wrong answers cannot be kept to the share: to give every answer would be the contrary."""
