@@ -15,13 +15,14 @@ MAX_LENGTH = 2000
 
 _PAIRS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"))
 _HEDGE = re.compile(
-    r"(?:(?:approximately|about|around|roughly|nearly|exactly|precisely|simply|only|just|equal to|a total of|≈|≃|\\approx|"
-    r"\\text\s*\{\s*(?:approximately|about)\s*\})\s*)+(?=[-+$€£\\(.0-9])",
+    r"(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|close to|exactly|precisely|simply|only|just|equal to|"
+    r"a total of|≈|≃|\\approx|\\sim(?![a-z])|\\text\s*\{\s*(?:approximately|approx\.?|about)\s*\})\s*)+(?=[-+$€£\\(.0-9])",
     re.IGNORECASE,
 )
+_HEDGED = re.compile(r"(?<=[0-9a-z}%])\s*(?:approximately|approx\.?|\((?:approximately|approx\.?)\))$", re.IGNORECASE)
 _WHOLE = re.compile(
     r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|textrm|textnormal|boxed|fbox|bf|displaystyle)\s*"
-    r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+    r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}|\\(?:bf|rm|it)\s+([^{}\\]+)|\\(?:underline|color\s*\{[a-z]+\})\s*\{([^{}]*)\}"
 )
 _SPLIT = re.compile(
     r"\\[{}]|[()\[\]{}]|(?<!\\),(?!\\!)|(?<!\\);|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\(?:lor|land|vee|wedge)\b|&(?![a-z])"
@@ -30,6 +31,7 @@ _NO_PART = re.compile(
     r"(?:(?:an? |one )?(?:half|quarter|third)|more|less|fewer|greater|above|below|higher|lower|larger|smaller)\b.*",
     re.DOTALL,
 )
+_MATRIX = r"(?:[a-zA-Z]\s*=\s*)?[(\[|]?\s*\\begin.*\\end\s*\{\w+\}\s*[)\]|]?"
 _THOUSANDS = re.compile(r"[0-9],(?:\\!\s*)?[0-9]{3}(?![0-9])")
 _RELATION = re.compile(r"\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt|neq|ne)(?![a-zA-Z])|<=|>=|!=|[=<>≤≥≠]")
 _SIGN = {
@@ -86,7 +88,8 @@ def undecorated(answer: str) -> str:
     )
     while answer != before:
         before = answer
-        answer = answer.strip().strip("*`_\"' ").rstrip(",;").strip()
+        answer = answer.strip().strip("*`_\"' ")
+        answer = re.sub(r"(?<!\\)[,;]+$|(?<=\w)\\$", "", answer).strip()
         answer = re.sub(r"(?<=[^\W\d_]{2})!+$", "", answer)  # 5! is a number
         answer = re.sub(r"^(?:\\[,;:! ]|[~\s])+|(?:\\[,;: ]|[~\s]|\\\\)+$", "", answer)
         if answer.endswith(".") and not re.search(r"\b(?:[A-Za-z]\.)+[A-Za-z]\.$|\b(?:Inc|Jr|Sr|Co|Ltd)\.$", answer):
@@ -94,16 +97,16 @@ def undecorated(answer: str) -> str:
         for left, right in _PAIRS:
             if answer.startswith(left) and answer.endswith(right) and len(answer) > len(left) + len(right):
                 inner = answer[len(left) : -len(right)]
-                if left not in inner or left in ("\\(", "\\["):
+                if left not in inner and right not in inner:
                     answer = inner
         if answer.endswith("$") and not answer.endswith("\\$") and answer.count("$") == 1 and not answer[:-1].isdigit():
             answer = answer[:-1]
         if match := _WHOLE.fullmatch(answer):
-            answer = match[1]
+            answer = next(x for x in match.groups() if x is not None)
         if answer.startswith("{") and answer.endswith("}") and answer.count("{") == 1:
             answer = answer[1:-1]
         if len(answer) < 300:
-            answer = _HEDGE.sub("", answer, count=1) if _HEDGE.match(answer) else answer
+            answer = _HEDGED.sub("", _HEDGE.sub("", answer, count=1) if _HEDGE.match(answer) else answer)
     return answer
 
 
@@ -115,7 +118,10 @@ def several(answer: str, *, grouped: bool = True) -> list[str]:
     >>> several("(1,2), (3,4)"), several(r"\{1, 2\}"), several("1,000"), several("x = 1 or x = 2")
     (['(1,2)', '(3,4)'], ['1', '2'], ['1,000'], ['x = 1', 'x = 2'])
     """
-    answer = answer.strip()
+    answer = answer.strip().replace("\\lbrace", "\\{").replace("\\rbrace", "\\}")
+    if "\\begin" in answer and answer.count("\\begin") == answer.count("\\end") == 1 and re.fullmatch(_MATRIX, answer, re.DOTALL):
+        return [answer]
+    answer = re.sub(r"^(?:both|either)\s+(?=.*\b(?:and|or)\b)", "", answer)
     if not (answer.count("$") > 2 and answer.startswith("$")):
         answer = answer.strip("$").strip()
     if grouped and parse_number(answer) is not None:
