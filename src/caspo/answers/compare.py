@@ -34,7 +34,7 @@ from caspo.answers.parts import (
     undecorated,
 )
 from caspo.answers.quantities import quantity
-from caspo.answers.values import TEXT, parse_number
+from caspo.answers.values import TEXT, in_words, parse_number
 
 __all__ = ["Key", "group_answers", "key", "normalised", "right_answer", "same_answer"]
 
@@ -51,7 +51,9 @@ _EVERYTHING = re.compile(r"\\mathbb\s*\{?R\}?|\\R|ℝ|all\s+real\s+numbers|all\s
 _NOTHING = re.compile(
     r"\\emptyset|\\varnothing|∅|\\\{\s*\\\}|(?:the )?empty set|\\text\{\s*(?:the )?empty set\s*\}", re.IGNORECASE
 )
-_BASED = re.compile(r"([0-9A-Fa-f]+)_\{?([0-9]+)\}?")
+_BASED = re.compile(
+    r"(?:\\text\{)?\(?([0-9A-Fa-f]+)\)?\}?_(?:\{?\(?([0-9]+)\)?\}?|\{?(?:\\text\{)?\(?(two|three|four|five|six|seven|eight|nine|twelve|sixteen)\)?\}{0,2})"
+)
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\bdegrees?\b")
 _DECIMAL = re.compile(r"-?[0-9]*\.([0-9]+)")
 
@@ -320,15 +322,15 @@ def _quantity(text: str, depth: int) -> Key | None:
 
 def _based(text: str, _: int) -> Key | None:
     match = _BASED.fullmatch(tight(text))
-    return (
-        ("base", match[1].upper(), int(match[2]))
-        if match and len(match[2]) < 4 and any(c.isdigit() for c in match[1])
-        else None
-    )
+    if match is None or not any(c.isdigit() for c in match[1]):
+        return None
+    said = in_words([match[3]]) if match[3] else None
+    base = int(said[0]) if said else int(match[2]) if len(match[2]) < 4 else None
+    return ("base", match[1].upper(), base) if base else None
 
 
 def _as_formula(text: str, _: int) -> Key | None:
-    letters = re.fullmatch(r"\([a-zA-Z]\)|[^\W\d_]+", text) and text != "π"  # of a choice, or a word
+    letters = re.fullmatch(r"\([a-zA-Z]\)|[^\W\d_²³¹]+", text) and text != "π"  # of a choice, or a word
     return _formula(text) if not letters and re.search(r"[0-9\\a-zA-Zπ]", text) else None
 
 

@@ -53,7 +53,14 @@ _LABELS = tuple(
     re.compile(pattern)
     for pattern in (
         _NAME,
-        rf"{_NAME}(?:\^\{{?(?:-1|\\prime|\*)\}}?)?\s*\([^()=<>]*\)",  # f(3), P(A | B)
+        rf"{_NAME}(?:\^\{{?(?:-1|\\prime|\*)\}}?)?\s*(?:\((?:[^()=<>]|\([^()=<>]*\))*\)|\[[^\[\]=<>]*\])",  # f(3), P(A | B), E[X]
+        r"(?:P|\\Pr|\\mathbb\s*\{?P\}?)\s*\([^()]*\)",  # P(X > 2)
+        r"\\mathbb\s*\{?[A-Z]\}?\s*[(\[].*[)\]]",
+        r"\\(?:sin|cos|tan|cot|sec|csc)\s*\(?\s*(?:\\angle\s*)?(?:\\[a-z]+|[a-zA-Z]{1,3})\s*\)?",
+        r"\\[dt]?frac\s*\{d(?:\^\{?[23]\}?)?\s*[a-z]\}\s*\{d[a-z](?:\^\{?[23]\}?)?\}",  # dy/dx
+        r"\\[dt]?frac\s*\{[A-Z]{2}\}\s*\{[A-Z]{2}\}",  # AB/CD
+        r"\[\s*\\triangle\s*[A-Z\s]+\]",
+        r"\\text\s*\{[^{}]*\}\s*(?:\\triangle\s*)?[A-Z]*",  # the area of ABC
         r"\\?\|[^|=<>]+\\?\||\\lvert.+\\rvert|\\lfloor.+\\rfloor",  # |r - s|
         r"(?:\\angle|\\triangle|m\s*\\angle|\\overline|\\overrightarrow|\\vec|\\hat|\\bar)"
         r"\s*\{?\s*[A-Za-z ]+(?:_\{?\w+\}?)?\s*\}?",
