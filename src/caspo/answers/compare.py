@@ -15,6 +15,7 @@ known answer has: see there.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -51,10 +52,16 @@ _EVERYTHING = re.compile(r"\\mathbb\s*\{?R\}?|\\R|ℝ|all\s+real\s+numbers|all\s
 _NOTHING = re.compile(
     r"\\emptyset|\\varnothing|∅|\\\{\s*\\\}|(?:the )?empty set|\\text\{\s*(?:the )?empty set\s*\}", re.IGNORECASE
 )
+_ALL_BUT = re.compile(
+    r"(?:[a-zA-Z]\s*(?:\\in|∈)\s*)?(?:\\mathbb\s*\{?R\}?|ℝ|all\s+real\s+numbers)\s*(?:\\setminus|\\backslash|\\|-|except|but)\s*((?:\\\{)?.+)",
+)
+_TIME = re.compile(r"([01]?[0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?(?:(?:\s|\\[,; ])*(?:\\(?:text|mathrm)\s*\{\s*)?([aApP])\.?\s?[mM]\.?\}?)?")
 _BASED = re.compile(
     r"(?:\\text\{)?\(?([0-9A-Fa-f]+)\)?\}?_(?:\{?\(?([0-9]+)\)?\}?|\{?(?:\\text\{)?\(?(two|three|four|five|six|seven|eight|nine|twelve|sixteen)\)?\}{0,2})"
 )
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\bdegrees?\b")
+_RATE = re.compile(r"(?:per|each|every|an?)[\s}~]+(second|minute|hour|day|week|month|year)s?\}?$", re.IGNORECASE)
+_TO = re.compile(r"\s*\\text\s*\{\s*to\s*\}\s*|\s+to\s+")
 _DECIMAL = re.compile(r"-?[0-9]*\.([0-9]+)")
 
 
@@ -85,7 +92,7 @@ def right_answer(answer: str | None, known: str | None, *, ordered: bool = False
     if mine is None or gold is None or answer is None or known is None:
         return False
     parts, wanted = several(undecorated(answer)), several(undecorated(known))
-    if _contradict(_names(parts), _names(wanted)):
+    if _contradict(_names(parts), _names(wanted)) or _at_other_rates(answer, known):
         return False
     if not (ordered and len(wanted) > 1) and (mine == gold or _leniently(answer, known)):
         return True
@@ -114,8 +121,20 @@ def _contradict(names: Sequence[str], others: Sequence[str]) -> bool:
     )
 
 
+def _at_other_rates(answer: str, known: str) -> bool:
+    """ "5 pages per day" is not "5 pages per week"."""
+    a, b = _RATE.search(answer), _RATE.search(known)
+    return a is not None and b is not None and a[1].casefold() != b[1].casefold()
+
+
 def _leniently(answer: str, known: str) -> bool:
     """Without what only one of the two names, or rounded."""
+    if " to " in answer + known and ":" in answer + known:
+        answer, known = _TO.sub(":", answer), _TO.sub(":", known)
+        if key(answer) == key(known):
+            return True
+    if _pair(answer) == _pair(known) is not None:
+        return True
     a, b = _bare(answer), _bare(known)
     if (a is None) != (b is None):
         bare = a or b
@@ -126,6 +145,14 @@ def _leniently(answer: str, known: str) -> bool:
     return mine is not None and gold is not None and (_rounded(mine, gold, answer) or _rounded(gold, mine, known))
 
 
+def _pair(answer: str) -> Key | None:
+    """Coordinates, also where they are named: "x = 1, y = 2" for (1, 2)."""
+    if names := _values_by_name(several(undecorated(answer))):
+        return "(", *(key(value) for _, value in sorted(names)), ")"
+    found = key(answer)
+    return found if found and found[0] == "(" and found[-1] == ")" else None
+
+
 def _bare(answer: str) -> Key | None:
     """The key of an answer without the unit, base, words or left side that it names; None where it names none."""
     text = undecorated(answer)
@@ -134,6 +161,12 @@ def _bare(answer: str) -> Key | None:
         return key(found.number) if found.named or found.words else None
     if match := _BASED.fullmatch(tight(text)):
         return key(match[1])
+    if (match := _TIME.fullmatch(text)) and match[4]:
+        return key(text[: match.end(3) if match[3] else match.end(2)])
+    if (said := key(text)) is not None and said[0] == "ratio" and len(said) == 3:
+        return "number", said[1]
+    if names := _values_by_name(several(text)):
+        return key(", ".join(value for _, value in names))
     sides = relation(text)
     if sides is not None and sides[1] == "=" and re.fullmatch(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?", sides[0].strip()):
         return key(sides[2])
@@ -193,8 +226,8 @@ def _key(answer: str, depth: int) -> Key | None:
 def _number(text: str, _: int) -> Key | None:
     if match := _INFINITE.fullmatch(text):
         return "number", "-oo" if match[1] == "-" else "oo"
-    if re.fullmatch(r"[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?", text):  # "9 500": as an answer, one number
-        text = text.replace(" ", "")
+    if re.fullmatch(r"[+-]?[0-9]{1,3}(?:\\? [0-9]{3})+(?:\.[0-9]+)?", text):  # "9 500": as an answer, one number
+        text = text.replace("\\", "").replace(" ", "")
     value = None if re.search(r"[%€£¥₹¢]", text) else parse_number(text)
     return ("number", value) if value is not None else None
 
@@ -202,7 +235,42 @@ def _number(text: str, _: int) -> Key | None:
 def _sets(text: str, _: int) -> Key | None:
     if _EVERYTHING.fullmatch(text):
         return "(", ("number", "-oo"), ("number", "oo"), ")"
+    if match := _ALL_BUT.fullmatch(text):
+        return _all_but([key(part) for part in several(match[1])])
     return ("list",) if _NOTHING.fullmatch(text) else None
+
+
+def _all_but(points: Sequence[Key | None]) -> Key | None:
+    """All real numbers but some, as intervals."""
+    numbers = sorted(p[1] for p in points if p is not None and p[0] == "number" and isinstance(p[1], Fraction))
+    if not numbers or len(numbers) < len(points):
+        return None
+    ends: list[Key] = [("number", "-oo"), *(("number", n) for n in numbers), ("number", "oo")]
+    return "list", *sorted((("(", a, b, ")") for a, b in itertools.pairwise(ends)), key=repr)
+
+
+def _time(text: str, _: int) -> Key | None:
+    """ "3:30 p.m.", "15:30"; half past three and half past fifteen are two times, and no ratios."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return None
+    hour, half = int(match[1]), (match[4] or "").casefold()
+    if half and 1 <= hour <= 12:
+        hour, half = hour % 12 + (12 if half == "p" else 0), ""
+        half = "" if hour > 12 else "am" if hour < 12 else "pm"
+    return "time", hour, int(match[2]), int(match[3] or 0), half
+
+
+def _ratio(text: str, depth: int) -> Key | None:
+    """ "3:4" is "6:8", and no number."""
+    parts = re.split(r":|\\colon(?![a-z])", text)
+    if not 2 <= len(parts) <= 5 or not all(part.strip() and re.search(r"[0-9a-z]", part) for part in parts):
+        return None
+    keys = [_key(part, depth) for part in parts]
+    numbers = [k[1] for k in keys if k is not None and k[0] == "number" and isinstance(k[1], Fraction)]
+    if len(numbers) == len(keys) and numbers[-1]:
+        return "ratio", *(n / numbers[-1] for n in numbers)
+    return ("ratio", *keys) if all(k is not None and k[0] in ("number", "formula") for k in keys) else None
 
 
 def _list(text: str, depth: int) -> Key | None:
@@ -213,9 +281,19 @@ def _list(text: str, depth: int) -> Key | None:
         return length
     if len(parts) < 2:
         return None
+    if names := _values_by_name(parts):
+        return "named", *sorted(((name, _key(value, depth)) for name, value in names), key=repr)
     keys = [_key(part, depth) for part in parts]
     flat = [x for k in keys if k is not None for x in (k[1:] if k[0] == "list" else (k,))]
     return "list", *sorted(flat, key=repr)
+
+
+def _values_by_name(parts: Sequence[str]) -> list[tuple[str, str]] | None:
+    """ "x = 1, y = 2": the values of different names, that are not only the roots x_1 and x_2 of one."""
+    found = [pair for part in parts if (pair := named(part)) and pair[0]]
+    names = [(re.sub(r"\\[({\[]|\\[)}\]]", "", tight(name)), value) for name, value in found]
+    bases = {re.sub(r"_\{?\d+\}?$", "", name) for name, _ in names}
+    return names if len(names) == len(parts) > 1 and len(bases) == len(parts) else None
 
 
 def _compound(parts: Sequence[str]) -> Key | None:
@@ -282,6 +360,8 @@ def _related(text: str, depth: int) -> Key | None:  # noqa: PLR0911
         upward, closed = sign[0] == ">", "=" in sign
         ends: tuple[object, object] = (bound, ("number", "oo")) if upward else (("number", "-oo"), bound)
         return "[" if upward and closed else "(", *ends, "]" if closed and not upward else ")"
+    if sign == "!=" and _is_name(left) and (intervals := _all_but([bound])):
+        return intervals
     if sign == "!=":
         return _formula(f"({left}) - ({right})", "=", "not")
     if sign[0] == ">":
@@ -344,7 +424,7 @@ def _formula(latex: str, kind: str = "value", said: str = "") -> Key | None:
 
 
 _READERS: tuple[Callable[[str, int], Key | None], ...] = (
-    _number, _sets, _bracketed, _list, _union, _both_signs, _quantity, _related, _based, _as_formula,
+    _number, _sets, _time, _ratio, _bracketed, _list, _union, _both_signs, _quantity, _related, _based, _as_formula,
 )  # fmt: skip
 
 

@@ -63,7 +63,9 @@ def fingerprint(formula: str, kind: str = "value") -> str | None:
     if len(formula) > MAX_LENGTH or _SAID.search(formula) or _PROSE.search(_WORDLESS.sub("", TEXT.sub("", formula))):
         return None
     latex = as_latex(formula)
-    return _asked(latex, kind) if latex else None
+    if not latex or re.search(r"[0-9]\s+[0-9]", latex):  # "3 4" is no product
+        return None
+    return _asked(latex, kind)
 
 
 def as_latex(formula: str) -> str:
@@ -76,7 +78,7 @@ def as_latex(formula: str) -> str:
     formula = re.sub(r"(?<=[0-9])[eE]([+-]?[0-9]+)(?![0-9a-zA-Z.])", r" \\cdot 10^{\1}", formula)
     formula = re.sub(r"\\tbinom|\\dbinom", r"\\binom", formula)
     formula = re.sub(r"\\binom\s*([0-9])\s*([0-9])", r"\\binom{\1}{\2}", formula)
-    formula = re.sub(r"\{\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*\}", r"\\binom{\1}{\2}", formula)
+    formula = re.sub(r"(?:^|\{)\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*(?:\}|$)", r"\\binom{\1}{\2}", formula)
     formula = re.sub(r"^\s*[(\[]\s*(\\begin\s*\{array\}.*\\end\s*\{array\})\s*[)\]]\s*$", r"\1", formula, flags=re.DOTALL)
     formula = re.sub(r"\{[bBvV]?matrix\}|\{array\}\s*\{[^{}]*\}", "{pmatrix}", formula)  # whatever its brackets
     formula = re.sub(r"(?<![\\a-zA-Z])(sqrt|√)(?![a-zA-Z])", r"\\sqrt ", formula)

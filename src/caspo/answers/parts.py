@@ -34,6 +34,8 @@ _NO_PART = re.compile(
 _MATRIX = r"(?:[a-zA-Z]\s*=\s*)?[(\[|]?\s*\\begin.*\\end\s*\{\w+\}\s*[)\]|]?"
 _THOUSANDS = re.compile(r"[0-9],(?:\\!\s*)?[0-9]{3}(?![0-9])")
 _RELATION = re.compile(r"\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt|neq|ne)(?![a-zA-Z])|<=|>=|!=|[=<>≤≥≠]")
+_FACTORIAL = re.compile(r"(?<=[0-9])!=")
+"""5!=120"""
 _SIGN = {
     "\\leqslant": "<=",
     "\\leq": "<=",
@@ -90,6 +92,7 @@ def undecorated(answer: str) -> str:
         return answer.strip()
     if "\\\\" in answer and "\\begin" not in answer:  # a backslash that was escaped once too often
         answer = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", answer)
+    answer = re.sub(r"\{\s*\\rm\s+([^{}]*)\}|\\rm\s*\{([^{}]*)\}", r"\\text{\1\2}", answer)
     answer = re.sub(
         r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\(?:displaystyle|textstyle|quad|qquad)(?![a-zA-Z])", "", answer
     )
@@ -187,6 +190,7 @@ def plus_minus(text: str) -> tuple[str, str] | None:
 
 def relation(text: str) -> tuple[str, ...] | None:
     """Both sides of an equation or inequality with its sign between them, or five such parts; None for all else."""
+    text = _FACTORIAL.sub("! =", text)
     found, depth = [], 0
     for match in re.finditer(rf"[()\[\]{{}}]|{_RELATION.pattern}", text):
         token = match.group()
@@ -221,8 +225,9 @@ def named(text: str) -> tuple[str, str] | None:  # noqa: PLR0911
         return match[1], match[2].strip()
     if match := re.fullmatch(r"([A-Za-z]{3,}(?: [A-Za-z]+)*)\s*:\s*([^:]+)", text, re.DOTALL):
         return match[1], match[2].strip()
+    text = _FACTORIAL.sub("! =", text)
     sides = [side.strip() for side in re.split(r"(?<![<>!:\\])=(?!=)|:=|\\approx|≈", text)]
-    if len(sides) < 2 or not all(sides) or _RELATION.search("".join(sides)):
+    if len(sides) < 2 or not all(sides) or _RELATION.search(re.sub(r"\([^()]*\)", "", "".join(sides))):
         return None
     first, last = sides[0], sides[-1]
     if _is_label(first) and not _is_curve(first, last):

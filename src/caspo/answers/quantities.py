@@ -127,6 +127,7 @@ def _money(text: str) -> Quantity | None:
 
 def _latex(text: str) -> Quantity | None:
     r"""``18\text{ dollars}``, ``864 \mbox{ inches}^2``, ``1.6~\mathrm{kg}``."""
+    text = re.sub(r"\^\{(-?[0-9])\}(?=[^{}]*\})", r"^\1", text)  # \mathrm{m s^{-2}}
     match = _LATEX_UNIT.search(text)
     if match is None or not TEXT.search(match.group()) or not text[: match.start()].strip():
         return None
