@@ -219,7 +219,10 @@ def _without_clause(said: str) -> str:
         said = re.split(r"\s+(?:is|are|was|were|will|remain)\b", said[numbers[0].start() :])[0]
     for match in _CLAUSE.finditer(said):
         value = key(said[: match.start()])
-        if value is not None and (value[0] in ("number", "quantity") or (value[0] == "formula" and "$" in said)):
+        if value is not None and (
+            value[0] in ("number", "quantity")
+            or (value[0] == "formula" and said.count("$", 0, match.start()) % 2 == 0 < said.count("$"))
+        ):
             return said[: match.start()]
     return said
 
@@ -227,7 +230,9 @@ def _without_clause(said: str) -> str:
 def clean(answer: str) -> str:
     """Without decoration; a number also without what says nothing of its value."""
     answer = undecorated(answer)
-    if said := _ANSWER_IS.match(re.sub(r"^\s*the\s+(?:final\s+)?(?=answer)", "", TEXT.sub(r"\1", answer), flags=re.IGNORECASE)):
+    if said := _ANSWER_IS.match(
+        re.sub(r"^\s*the\s+(?:final\s+)?(?=answer)", "", TEXT.sub(r"\1", answer), flags=re.IGNORECASE)
+    ):
         answer = undecorated(said.string[said.end() :])  # inside a box
     found = quantity(answer)
     if found is None or found.words or parse_number(found.number) is None:

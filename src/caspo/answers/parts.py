@@ -129,7 +129,11 @@ def several(answer: str, *, grouped: bool = True) -> list[str]:
     (['(1,2)', '(3,4)'], ['1', '2'], ['1,000'], ['x = 1', 'x = 2'])
     """
     answer = answer.strip().replace("\\lbrace", "\\{").replace("\\rbrace", "\\}")
-    if "\\begin" in answer and answer.count("\\begin") == answer.count("\\end") == 1 and re.fullmatch(_MATRIX, answer, re.DOTALL):
+    if (
+        "\\begin" in answer
+        and answer.count("\\begin") == answer.count("\\end") == 1
+        and re.fullmatch(_MATRIX, answer, re.DOTALL)
+    ):
         return [answer]
     answer = re.sub(r"^(?:both|either)\s+(?=.*\b(?:and|or)\b)", "", answer)
     if not (answer.count("$") > 2 and answer.startswith("$")):

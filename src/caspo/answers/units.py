@@ -188,7 +188,11 @@ def read_unit(words: str) -> tuple[Unit, str] | None:
     """
     text = _WRAPPED.sub(r"\1", words).replace("\\cdot", "·").replace("**", "^")
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "°", text)
-    text = re.sub(r"\\[,;!: ]|[~{}$\\]", " ", re.sub(r"\blight[ -]years?\b", "lightyear", text)).replace("²", "^2").replace("³", "^3")
+    text = (
+        re.sub(r"\\[,;!: ]|[~{}$\\]", " ", re.sub(r"\blight[ -]years?\b", "lightyear", text))
+        .replace("²", "^2")
+        .replace("³", "^3")
+    )
     text = re.sub(r"\bper\s+cent\b", "percent", re.sub(r"\b(\w+) (?:an|a) (?=hour\b)", r"\1 per ", text)).strip()
     text = re.sub(
         r"°\s*([CF])\b", r"°\1", re.sub(r"\bdegrees? (?=celsius|fahrenheit|[CF]\b)", "°", text, flags=re.IGNORECASE)
