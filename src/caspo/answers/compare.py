@@ -5,12 +5,12 @@ the same exactly if their keys are equal, so that sameness is an equivalence rel
 
 - A number is a number however it is written; units are converted; percent is hundredths ("60%" is "0.6"), cents are
   hundredths of a dollar. Dollars, degrees and the things that are counted say nothing of a number ("$5", "5 eggs", "5").
-- The name before "=" says nothing ("x = 5", "f(3) = 5", "5"), but a curve is an equation ("y = 2x + 3").
+- The name before "=" says nothing ("x = 5", "f(3) = 5", "5"); several names do ("x = 1, y = 2" is not "x = 2, y = 1").
+  A curve is an equation ("y = 2x + 3"). Times and ratios are no numbers ("3:30", "3:4").
 - Parts that commas, "and", "or" and braces make come in any order; coordinates do not. "x < 3" is "(-\infty, 3)".
 - Nothing is rounded.
 
-`right_answer` is for known answers. It takes what is the same, and by one rule what is said with less or more than the
-known answer has: see there.
+What is right for a known answer is said in `known`.
 """
 
 from __future__ import annotations
@@ -37,15 +37,13 @@ from caspo.answers.parts import (
 from caspo.answers.quantities import quantity
 from caspo.answers.values import TEXT, in_words, parse_number
 
-__all__ = ["Key", "group_answers", "key", "normalised", "right_answer", "same_answer"]
+__all__ = ["BASED", "TIME", "Key", "group_answers", "key", "normalised", "same_answer", "values_by_name"]
 
 Key = tuple[object, ...]
 """What an answer is compared by: its kind, then what makes it up."""
 
 MAX_DEPTH = 6
 """Of brackets in brackets."""
-MIN_DIGITS = 6
-"""Of a decimal that may stand for a number without an end."""
 
 _INFINITE = re.compile(r"([+-]?)\s*(?:\\infty|∞|infinity|\\inf|inf|oo)")
 _EVERYTHING = re.compile(r"\\mathbb\s*\{?R\}?|\\R|ℝ|all\s+real\s+numbers|all\s+reals|\\text\{\s*all real numbers\s*\}")
@@ -55,16 +53,14 @@ _NOTHING = re.compile(
 _ALL_BUT = re.compile(
     r"(?:[a-zA-Z]\s*(?:\\in|∈)\s*)?(?:\\mathbb\s*\{?R\}?|ℝ|all\s+real\s+numbers)\s*(?:\\setminus|\\backslash|\\|-|except|but)\s*((?:\\\{)?.+)"
 )
-_TIME = re.compile(
-    r"([01]?[0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?(?:(?:\s|\\[,; ])*(?:\\(?:text|mathrm)\s*\{\s*)?([aApP])\.?\s?[mM]\.?\}?)?"
+TIME = re.compile(
+    r"([01]?[0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?"
+    r"(?:(?:\s|\\[,; ])*(?:\\(?:text|mathrm)\s*\{\s*)?([aApP])\.?\s?[mM]\.?\}?)?"
 )
-_BASED = re.compile(
-    r"(?:\\text\{)?\(?([0-9A-Fa-f]+)\)?\}?_(?:\{?\(?([0-9]+)\)?\}?|\{?(?:\\text\{)?\(?(two|three|four|five|six|seven|eight|nine|twelve|sixteen)\)?\}{0,2})"
+BASED = re.compile(
+    r"(?:\\text\{)?\(?([0-9A-Fa-f]+)\)?\}?_(?:\{?\(?([0-9]+)\)?\}?|\{?(?:\\text\{)?\(?([a-z]{3,9})\)?\}{0,2})"
 )
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\bdegrees?\b")
-_RATE = re.compile(r"(?:per|each|every|an?)[\s}~]+(second|minute|hour|day|week|month|year)s?\}?$", re.IGNORECASE)
-_TO = re.compile(r"\s*\\text\s*\{\s*to\s*\}\s*|\s+to\s+")
-_DECIMAL = re.compile(r"-?[0-9]*\.([0-9]+)")
 
 
 def same_answer(a: str | None, b: str | None) -> bool:
@@ -77,130 +73,6 @@ def same_answer(a: str | None, b: str | None) -> bool:
     """
     mine = key(a)
     return mine is not None and mine == key(b)
-
-
-def right_answer(answer: str | None, known: str | None, *, ordered: bool = False) -> bool:
-    r"""Whether an answer is right where ``known`` is: if it is the same, or the same but for what only one of them names.
-
-    That is a unit (known "5 km", answer "5": then the numbers are compared as they are written), a number base, the words
-    after a number ("3 left"), the left side of an equation (known "y = 2x", answer "2x"), and what is rounded: a decimal
-    of six or more significant digits may stand for a number whose decimals never end (\sqrt2 for 1.41421, 1/3 for
-    0.333333). Where both name one, they must agree. ``ordered``: the parts come in the order of the known answer.
-
-    >>> right_answer("5", "5 km"), right_answer("5 m", "5 km"), right_answer("0.333333", "1/3"), right_answer("0.33", "1/3")
-    (True, False, True, False)
-    """
-    mine, gold = key(answer), key(known)
-    if mine is None or gold is None or answer is None or known is None:
-        return False
-    parts, wanted = several(undecorated(answer)), several(undecorated(known))
-    if _contradict(_names(parts), _names(wanted)) or _at_other_rates(answer, known):
-        return False
-    if not (ordered and len(wanted) > 1) and (mine == gold or _leniently(answer, known)):
-        return True
-    if len(parts) != len(wanted) or len(parts) < 2:
-        return False
-    left = list(parts)
-    for part in wanted:
-        found = next((i for i, x in enumerate(left[:1] if ordered else left) if right_answer(x, part)), None)
-        if found is None:
-            return False
-        del left[found]
-    return True
-
-
-def _names(parts: Sequence[str]) -> list[str]:
-    """The names before "=" in parts of an answer."""
-    return sorted(tight(found[0]) for part in parts if (found := named(part)))
-
-
-def _contradict(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether the names before "=" differ: single letters, or names with other digits ("x_1", "x_2")."""
-    return any(
-        a != b and (len(a) == len(b) == 1 or re.sub(r"\d", "", a) == re.sub(r"\d", "", b))
-        for a, b in zip(names, others, strict=False)
-        if len(names) == len(others)
-    )
-
-
-def _at_other_rates(answer: str, known: str) -> bool:
-    """ "5 pages per day" is not "5 pages per week"."""
-    a, b = _RATE.search(answer), _RATE.search(known)
-    return a is not None and b is not None and a[1].casefold() != b[1].casefold()
-
-
-def _leniently(answer: str, known: str) -> bool:
-    """Without what only one of the two names, or rounded."""
-    if " to " in answer + known and ":" in answer + known:
-        answer, known = _TO.sub(":", answer), _TO.sub(":", known)
-        if key(answer) == key(known):
-            return True
-    if _pair(answer) == _pair(known) is not None:
-        return True
-    a, b = _bare(answer), _bare(known)
-    if (a is None) != (b is None):
-        bare = a or b
-        other = key(known if a is not None else answer)
-        if bare == other or (bare and other and _rounded(bare, other, answer if a is None else known)):
-            return True
-    mine, gold = key(answer), key(known)
-    return mine is not None and gold is not None and (_rounded(mine, gold, answer) or _rounded(gold, mine, known))
-
-
-def _pair(answer: str) -> Key | None:
-    """Coordinates, also where they are named: "x = 1, y = 2" for (1, 2)."""
-    if names := _values_by_name(several(undecorated(answer))):
-        return "(", *(key(value) for _, value in sorted(names)), ")"
-    found = key(answer)
-    return found if found and found[0] == "(" and found[-1] == ")" else None
-
-
-def _bare(answer: str) -> Key | None:
-    """The key of an answer without the unit, base, words or left side that it names; None where it names none."""
-    text = undecorated(answer)
-    found = quantity(text)
-    if found is not None:
-        return key(found.number) if found.named or found.words else None
-    if match := _BASED.fullmatch(tight(text)):
-        return key(match[1])
-    if (match := _TIME.fullmatch(text)) and match[4]:
-        return key(text[: match.end(3) if match[3] else match.end(2)])
-    if (said := key(text)) is not None and said[0] == "ratio" and len(said) == 3:
-        return "number", said[1]
-    if names := _values_by_name(several(text)):
-        return key(", ".join(value for _, value in names))
-    sides = relation(text)
-    if sides is not None and sides[1] == "=" and re.fullmatch(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?", sides[0].strip()):
-        return key(sides[2])
-    return None
-
-
-def _rounded(decimal: Key, other: Key, written: str) -> bool:
-    """Whether a decimal, as it is written, is another number to as many places, rounded or cut off."""
-    match = _DECIMAL.fullmatch(undecorated(written).replace(",", ""))
-    if match is None or decimal[0] != "number" or other[0] not in ("number", "formula"):
-        return False
-    digits = re.sub(r"\D", "", match[0]).lstrip("0")
-    value = _approximately(other)
-    if len(digits) < MIN_DIGITS or value is None:
-        return False
-    unit = Fraction(1, 10 ** len(match[1]))
-    cut = (abs(value) // unit) * unit
-    return decimal[1] in (round(value / unit) * unit, cut if value >= 0 else -cut)
-
-
-def _approximately(found: Key) -> Fraction | None:
-    """The value of a number without a finite decimal, to 30 digits."""
-    if found[0] == "number" and isinstance(found[1], Fraction):
-        under = found[1].denominator
-        for prime in (2, 5):
-            while under % prime == 0:
-                under //= prime
-        return found[1] if under > 1 else None
-    said = str(found[1])
-    return (
-        Fraction(said.removeprefix("irrational ")) if re.fullmatch(r"irrational -?[0-9.]+(?:e[+-]?\d{1,3})?", said) else None
-    )
 
 
 def key(answer: str | None) -> Key | None:
@@ -253,7 +125,7 @@ def _all_but(points: Sequence[Key | None]) -> Key | None:
 
 def _time(text: str, _: int) -> Key | None:
     """ "3:30 p.m.", "15:30"; half past three and half past fifteen are two times, and no ratios."""
-    match = _TIME.fullmatch(text)
+    match = TIME.fullmatch(text)
     if match is None:
         return None
     hour, half = int(match[1]), (match[4] or "").casefold()
@@ -283,14 +155,14 @@ def _list(text: str, depth: int) -> Key | None:
         return length
     if len(parts) < 2:
         return None
-    if names := _values_by_name(parts):
+    if names := values_by_name(parts):
         return "named", *sorted(((name, _key(value, depth)) for name, value in names), key=repr)
     keys = [_key(part, depth) for part in parts]
     flat = [x for k in keys if k is not None for x in (k[1:] if k[0] == "list" else (k,))]
     return "list", *sorted(flat, key=repr)
 
 
-def _values_by_name(parts: Sequence[str]) -> list[tuple[str, str]] | None:
+def values_by_name(parts: Sequence[str]) -> list[tuple[str, str]] | None:
     """ "x = 1, y = 2": the values of different names, that are not only the roots x_1 and x_2 of one."""
     found = [pair for part in parts if (pair := named(part)) and pair[0]]
     names = [(re.sub(r"\\[({\[]|\\[)}\]]", "", tight(name)), value) for name, value in found]
@@ -403,7 +275,7 @@ def _quantity(text: str, depth: int) -> Key | None:
 
 
 def _based(text: str, _: int) -> Key | None:
-    match = _BASED.fullmatch(tight(text))
+    match = BASED.fullmatch(tight(text))
     if match is None or not any(c.isdigit() for c in match[1]):
         return None
     said = in_words([match[3]]) if match[3] else None

@@ -38,7 +38,8 @@ _BOX = re.compile(
     re.DOTALL,
 )
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$*]|\\[()\[\],; ]|\\q?quad)*(?:(?:[,;&]|\\text\s*\{[\s,]*(?:and|or)\s*\}|\b(?:and|or)\b)(?:[\s$*]|\\[()\[\],; ]|\\q?quad)*)+"
+    r"(?:[\s$*]|\\[()\[\],; ]|\\q?quad)*"
+    r"(?:(?:[,;&]|\\text\s*\{[\s,]*(?:and|or)\s*\}|\b(?:and|or)\b)(?:[\s$*]|\\[()\[\],; ]|\\q?quad)*)+"
     r"(?:[a-zA-Z](?:_\{?\w+\}?)?\s*=\s*)?"
 )
 _CLAUSE = re.compile(

@@ -55,7 +55,8 @@ _LABELS = tuple(
     re.compile(pattern)
     for pattern in (
         _NAME,
-        rf"{_NAME}(?:\^\{{?(?:-1|\\prime|\*)\}}?)?\s*(?:\((?:[^()=<>]|\([^()=<>]*\))*\)|\[[^\[\]=<>]*\])",  # f(3), P(A | B), E[X]
+        rf"{_NAME}(?:\^\{{?(?:-1|\\prime|\*)\}}?)?\s*"
+        r"(?:\((?:[^()=<>]|\([^()=<>]*\))*\)|\[[^\[\]=<>]*\])",  # f(3), P(A | B), E[X]
         r"(?:P|\\Pr|\\mathbb\s*\{?P\}?)\s*\([^()]*\)",  # P(X > 2)
         r"\\mathbb\s*\{?[A-Z]\}?\s*[(\[].*[)\]]",
         r"\\(?:sin|cos|tan|cot|sec|csc)\s*\(?\s*(?:\\angle\s*)?(?:\\[a-z]+|[a-zA-Z]{1,3})\s*\)?",
@@ -136,7 +137,8 @@ def several(answer: str, *, grouped: bool = True) -> list[str]:
     ):
         return [answer]
     answer = re.sub(r"^(?:both|either)\s+(?=.*\b(?:and|or)\b)", "", answer)
-    if not (answer.count("$") > 2 and answer.startswith("$")):
+    price = answer.count("$") == 1 and answer[1:2].isdigit()  # "$18/day"
+    if not price and not (answer.count("$") > 2 and answer.startswith("$")):
         answer = answer.strip("$").strip()
     if grouped and parse_number(answer) is not None:
         return [answer]

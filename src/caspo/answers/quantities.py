@@ -50,7 +50,8 @@ _NEGATIVE = re.compile(r"(?:minus|negative)\s+(?=[$.0-9])", re.IGNORECASE)
 _ORDINAL = re.compile(r"(?:the\s+)?([0-9]+)\s*\^?\s*\{?\s*(?:\\[a-z]+\s*\{\s*)?(?:st|nd|rd|th)\s*\}*")
 _BEFORE = re.compile(rf"[+−–-]?\s*({CURRENCY})")
 
-_CHANGING = """doubled tripled halved quadrupled or least most than over under above below up to from until between not no without except plus minus factorial
+_CHANGING = """doubled tripled halved quadrupled
+    or least most than over under above below up to from until between not no without except plus minus factorial
     squared cubed choose mod modulo remainder power root divided multiplied by if when where and but both negative sqrt sin
     cos tan cot sec csc log exp frac arcsin arccos arctan th hundred thousand million billion trillion dozen half thirds nor
     onward onwards maximum minimum max min inclusive exclusive infinity infinite undefined approximately about equals is are

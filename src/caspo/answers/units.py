@@ -135,6 +135,7 @@ dollar USD usd buck | 1
 cent penny pennies ¢ | 1/100
 euro EUR € | 1 EUR
 GBP £ | 1 GBP
+pence | 1/100 GBP
 yen JPY ¥ | 1 JPY
 rupee INR ₹ Rs | 1 INR
 ° deg degree rad radian | 1
