@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from caspo.answers.compare import key
 from caspo.answers.parts import several, undecorated
@@ -19,6 +20,7 @@ __all__ = ["clean", "extract_answer", "statements"]
 MAX_SAID = 1000
 MAX_STATEMENTS = 20
 """That are looked at, from the end."""
+MAX_CLAUSES = 3
 
 _ANSWER_IS = re.compile(
     r"\b(?:answers?|ans)\b(?:[^\n.:=]{0,60}?)(?::|=|\b(?:is|are|equals|(?:must|would|should|will|has to) be)\b)[\s:*=]*"
@@ -218,7 +220,7 @@ def _without_clause(said: str) -> str:
     """ "5, which is odd" and "that 5 apples are left": the value alone; all of it where no value stands alone."""
     if said.startswith("that ") and len(numbers := list(_ANY_NUMBER.finditer(said))) == 1:
         said = re.split(r"\s+(?:is|are|was|were|will|remain)\b", said[numbers[0].start() :])[0]
-    for match in _CLAUSE.finditer(said):
+    for match in islice(_CLAUSE.finditer(said), MAX_CLAUSES):
         value = key(said[: match.start()])
         if value is not None and (
             value[0] in ("number", "quantity")

@@ -99,8 +99,7 @@ def undecorated(answer: str) -> str:
     )
     while answer != before:
         before = answer
-        answer = answer.strip().strip("*`_\"' ")
-        answer = re.sub(r"(?<!\\)[,;]+$|(?<=\w)\\$", "", answer).strip()
+        answer = answer.strip().strip("*`_\"' ").rstrip(",;\\ \t\n").strip()
         answer = re.sub(r"(?<=[^\W\d_]{2})!+$", "", answer)  # 5! is a number
         answer = re.sub(r"^(?:\\[,;:! ]|[~\s])+|(?:\\[,;: ]|[~\s]|\\\\)+$", "", answer)
         if answer.endswith(".") and not re.search(r"\b(?:[A-Za-z]\.)+[A-Za-z]\.$|\b(?:Inc|Jr|Sr|Co|Ltd)\.$", answer):

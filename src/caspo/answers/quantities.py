@@ -123,7 +123,7 @@ def _money(text: str) -> Quantity | None:
     worded = _worded(bare)
     if worded is None or (worded.named and worded.unit != unit and worded.unit.dimension):
         return None
-    return Quantity(worded.number, unit, named=True)
+    return Quantity(worded.number, unit, named=True, words=worded.words)
 
 
 def _latex(text: str) -> Quantity | None:
