@@ -29,6 +29,12 @@ SAME = {
         ("$3 million", "3000000"), ("3.5 billion dollars", "3500000000"), ("1 million people", "1000000"), ("2**10", "1024"),
         ("2^10", "1024"), (r"12^{\mathrm{th}}", "12th"), ("5!", "120"), (r"\infty", "∞"), ("1,200 people", "1200"),
         ("118 000", "118,000"), (r"(5, \\infty)", r"(5, \infty)"),
+        (r"0.\bar3", "1/3"), ("approx. 5", "5"), ("almost 5", "5"), ("5 (approximately)", "5"), ("five (5)", "5"),
+        ("5 (five) apples", "5"), ("the 12th", "12"), ("(1000)(26)", "26000"), ("2(3)(4)", "24"), ("minus 18", "-18"),
+        ("negative 18", "-18"), ("half a million", "500000"), ("3 dozens", "36"), ("2 gross", "288"), ("3 lakh", "300000"),
+        ("6.02 x 10^23", "6.02e23"), ("6.02 × 10²³", "6.02e23"), (r"1\ 000", "1000"), (r"18\,", "18"), (r"{\bf 18}", "18"),
+        (r"\underline{18}", "18"), (r"{5 \choose 2}", "10"), (r"\tbinom52", "10"), ("(1010)_2", "1010_2"),
+        (r"1010_{\text{two}}", "1010_2"), ("5!=120", "120"),
     ],
     "units": [
         ("18 apples", "18"), ("18", "$18"), (r"18\text{ dollars}", "$18.00"), ("$18 a day", "18"), (r"\$32,\!348", "32348"),
@@ -43,6 +49,10 @@ SAME = {
         (r"125\textnormal{ miles}", "125 mi"), (r"3\sqrt{2} cm", r"\sqrt{18}\text{ cm}"),
         (r"\sqrt{2}\text{ m}", r"100\sqrt2\text{ cm}"),
         ("1.5 kg", "1500 grams"), ("3 p.m.", "3 PM"), ("20 °C", r"20^\circ\text{C}"), ("5-year-old", "5 years"),
+        (r"125 \textbf{ miles}", "125 miles"), (r"125 {\rm miles}", "125 mi"), (r"45\degree", "45"),
+        ("3:30 p.m.", "3:30 PM"),
+        ("15:30", r"3:30\text{ PM}"), (r"9.8\ \mathrm{m\,s^{-2}}", "9.8 m/s^2"), ("5 light years", "5 ly"),
+        ("$18/day", "$18 per day"),
     ],
     "words": [
         ("North.", "north"), ("(A)", "a"), (r"\text{(B)}", "B"), (r"\text{east}", "East"), (r"\emptyset", "∅"),
@@ -54,6 +64,10 @@ SAME = {
         ("P(A|B) = 1/2", "0.5"),
         (r"\text{The area} = 5", "5"), ("x_1 = 5", "5"), ("Area: 5", "5"), (r"x \in [-2,7]", "[-2,7]"), ("2 + 3 = 5", "5"),
         (r"\lfloor x \rfloor = 5", "5"), ("x = y = 3", "3"),
+        (r"[\triangle ABC] = 5", "5"), (r"\text{Area of } ABC = 5", "5"), (r"P(X>2) = 1/2", "1/2"), ("E[X] = 3", "3"),
+        (r"\mathbb{E}[X] = 3", "3"), ("f(f(3))=5", "5"), (r"\sin \theta = \frac{3}{5}", "3/5"),
+        (r"\frac{dy}{dx} = 2x", "2x"),
+        (r"\frac{AB}{CD} = 2", "2"), ("x=1, y=2", "y = 2 and x = 1"), ("x_1 = 1, x_2 = 2", "2, 1"),
     ],
     "parts": [
         ("1, -2", "-2, 1"), (r"\{1, 2\}", "2, 1"), ("x=1, x=2", "2, 1"), ("x = 0 or x = 2", "0, 2"),
@@ -65,6 +79,8 @@ SAME = {
         ("E_{1},E_{2}", "E_2, E_1"), ("1,200 and 3", "3, 1200"), (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\pi/2)"),
         ("(3,4)", "(3, 4)"),
         (r"\begin{pmatrix} -1/3 \\ 2 \end{pmatrix}", r"\begin{bmatrix} -\frac13 \\ 2 \end{bmatrix}"),
+        (r"\begin{pmatrix} 1/2 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{bmatrix} \frac12&2\\3&4 \end{bmatrix}"),
+        ("both 1 and 2", "1, 2"), ("either 1 or 2", "1, 2"), (r"\(x = 0\) or \(x = 2\)", "0, 2"), ("3:4", r"6 \colon 8"),
     ],
     "intervals": [
         ("x<3", r"(-\infty,3)"), ("3 > x", r"(-\infty,3)"), (r"x \le 3", r"(-\infty, 3]"), ("0<x<12.5", "(0,12.5)"),
@@ -73,6 +89,8 @@ SAME = {
         ("k ≥ 2", r"k \geqslant 2"),
         (r"(2,12) \cup (12,102)", r"(12,102)\cup(2,12)"), ("x>-2 or x<-5", r"(-\infty,-5)\cup(-2,\infty)"),
         (r"\mathbb{R}", r"(-\infty, \infty)"), ("all real numbers", r"\mathbb{R}"),
+        (r"x \neq 2", r"(-\infty,2)\cup(2,\infty)"), (r"\mathbb{R} \setminus \{2\}", r"x \ne 2"),
+        (r"\lbrace x \mid -1<x<1\rbrace", "(-1,1)"),
     ],
     "formulas": [
         ("x + m", "m + x"), (r"\frac{n+1}n", r"\frac{n+1}{n}"), (r"\frac{n+1}n", "1+1/n"), (r"\dfrac{x}{2}", "x/2"),
@@ -86,6 +104,7 @@ SAME = {
         (r"2\pi r h", r"2\pi h r"),
         ("2^{99999999}", r"4^{49999999} \cdot 2"), (r"1.5 x", r"\frac{3x}{2}"), (r"\sum_{k=1}^{10} k", "55"),
         (r"\sin 30^\circ", "0.5"),
+        ("x²", "x^2"),
     ],
 }  # fmt: skip
 OTHER = {
@@ -98,6 +117,8 @@ OTHER = {
         ("3 more", "3 less"),
         (r"5 \text{ or more}", "5"), ("5 to 7", "5"), ("more than 5", "5"), ("7 or 8", "7"), ("x to the 5", "5"),
         ("5 heads", "5 tails"),
+        ("5 doubled", "5"), ("3 to 4", "2 to 6"), (r"3 \text{ to } 4", r"2 \text{ to } 6"), ("3 4", "12"), ("3 lakh", "3"),
+        ("$5 profit", "$5 loss"), ("5 wins", "5 losses"),
     ],
     "units": [
         ("25 cents", "$25"), ("25 cents", "25"), ("50%", "$50"), ("50%", "50"), ("5 km", "$5"), ("5 km", "5 m"),
@@ -105,6 +126,8 @@ OTHER = {
         ("5 in", "5 ft"), ("€5", "£5"), ("€5", "5"), ("5 hours", "5 minutes"), ("5 cm^2", "5 cm"), ("20 °C", "20 °F"),
         ("5 mW", "5 MW"),
         ("60 miles per hour", "60 miles"), ("5 m", "5 m/s"), ("52_8", "52_9"), ("52_8", "42"), ("52_8", "52"),
+        ("3:30", "1:10"), ("3:30", "1/10"), ("3:30 AM", "3:30 PM"), ("5:1", "5"), ("3:4", "4:3"), ("3:4", "0.75"),
+        ("5 pence", "£5"), ("5 stones", "5 pounds"), ("5 light years", "5 years"),
     ],
     "formulas": [
         (r"\pi r^2", r"\pi r^2 h"), (r"\binom{2n}{n} h", r"\binom{2n}{n}"), ("2.88e-19", "10^{-30}"),
@@ -125,6 +148,8 @@ OTHER = {
         (r"x \le 3", "x<3"), (r"x \ge 2", "x > 2"), (r"x \ne 3", "x = 3"), ("A and B", "A"), (r"(1,2)\cup(3,4)", "(1,2)"),
         ("(1,200)", "1200"),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}"), ("x=1, y=2", "x=2, y=1"),
+        ("f(1)=2, f(2)=3", "f(1)=3, f(2)=2"), (r"\mathbb{R} \setminus \{2\}", r"\mathbb{R}"),
     ],
     "words": [
         ("No", "No solution"), ("converges", "converges absolutely"), ("no real solutions", "no solutions"),
@@ -164,6 +189,8 @@ RIGHT = [
     ("-1/3", "-0.333333"), (r"\pi", "3.14159"), ("1.414214", r"\sqrt2"), ("5 km, 7 km", "7, 5"), ("2,4,3", "2,3,4"),
     ("3 hours", "180 minutes"),
     (r"12^{\mathrm{th}}", "12"), ("3 cm", "30 mm"),
+    ("3:30 PM", "3:30"), ("3/4", "3:4"), ("3:4", "3 to 4"), ("x=1, y=2", "1, 2"), ("(1,2)", "x = 1 and y = 2"),
+    ("x=1, y=2", "(1,2)"), ("5 pages per day", "5 pages"),
 ]  # fmt: skip
 WRONG = [
     ("5 km", "5 m"), ("$50", "50%"), ("$25", "25 cents"), ("10 feet", "10 meters"), ("1/3", "0.33333"), (r"\pi", "3.1416"),
@@ -172,6 +199,8 @@ WRONG = [
     (r"\angle A_{1}=90", r"\angle A_{2}=90"), ("5 km, 7 km", "7"), ("52_8", "52_9"), ("5", "x + y = 5"), ("5", None),
     (None, "5"),
     (r"\frac{37}{4} m", "9.25"), ("2.88e-19", "10^{-30}"),
+    ("x=1, y=2", "x=2, y=1"), ("(1,2)", "x=2, y=1"), ("5 pages per day", "5 pages per week"), ("3:4", "4 to 3"),
+    ("$5 per day", "$5 per week"),
 ]  # fmt: skip
 
 

@@ -5,16 +5,17 @@ the same exactly if their keys are equal, so that sameness is an equivalence rel
 
 - A number is a number however it is written; units are converted; percent is hundredths ("60%" is "0.6"), cents are
   hundredths of a dollar. Dollars, degrees and the things that are counted say nothing of a number ("$5", "5 eggs", "5").
-- The name before "=" says nothing ("x = 5", "f(3) = 5", "5"), but a curve is an equation ("y = 2x + 3").
+- The name before "=" says nothing ("x = 5", "f(3) = 5", "5"); several names do ("x = 1, y = 2" is not "x = 2, y = 1").
+  A curve is an equation ("y = 2x + 3"). Times and ratios are no numbers ("3:30", "3:4").
 - Parts that commas, "and", "or" and braces make come in any order; coordinates do not. "x < 3" is "(-\infty, 3)".
 - Nothing is rounded.
 
-`right_answer` is for known answers. It takes what is the same, and by one rule what is said with less or more than the
-known answer has: see there.
+What is right for a known answer is said in `known`.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -34,26 +35,32 @@ from caspo.answers.parts import (
     undecorated,
 )
 from caspo.answers.quantities import quantity
-from caspo.answers.values import TEXT, parse_number
+from caspo.answers.values import TEXT, in_words, parse_number
 
-__all__ = ["Key", "group_answers", "key", "normalised", "right_answer", "same_answer"]
+__all__ = ["BASED", "TIME", "Key", "group_answers", "key", "normalised", "same_answer", "values_by_name"]
 
 Key = tuple[object, ...]
 """What an answer is compared by: its kind, then what makes it up."""
 
 MAX_DEPTH = 6
 """Of brackets in brackets."""
-MIN_DIGITS = 6
-"""Of a decimal that may stand for a number without an end."""
 
 _INFINITE = re.compile(r"([+-]?)\s*(?:\\infty|∞|infinity|\\inf|inf|oo)")
 _EVERYTHING = re.compile(r"\\mathbb\s*\{?R\}?|\\R|ℝ|all\s+real\s+numbers|all\s+reals|\\text\{\s*all real numbers\s*\}")
 _NOTHING = re.compile(
     r"\\emptyset|\\varnothing|∅|\\\{\s*\\\}|(?:the )?empty set|\\text\{\s*(?:the )?empty set\s*\}", re.IGNORECASE
 )
-_BASED = re.compile(r"([0-9A-Fa-f]+)_\{?([0-9]+)\}?")
+_ALL_BUT = re.compile(
+    r"(?:[a-zA-Z]\s*(?:\\in|∈)\s*)?(?:\\mathbb\s*\{?R\}?|ℝ|all\s+real\s+numbers)\s*(?:\\setminus|\\backslash|\\|-|except|but)\s*((?:\\\{)?.+)"
+)
+TIME = re.compile(
+    r"([01]?[0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?"
+    r"(?:(?:\s|\\[,; ])*(?:\\(?:text|mathrm)\s*\{\s*)?([aApP])\.?\s?[mM]\.?\}?)?"
+)
+BASED = re.compile(
+    r"(?:\\text\{)?\(?([0-9A-Fa-f]+)\)?\}?_(?:\{?\(?([0-9]+)\)?\}?|\{?(?:\\text\{)?\(?([a-z]{3,9})\)?\}{0,2})"
+)
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\bdegrees?\b")
-_DECIMAL = re.compile(r"-?[0-9]*\.([0-9]+)")
 
 
 def same_answer(a: str | None, b: str | None) -> bool:
@@ -66,104 +73,6 @@ def same_answer(a: str | None, b: str | None) -> bool:
     """
     mine = key(a)
     return mine is not None and mine == key(b)
-
-
-def right_answer(answer: str | None, known: str | None, *, ordered: bool = False) -> bool:
-    r"""Whether an answer is right where ``known`` is: if it is the same, or the same but for what only one of them names.
-
-    That is a unit (known "5 km", answer "5": then the numbers are compared as they are written), a number base, the words
-    after a number ("3 left"), the left side of an equation (known "y = 2x", answer "2x"), and what is rounded: a decimal
-    of six or more significant digits may stand for a number whose decimals never end (\sqrt2 for 1.41421, 1/3 for
-    0.333333). Where both name one, they must agree. ``ordered``: the parts come in the order of the known answer.
-
-    >>> right_answer("5", "5 km"), right_answer("5 m", "5 km"), right_answer("0.333333", "1/3"), right_answer("0.33", "1/3")
-    (True, False, True, False)
-    """
-    mine, gold = key(answer), key(known)
-    if mine is None or gold is None or answer is None or known is None:
-        return False
-    parts, wanted = several(undecorated(answer)), several(undecorated(known))
-    if _contradict(_names(parts), _names(wanted)):
-        return False
-    if not (ordered and len(wanted) > 1) and (mine == gold or _leniently(answer, known)):
-        return True
-    if len(parts) != len(wanted) or len(parts) < 2:
-        return False
-    left = list(parts)
-    for part in wanted:
-        found = next((i for i, x in enumerate(left[:1] if ordered else left) if right_answer(x, part)), None)
-        if found is None:
-            return False
-        del left[found]
-    return True
-
-
-def _names(parts: Sequence[str]) -> list[str]:
-    """The names before "=" in parts of an answer."""
-    return sorted(tight(found[0]) for part in parts if (found := named(part)))
-
-
-def _contradict(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether the names before "=" differ: single letters, or names with other digits ("x_1", "x_2")."""
-    return any(
-        a != b and (len(a) == len(b) == 1 or re.sub(r"\d", "", a) == re.sub(r"\d", "", b))
-        for a, b in zip(names, others, strict=False)
-        if len(names) == len(others)
-    )
-
-
-def _leniently(answer: str, known: str) -> bool:
-    """Without what only one of the two names, or rounded."""
-    a, b = _bare(answer), _bare(known)
-    if (a is None) != (b is None):
-        bare = a or b
-        other = key(known if a is not None else answer)
-        if bare == other or (bare and other and _rounded(bare, other, answer if a is None else known)):
-            return True
-    mine, gold = key(answer), key(known)
-    return mine is not None and gold is not None and (_rounded(mine, gold, answer) or _rounded(gold, mine, known))
-
-
-def _bare(answer: str) -> Key | None:
-    """The key of an answer without the unit, base, words or left side that it names; None where it names none."""
-    text = undecorated(answer)
-    found = quantity(text)
-    if found is not None:
-        return key(found.number) if found.named or found.words else None
-    if match := _BASED.fullmatch(tight(text)):
-        return key(match[1])
-    sides = relation(text)
-    if sides is not None and sides[1] == "=" and re.fullmatch(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?", sides[0].strip()):
-        return key(sides[2])
-    return None
-
-
-def _rounded(decimal: Key, other: Key, written: str) -> bool:
-    """Whether a decimal, as it is written, is another number to as many places, rounded or cut off."""
-    match = _DECIMAL.fullmatch(undecorated(written).replace(",", ""))
-    if match is None or decimal[0] != "number" or other[0] not in ("number", "formula"):
-        return False
-    digits = re.sub(r"\D", "", match[0]).lstrip("0")
-    value = _approximately(other)
-    if len(digits) < MIN_DIGITS or value is None:
-        return False
-    unit = Fraction(1, 10 ** len(match[1]))
-    cut = (abs(value) // unit) * unit
-    return decimal[1] in (round(value / unit) * unit, cut if value >= 0 else -cut)
-
-
-def _approximately(found: Key) -> Fraction | None:
-    """The value of a number without a finite decimal, to 30 digits."""
-    if found[0] == "number" and isinstance(found[1], Fraction):
-        under = found[1].denominator
-        for prime in (2, 5):
-            while under % prime == 0:
-                under //= prime
-        return found[1] if under > 1 else None
-    said = str(found[1])
-    return (
-        Fraction(said.removeprefix("irrational ")) if re.fullmatch(r"irrational -?[0-9.]+(?:e[+-]?\d{1,3})?", said) else None
-    )
 
 
 def key(answer: str | None) -> Key | None:
@@ -191,8 +100,8 @@ def _key(answer: str, depth: int) -> Key | None:
 def _number(text: str, _: int) -> Key | None:
     if match := _INFINITE.fullmatch(text):
         return "number", "-oo" if match[1] == "-" else "oo"
-    if re.fullmatch(r"[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?", text):  # "9 500": as an answer, one number
-        text = text.replace(" ", "")
+    if re.fullmatch(r"[+-]?[0-9]{1,3}(?:\\? [0-9]{3})+(?:\.[0-9]+)?", text):  # "9 500": as an answer, one number
+        text = text.replace("\\", "").replace(" ", "")
     value = None if re.search(r"[%€£¥₹¢]", text) else parse_number(text)
     return ("number", value) if value is not None else None
 
@@ -200,7 +109,42 @@ def _number(text: str, _: int) -> Key | None:
 def _sets(text: str, _: int) -> Key | None:
     if _EVERYTHING.fullmatch(text):
         return "(", ("number", "-oo"), ("number", "oo"), ")"
+    if match := _ALL_BUT.fullmatch(text):
+        return _all_but([key(part) for part in several(match[1])])
     return ("list",) if _NOTHING.fullmatch(text) else None
+
+
+def _all_but(points: Sequence[Key | None]) -> Key | None:
+    """All real numbers but some, as intervals."""
+    numbers = sorted(p[1] for p in points if p is not None and p[0] == "number" and isinstance(p[1], Fraction))
+    if not numbers or len(numbers) < len(points):
+        return None
+    ends: list[Key] = [("number", "-oo"), *(("number", n) for n in numbers), ("number", "oo")]
+    return "list", *sorted((("(", a, b, ")") for a, b in itertools.pairwise(ends)), key=repr)
+
+
+def _time(text: str, _: int) -> Key | None:
+    """ "3:30 p.m.", "15:30"; half past three and half past fifteen are two times, and no ratios."""
+    match = TIME.fullmatch(text)
+    if match is None:
+        return None
+    hour, half = int(match[1]), (match[4] or "").casefold()
+    if half and 1 <= hour <= 12:
+        hour, half = hour % 12 + (12 if half == "p" else 0), ""
+        half = "" if hour > 12 else "am" if hour < 12 else "pm"
+    return "time", hour, int(match[2]), int(match[3] or 0), half
+
+
+def _ratio(text: str, depth: int) -> Key | None:
+    """ "3:4" is "6:8", and no number."""
+    parts = re.split(r":|\\colon(?![a-z])", text)
+    if not 2 <= len(parts) <= 5 or not all(part.strip() and re.search(r"[0-9a-z]", part) for part in parts):
+        return None
+    keys = [_key(part, depth) for part in parts]
+    numbers = [k[1] for k in keys if k is not None and k[0] == "number" and isinstance(k[1], Fraction)]
+    if len(numbers) == len(keys) and numbers[-1]:
+        return "ratio", *(n / numbers[-1] for n in numbers)
+    return ("ratio", *keys) if all(k is not None and k[0] in ("number", "formula") for k in keys) else None
 
 
 def _list(text: str, depth: int) -> Key | None:
@@ -211,9 +155,19 @@ def _list(text: str, depth: int) -> Key | None:
         return length
     if len(parts) < 2:
         return None
+    if names := values_by_name(parts):
+        return "named", *sorted(((name, _key(value, depth)) for name, value in names), key=repr)
     keys = [_key(part, depth) for part in parts]
     flat = [x for k in keys if k is not None for x in (k[1:] if k[0] == "list" else (k,))]
     return "list", *sorted(flat, key=repr)
+
+
+def values_by_name(parts: Sequence[str]) -> list[tuple[str, str]] | None:
+    """ "x = 1, y = 2": the values of different names, that are not only the roots x_1 and x_2 of one."""
+    found = [pair for part in parts if (pair := named(part)) and pair[0]]
+    names = [(re.sub(r"\\[({\[]|\\[)}\]]", "", tight(name)), value) for name, value in found]
+    bases = {re.sub(r"_\{?\d+\}?$", "", name) for name, _ in names}
+    return names if len(names) == len(parts) > 1 and len(bases) == len(parts) else None
 
 
 def _compound(parts: Sequence[str]) -> Key | None:
@@ -280,6 +234,8 @@ def _related(text: str, depth: int) -> Key | None:  # noqa: PLR0911
         upward, closed = sign[0] == ">", "=" in sign
         ends: tuple[object, object] = (bound, ("number", "oo")) if upward else (("number", "-oo"), bound)
         return "[" if upward and closed else "(", *ends, "]" if closed and not upward else ")"
+    if sign == "!=" and _is_name(left) and (intervals := _all_but([bound])):
+        return intervals
     if sign == "!=":
         return _formula(f"({left}) - ({right})", "=", "not")
     if sign[0] == ">":
@@ -319,16 +275,16 @@ def _quantity(text: str, depth: int) -> Key | None:
 
 
 def _based(text: str, _: int) -> Key | None:
-    match = _BASED.fullmatch(tight(text))
-    return (
-        ("base", match[1].upper(), int(match[2]))
-        if match and len(match[2]) < 4 and any(c.isdigit() for c in match[1])
-        else None
-    )
+    match = BASED.fullmatch(tight(text))
+    if match is None or not any(c.isdigit() for c in match[1]):
+        return None
+    said = in_words([match[3]]) if match[3] else None
+    base = int(said[0]) if said else int(match[2]) if len(match[2]) < 4 else None
+    return ("base", match[1].upper(), base) if base else None
 
 
 def _as_formula(text: str, _: int) -> Key | None:
-    letters = re.fullmatch(r"\([a-zA-Z]\)|[^\W\d_]+", text) and text != "π"  # of a choice, or a word
+    letters = re.fullmatch(r"\([a-zA-Z]\)|[^\W\d_²³¹]+", text) and text != "π"  # of a choice, or a word
     return _formula(text) if not letters and re.search(r"[0-9\\a-zA-Zπ]", text) else None
 
 
@@ -342,7 +298,7 @@ def _formula(latex: str, kind: str = "value", said: str = "") -> Key | None:
 
 
 _READERS: tuple[Callable[[str, int], Key | None], ...] = (
-    _number, _sets, _bracketed, _list, _union, _both_signs, _quantity, _related, _based, _as_formula,
+    _number, _sets, _time, _ratio, _bracketed, _list, _union, _both_signs, _quantity, _related, _based, _as_formula,
 )  # fmt: skip
 
 

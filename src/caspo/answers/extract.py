@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from caspo.answers.compare import key
 from caspo.answers.parts import several, undecorated
@@ -19,17 +20,39 @@ __all__ = ["clean", "extract_answer", "statements"]
 MAX_SAID = 1000
 MAX_STATEMENTS = 20
 """That are looked at, from the end."""
+MAX_CLAUSES = 3
 
-_ANSWER_IS = re.compile(r"\banswers?\b(?:[^\n.:=]{0,60}?)(?::|=|\bis\b|\bare\b)[\s:*=]*", re.IGNORECASE)
-_HEADING = re.compile(
-    r"^[ \t]*(?:#+|\*\*)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]*:?[ \t*]*\n\s*", re.IGNORECASE | re.MULTILINE
+_ANSWER_IS = re.compile(
+    r"\b(?:answers?|ans)\b(?:[^\n.:=]{0,60}?)(?::|=|\b(?:is|are|equals|(?:must|would|should|will|has to) be)\b)[\s:*=]*"
+    r"(?:(?:therefore|thus|then|hence|indeed|clearly|given by)\b[\s:,*=]*)?",
+    re.IGNORECASE,
 )
-_BOX = re.compile(r"\\(?:boxed|framebox|fbox)\s*(?:\{|(\\[a-zA-Z]+|[^\s{}\\]))|\\.|[{}]", re.DOTALL)
-_BETWEEN_BOXES = re.compile(r"[\s$]*(?:[,;]|\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)+[\s$]*(?:\b(?:and|or)\b)?[\s$]*")
+_HEADING = re.compile(
+    r"^[ \t]*(?:#+|\*\*|__)[ \t*_]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t*_]*:?[ \t*_]*\n\s*(?:[-*•][ \t]+)?",
+    re.IGNORECASE | re.MULTILINE,
+)
+_TAG = re.compile(r"<answer>((?:(?!<answer>)[^\n]){1,1000}?)</answer>|<answer>\s*\n([^\n]+)\n\s*</answer>", re.IGNORECASE)
+_SPECIAL = re.compile(r"<\|[a-z_]{1,30}\|>|</s>")
+_ARGUMENT = r"\s*(?:\{[^{}]*\}|[0-9])"
+_BOX = re.compile(
+    rf"\\(?:boxed|framebox|fbox)\s*(?:\{{|(\\[dt]?frac{_ARGUMENT}{_ARGUMENT}|\\sqrt{_ARGUMENT}|\\[a-zA-Z]+|[^\s{{}}\\]))"
+    r"|\\.|[{}]",
+    re.DOTALL,
+)
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$*]|\\[()\[\],; ]|\\q?quad)*"
+    r"(?:(?:[,;&]|\\text\s*\{[\s,]*(?:and|or)\s*\}|\b(?:and|or)\b)(?:[\s$*]|\\[()\[\],; ]|\\q?quad)*)+"
+    r"(?:[a-zA-Z](?:_\{?\w+\}?)?\s*=\s*)?"
+)
+_CLAUSE = re.compile(
+    r"\s*[,;:(–—-]*\s*\b(?:which|because|since|as|so|where|giving|meaning|and (?:so|we|this|that|it)|when rounded)\b"
+)
+"""What follows an answer in its sentence and is none of it."""
 _ANY_NUMBER = re.compile(r"(?<![\w.])[-−]?[$€£]?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?|(?<![\w.])[-−]?\.[0-9]+")
 _COMMENT = re.compile(
     r"(?:the |as |also |therefore |indeed |not |now |thus )*(?:correct|right|wrong|incorrect|above|boxed|in the box|"
-    r"verified|clear|shown|given|confirmed|consistent|reasonable|valid|same|to |in |a |an |well|complete|unique|found)",
+    r"verified|clear|shown|given|confirmed|consistent|reasonable|valid|same|to |in |a |an |well|complete|unique|found|"
+    r"rounded|expressed|written|obtained|always|simplified)",
     re.IGNORECASE,
 )
 _CHECKED = re.compile(r"\b(?:check|verify|confirm|test)(?:ing)?\s+(?:that\s+)?(?:our|the|this|my)\s+$", re.IGNORECASE)
@@ -83,11 +106,15 @@ def statements(text: str, *, names: bool = False) -> Iterator[tuple[str, str]]:
     ``names``: the answer may be a name, in which a full stop after one letter or before a small letter ends nothing; else
     it is maths, where a calculation comes to what stands after its last "=".
     """
+    text = _SPECIAL.sub("\n", text)
     boxes = _boxes(text)
     found = [(start, end, said, "box") for start, end, said in boxes[-1:]]
     for match in list(re.finditer(r"####[ \t]*([^\n]*)", text))[-MAX_STATEMENTS:]:
         if not re.fullmatch(r"[\s*#]*(?:final\s+)?answer[\s:*]*", match[1], re.IGNORECASE):
             found.append((match.start(), match.end(), match[1], "mark"))
+    for match in list(_TAG.finditer(text))[-MAX_STATEMENTS:]:
+        if not any(match.start() < start < match.end() for start, _, _ in boxes):
+            found.append((match.start(), match.end(), match[1] or match[2], "mark"))
     for match in list(_HEADING.finditer(text))[-MAX_STATEMENTS:]:
         display = _DISPLAY.match(text, match.end(), match.end() + MAX_SAID)
         line = display.group() if display else text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
@@ -95,6 +122,8 @@ def statements(text: str, *, names: bool = False) -> Iterator[tuple[str, str]]:
     for match in list(_ANSWER_IS.finditer(text))[-MAX_STATEMENTS:]:
         if _CHECKED.search(text, max(0, match.start() - 30), match.start()):
             continue
+        if any(start < match.start() < end for start, end, _ in boxes):
+            continue  # "\boxed{\text{The answer is } 5}": a box
         display = _DISPLAY.match(text, match.end(), match.end() + MAX_SAID)
         line = display.group() if display else text[match.end() : match.end() + MAX_SAID].partition("\n")[0]
         said = line if display else _sentence(line, names)
@@ -131,7 +160,7 @@ def _joined(text: str, boxes: list[tuple[int, int, str]]) -> list[tuple[int, int
     joined: list[tuple[int, int, str]] = []
     for start, end, said in boxes:
         last = joined[-1] if joined else None
-        if last and last[1] <= start and _BETWEEN_BOXES.fullmatch(text, last[1], min(start, last[1] + 40)):
+        if last and last[1] <= start and _BETWEEN_BOXES.fullmatch(text, last[1], min(start, last[1] + 60)):
             again = key(said) == key(last[2])  # "\boxed{1.5}, or \boxed{\frac32}"
             joined[-1] = (last[0], end, said if again else f"{last[2]}, {said}")
         else:
@@ -160,6 +189,8 @@ def _goes_on(before: str, after: str, names: bool) -> bool:
         return True
     if re.fullmatch(r"(?:[A-Z]\.)+[A-Z]", last):
         return True
+    if last == "Ft" or (before.strip() == last and last.isupper() and re.match(r"\s*[A-Z]\.", after)):
+        return True  # "Ft. Worth", "J. K. Rowling"
     initial = re.fullmatch(r"[^\W\d_]", last)
     return bool(
         initial
@@ -169,6 +200,7 @@ def _goes_on(before: str, after: str, names: bool) -> bool:
 
 def _result(said: str) -> str:
     """What a calculation comes to ("18 + 4 = 22": 22); an equation with an unknown is an answer by itself ("x = 5")."""
+    said = _without_clause(said)
     parts = several(said)
     if len(parts) > 1 and all("=" in part for part in parts):
         results = [_result(part) for part in parts]
@@ -184,9 +216,27 @@ def _result(said: str) -> str:
     return right if chain or not letters or (not unknown and parse_number(clean(right)) is not None) else said
 
 
+def _without_clause(said: str) -> str:
+    """ "5, which is odd" and "that 5 apples are left": the value alone; all of it where no value stands alone."""
+    if said.startswith("that ") and len(numbers := list(_ANY_NUMBER.finditer(said))) == 1:
+        said = re.split(r"\s+(?:is|are|was|were|will|remain)\b", said[numbers[0].start() :])[0]
+    for match in islice(_CLAUSE.finditer(said), MAX_CLAUSES):
+        value = key(said[: match.start()])
+        if value is not None and (
+            value[0] in ("number", "quantity")
+            or (value[0] == "formula" and said.count("$", 0, match.start()) % 2 == 0 < said.count("$"))
+        ):
+            return said[: match.start()]
+    return said
+
+
 def clean(answer: str) -> str:
     """Without decoration; a number also without what says nothing of its value."""
     answer = undecorated(answer)
+    if said := _ANSWER_IS.match(
+        re.sub(r"^\s*the\s+(?:final\s+)?(?=answer)", "", TEXT.sub(r"\1", answer), flags=re.IGNORECASE)
+    ):
+        answer = undecorated(said.string[said.end() :])  # inside a box
     found = quantity(answer)
     if found is None or found.words or parse_number(found.number) is None:
         return answer

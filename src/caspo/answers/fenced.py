@@ -29,7 +29,7 @@ def code_of(text: str, name: str | None = None) -> str | None:
 
     The last block that defines ``name``; if it is not given or none does, the last that reads its input; else the last
     program. Without fences: from the first definition or import on, as far as it is Python; or the whole text if it is
-    indented, the body of a function.
+    indented, the body of a function, or a program that reads its input.
     """
     if fenced := blocks(text):
         python = [block for language, block in fenced if not language or _PYTHON.match(language)]
@@ -41,6 +41,8 @@ def code_of(text: str, name: str | None = None) -> str | None:
         return (reading or programs)[-1]
     if match := _CODE_START.search(text):
         return _while_python(text[match.start() :].rstrip())
+    if _READS_INPUT.search(text) and parsed(text) is not None:
+        return text.strip()
     return text.rstrip() if text.startswith(("    ", "\t")) and text.strip() else None
 
 
@@ -62,14 +64,25 @@ def blocks(text: str) -> list[tuple[str, str]]:
     inside: list[str] = []
     opened: re.Match[str] | None = None
     for line in [*text.replace("\r\n", "\n").split("\n"), None]:
-        if opened and (line is None or line.lstrip(" \t>").startswith(opened["fence"])):
+        if opened and (line is None or _closes(line, opened)):
+            if line is not None and not line.lstrip(" \t>").startswith(opened["fence"]):
+                inside.append(line.rstrip().removesuffix(opened["fence"]))  # "return x```"
             found.append((opened["language"].lower(), _block(inside, opened)))
             opened = None
         elif opened and line is not None:
             inside.append(line)
         elif line is not None and (match := _FENCE.fullmatch(line)) and _opens(match):
             opened, inside = match, []
-    return [(language, block) for language, block in found if block.strip()]
+    inner = [blocks(block) if language in ("markdown", "md") else [] for language, block in found]
+    return [x for one, within in zip(found, inner, strict=True) for x in (within or [one]) if x[1].strip()]
+
+
+def _closes(line: str, opened: re.Match[str]) -> bool:
+    """Not a fence in a docstring, which is indented by four or more."""
+    bare = line.lstrip(" \t>")
+    if bare.startswith(opened["fence"]):
+        return len(line) - len(bare) < len(opened["indent"] + opened["before"]) + 4
+    return opened["fence"][0] == "`" and line.rstrip().endswith(opened["fence"])
 
 
 def _opens(match: re.Match[str]) -> bool:

@@ -32,13 +32,17 @@ SECONDS = 5.0
 STARTING_SECONDS = 60.0
 """For the import of latex2sympy2 and sympy, on a busy machine."""
 
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _FUNCTION = r"arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|pi"
 _WORDLESS = re.compile(r"\\(?:begin|end|operatorname)\s*\{[^{}]*\}|(?<![a-zA-Z])(?:sqrt|gcd|lcm|max|min)(?![a-zA-Z])")
-_PROSE = re.compile(rf"(?<![\\a-zA-Z])(?!(?:{_FUNCTION})\b)[^\W\d_]{{4,}}")
+_PROSE = re.compile(
+    rf"(?<![\\a-zA-Z])(?!(?:{_FUNCTION})\b)[^\W\d_]{{4,}}|(?:^|(?<=[\s0-9]))(?:the|of|to|in|at|by|is|are|for|per|out|not|all|any)(?=[\s0-9]|$)"
+)
+_SAID = re.compile(r"(?<![_^{])(?<!_\{)\\(?:text|mbox|textrm|textbf|textit)\s*\{[^{}]*[a-zA-Z]{2}[^{}]*\}")
 _SIGNS = {"≤": "\\le ", "≥": "\\ge ", "π": "\\pi ", "∞": "\\infty ", "×": "\\cdot ", "·": "\\cdot ", "⋅": "\\cdot "}
-_SIGNS |= {"−": "-", "–": "-", "**": "^", "np.": "", "²": "^{2}", "³": "^{3}", "√": "\\sqrt ", "÷": "/", "θ": "\\theta "}
+_SIGNS |= {"−": "-", "–": "-", "**": "^", "np.": "", "√": "\\sqrt ", "÷": "/", "θ": "\\theta "}
 _SPACING = re.compile(
-    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|quad|qquad)(?![a-zA-Z])|(?<!\\)\\[,;:! ]|[~\s]+|(?<!\\)\$"
+    r"(?<!\\)\\ |\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|quad|qquad)(?![a-zA-Z])|(?<!\\)\\[,;:!]|[~\s]+|(?<!\\)\$"
 )
 _ONE = r"\s*(\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}|\\[a-zA-Z]+|[^\s{}\\])"
 _FRACTION = re.compile(rf"\\[dtc]?frac{_ONE}{_ONE}")
@@ -56,19 +60,26 @@ def fingerprint(formula: str, kind: str = "value") -> str | None:
 
     ``kind``: "value", or "=" or "<" for a formula that is compared with 0: there a factor (a positive one) does not matter.
     """
-    if len(formula) > MAX_LENGTH or _PROSE.search(_WORDLESS.sub("", TEXT.sub("", formula))):
+    if len(formula) > MAX_LENGTH or _SAID.search(formula) or _PROSE.search(_WORDLESS.sub("", TEXT.sub("", formula))):
         return None
     latex = as_latex(formula)
-    return _asked(latex, kind) if latex else None
+    if not latex or re.search(r"[0-9]\s+[0-9]", latex):  # "3 4" is no product
+        return None
+    return _asked(latex, kind)
 
 
 def as_latex(formula: str) -> str:
     """One spelling for what people and programs write: functions with a backslash, fractions with braces, exact decimals."""
+    formula = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: f"^{{{m[0].translate(_RAISED)}}}", formula)
     for sign, latex in _SIGNS.items():
         formula = formula.replace(sign, latex)
     formula = _SPACING.sub(" ", formula.replace("\\{", "(").replace("\\}", ")")).strip()
     formula = re.sub(r"\\[lr]?vert(?![a-zA-Z])", "|", formula)
     formula = re.sub(r"(?<=[0-9])[eE]([+-]?[0-9]+)(?![0-9a-zA-Z.])", r" \\cdot 10^{\1}", formula)
+    formula = re.sub(r"\\tbinom|\\dbinom", r"\\binom", formula)
+    formula = re.sub(r"\\binom\s*([0-9])\s*([0-9])", r"\\binom{\1}{\2}", formula)
+    formula = re.sub(r"(?:^|\{)\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*(?:\}|$)", r"\\binom{\1}{\2}", formula)
+    formula = re.sub(r"^\s*[(\[]\s*(\\begin\s*\{array\}.*\\end\s*\{array\})\s*[)\]]\s*$", r"\1", formula, flags=re.DOTALL)
     formula = re.sub(r"\{[bBvV]?matrix\}|\{array\}\s*\{[^{}]*\}", "{pmatrix}", formula)  # whatever its brackets
     formula = re.sub(r"(?<![\\a-zA-Z])(sqrt|√)(?![a-zA-Z])", r"\\sqrt ", formula)
     formula = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", formula)
@@ -79,7 +90,7 @@ def as_latex(formula: str) -> str:
     formula = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|°", angle, formula)
     formula = re.sub(r"[0-9]*\.[0-9]*\\(?:overline|bar)\s*\{[0-9]+\}|[0-9]*\.[0-9]+|[0-9]+\.(?![0-9])", _exactly, formula)
     formula = _braced(formula)
-    formula = re.sub(r"([0-9])\s*(?=\()", r"\1 \\cdot ", formula)
+    formula = re.sub(r"((?:^|[^a-zA-Z_\\])[0-9]+|(?<=[0-9a-zA-Z])\))\s*(?=\()", r"\1 \\cdot ", formula)
     return re.sub(r"\s+", " ", _NAME.sub(_symbol, formula)).strip()
 
 

@@ -15,13 +15,14 @@ MAX_LENGTH = 2000
 
 _PAIRS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"))
 _HEDGE = re.compile(
-    r"(?:(?:approximately|about|around|roughly|nearly|exactly|precisely|simply|only|just|equal to|a total of|≈|≃|\\approx|"
-    r"\\text\s*\{\s*(?:approximately|about)\s*\})\s*)+(?=[-+$€£\\(.0-9])",
+    r"(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|close to|exactly|precisely|simply|only|just|equal to|"
+    r"a total of|≈|≃|\\approx|\\sim(?![a-z])|\\text\s*\{\s*(?:approximately|approx\.?|about)\s*\})\s*)+(?=[-+$€£\\(.0-9])",
     re.IGNORECASE,
 )
+_HEDGED = re.compile(r"(?<=[0-9a-z}%])\s*(?:approximately|approx\.?|\((?:approximately|approx\.?)\))$", re.IGNORECASE)
 _WHOLE = re.compile(
     r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|textrm|textnormal|boxed|fbox|bf|displaystyle)\s*"
-    r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+    r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}|\\(?:bf|rm|it)\s+([^{}\\]+)|\\(?:underline|color\s*\{[a-z]+\})\s*\{([^{}]*)\}"
 )
 _SPLIT = re.compile(
     r"\\[{}]|[()\[\]{}]|(?<!\\),(?!\\!)|(?<!\\);|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\(?:lor|land|vee|wedge)\b|&(?![a-z])"
@@ -30,8 +31,11 @@ _NO_PART = re.compile(
     r"(?:(?:an? |one )?(?:half|quarter|third)|more|less|fewer|greater|above|below|higher|lower|larger|smaller)\b.*",
     re.DOTALL,
 )
+_MATRIX = r"(?:[a-zA-Z]\s*=\s*)?[(\[|]?\s*\\begin.*\\end\s*\{\w+\}\s*[)\]|]?"
 _THOUSANDS = re.compile(r"[0-9],(?:\\!\s*)?[0-9]{3}(?![0-9])")
 _RELATION = re.compile(r"\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt|neq|ne)(?![a-zA-Z])|<=|>=|!=|[=<>≤≥≠]")
+_FACTORIAL = re.compile(r"(?<=[0-9])!=")
+"""5!=120"""
 _SIGN = {
     "\\leqslant": "<=",
     "\\leq": "<=",
@@ -51,7 +55,15 @@ _LABELS = tuple(
     re.compile(pattern)
     for pattern in (
         _NAME,
-        rf"{_NAME}(?:\^\{{?(?:-1|\\prime|\*)\}}?)?\s*\([^()=<>]*\)",  # f(3), P(A | B)
+        rf"{_NAME}(?:\^\{{?(?:-1|\\prime|\*)\}}?)?\s*"
+        r"(?:\((?:[^()=<>]|\([^()=<>]*\))*\)|\[[^\[\]=<>]*\])",  # f(3), P(A | B), E[X]
+        r"(?:P|\\Pr|\\mathbb\s*\{?P\}?)\s*\([^()]*\)",  # P(X > 2)
+        r"\\mathbb\s*\{?[A-Z]\}?\s*[(\[].*[)\]]",
+        r"\\(?:sin|cos|tan|cot|sec|csc)\s*\(?\s*(?:\\angle\s*)?(?:\\[a-z]+|[a-zA-Z]{1,3})\s*\)?",
+        r"\\[dt]?frac\s*\{d(?:\^\{?[23]\}?)?\s*[a-z]\}\s*\{d[a-z](?:\^\{?[23]\}?)?\}",  # dy/dx
+        r"\\[dt]?frac\s*\{[A-Z]{2}\}\s*\{[A-Z]{2}\}",  # AB/CD
+        r"\[\s*\\triangle\s*[A-Z\s]+\]",
+        r"\\text\s*\{[^{}]*\}\s*(?:\\triangle\s*)?[A-Z]*",  # the area of ABC
         r"\\?\|[^|=<>]+\\?\||\\lvert.+\\rvert|\\lfloor.+\\rfloor",  # |r - s|
         r"(?:\\angle|\\triangle|m\s*\\angle|\\overline|\\overrightarrow|\\vec|\\hat|\\bar)"
         r"\s*\{?\s*[A-Za-z ]+(?:_\{?\w+\}?)?\s*\}?",
@@ -81,12 +93,13 @@ def undecorated(answer: str) -> str:
         return answer.strip()
     if "\\\\" in answer and "\\begin" not in answer:  # a backslash that was escaped once too often
         answer = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", answer)
+    answer = re.sub(r"\{\s*\\rm\s+([^{}]*)\}|\\rm\s*\{([^{}]*)\}", r"\\text{\1\2}", answer)
     answer = re.sub(
         r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\(?:displaystyle|textstyle|quad|qquad)(?![a-zA-Z])", "", answer
     )
     while answer != before:
         before = answer
-        answer = answer.strip().strip("*`_\"' ").rstrip(",;").strip()
+        answer = answer.strip().strip("*`_\"' ").rstrip(",;\\ \t\n").strip()
         answer = re.sub(r"(?<=[^\W\d_]{2})!+$", "", answer)  # 5! is a number
         answer = re.sub(r"^(?:\\[,;:! ]|[~\s])+|(?:\\[,;: ]|[~\s]|\\\\)+$", "", answer)
         if answer.endswith(".") and not re.search(r"\b(?:[A-Za-z]\.)+[A-Za-z]\.$|\b(?:Inc|Jr|Sr|Co|Ltd)\.$", answer):
@@ -94,16 +107,16 @@ def undecorated(answer: str) -> str:
         for left, right in _PAIRS:
             if answer.startswith(left) and answer.endswith(right) and len(answer) > len(left) + len(right):
                 inner = answer[len(left) : -len(right)]
-                if left not in inner or left in ("\\(", "\\["):
+                if left not in inner and right not in inner:
                     answer = inner
         if answer.endswith("$") and not answer.endswith("\\$") and answer.count("$") == 1 and not answer[:-1].isdigit():
             answer = answer[:-1]
         if match := _WHOLE.fullmatch(answer):
-            answer = match[1]
+            answer = next(x for x in match.groups() if x is not None)
         if answer.startswith("{") and answer.endswith("}") and answer.count("{") == 1:
             answer = answer[1:-1]
         if len(answer) < 300:
-            answer = _HEDGE.sub("", answer, count=1) if _HEDGE.match(answer) else answer
+            answer = _HEDGED.sub("", _HEDGE.sub("", answer, count=1) if _HEDGE.match(answer) else answer)
     return answer
 
 
@@ -115,8 +128,16 @@ def several(answer: str, *, grouped: bool = True) -> list[str]:
     >>> several("(1,2), (3,4)"), several(r"\{1, 2\}"), several("1,000"), several("x = 1 or x = 2")
     (['(1,2)', '(3,4)'], ['1', '2'], ['1,000'], ['x = 1', 'x = 2'])
     """
-    answer = answer.strip()
-    if not (answer.count("$") > 2 and answer.startswith("$")):
+    answer = answer.strip().replace("\\lbrace", "\\{").replace("\\rbrace", "\\}")
+    if (
+        "\\begin" in answer
+        and answer.count("\\begin") == answer.count("\\end") == 1
+        and re.fullmatch(_MATRIX, answer, re.DOTALL)
+    ):
+        return [answer]
+    answer = re.sub(r"^(?:both|either)\s+(?=.*\b(?:and|or)\b)", "", answer)
+    price = answer.count("$") == 1 and answer[1:2].isdigit()  # "$18/day"
+    if not price and not (answer.count("$") > 2 and answer.startswith("$")):
         answer = answer.strip("$").strip()
     if grouped and parse_number(answer) is not None:
         return [answer]
@@ -174,6 +195,7 @@ def plus_minus(text: str) -> tuple[str, str] | None:
 
 def relation(text: str) -> tuple[str, ...] | None:
     """Both sides of an equation or inequality with its sign between them, or five such parts; None for all else."""
+    text = _FACTORIAL.sub("! =", text)
     found, depth = [], 0
     for match in re.finditer(rf"[()\[\]{{}}]|{_RELATION.pattern}", text):
         token = match.group()
@@ -208,8 +230,9 @@ def named(text: str) -> tuple[str, str] | None:  # noqa: PLR0911
         return match[1], match[2].strip()
     if match := re.fullmatch(r"([A-Za-z]{3,}(?: [A-Za-z]+)*)\s*:\s*([^:]+)", text, re.DOTALL):
         return match[1], match[2].strip()
+    text = _FACTORIAL.sub("! =", text)
     sides = [side.strip() for side in re.split(r"(?<![<>!:\\])=(?!=)|:=|\\approx|≈", text)]
-    if len(sides) < 2 or not all(sides) or _RELATION.search("".join(sides)):
+    if len(sides) < 2 or not all(sides) or _RELATION.search(re.sub(r"\([^()]*\)", "", "".join(sides))):
         return None
     first, last = sides[0], sides[-1]
     if _is_label(first) and not _is_curve(first, last):

@@ -33,9 +33,9 @@ class Quantity:
 
 
 _TIGHT = r"(?:\\(?:[,;:!~ ]|cdot(?![a-zA-Z]))|[\s~/·])"
-_LATEX_TEXT = r"\\(?:text|mathrm|mbox|textrm|textnormal|hbox)\s*\{[^{}]*\}"
+_LATEX_TEXT = r"\\(?:text|mathrm|mbox|textrm|textbf|textit|textnormal|hbox)\s*\{[^{}]*\}"
 _LATEX_UNIT = re.compile(rf"(?>{_TIGHT}|{_LATEX_TEXT}|\^\s*\{{?\s*-?[0-9]\s*\}}?|\\%|\^\s*\{{?\s*\\circ\s*\}}?|°)++$")
-_DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*$")
+_DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\^?\s*\\degree|°)\s*$")
 _NUMBER = (
     r"[+−–-]?\s*(?:\\?[$€£¥₹]\s*)?[+−–-]?[0-9.¼-¾⅐-⅞]"
     r"(?:[0-9.,/\u00a0\u2009\u202f¼-¾⅐-⅞]|[eE](?=[+-]?[0-9])|\\!\s*(?=[0-9])| (?=[0-9]+/[0-9]))*+"
@@ -46,10 +46,12 @@ _WORDY = re.compile(
 )
 _GLUED = re.compile(rf"({_NUMBER})([^\W\d_]{{2,}}(?:/[a-z]+)?(?:\^?[23])?|[°℃℉]\s*[CF]?|[¢€£¥₹])$")
 _CODE = re.compile(r"(USD|EUR|GBP|JPY|INR|US\$|Rs\.?)\s*([0-9].*)$")
-_ORDINAL = re.compile(r"([0-9]+)\s*\^?\s*\{?\s*(?:\\[a-z]+\s*\{\s*)?(?:st|nd|rd|th)\s*\}*")
+_NEGATIVE = re.compile(r"(?:minus|negative)\s+(?=[$.0-9])", re.IGNORECASE)
+_ORDINAL = re.compile(r"(?:the\s+)?([0-9]+)\s*\^?\s*\{?\s*(?:\\[a-z]+\s*\{\s*)?(?:st|nd|rd|th)\s*\}*")
 _BEFORE = re.compile(rf"[+−–-]?\s*({CURRENCY})")
 
-_CHANGING = """or least most than over under above below up to from until between not no without except plus minus factorial
+_CHANGING = """doubled tripled halved quadrupled
+    or least most than over under above below up to from until between not no without except plus minus factorial
     squared cubed choose mod modulo remainder power root divided multiplied by if when where and but both negative sqrt sin
     cos tan cot sec csc log exp frac arcsin arccos arctan th hundred thousand million billion trillion dozen half thirds nor
     onward onwards maximum minimum max min inclusive exclusive infinity infinite undefined approximately about equals is are
@@ -58,7 +60,7 @@ _CHANGES = frozenset(_CHANGING.split())
 """Words that change a number, or make a statement of it."""
 _TELLING = """left right north south east west northeast northwest southeast southwest up down clockwise counterclockwise
     anticlockwise ad bc ce bce heads tails even odd st nd rd prime composite more less fewer larger smaller older younger
-    longer shorter greater bigger"""
+    longer shorter greater bigger profit loss losses lost gain gained ahead behind wins won early late fast slow"""
 _APART = frozenset(_TELLING.split())
 """Words that tell answers with the same number apart."""
 
@@ -75,9 +77,11 @@ def quantity(text: str) -> Quantity | None:
     if not text or len(text) > MAX_LENGTH:
         return None
     if again := _said_again(text):
-        return Quantity(again, Unit(), named=False)
+        return quantity(again) or Quantity(again, Unit(), named=False)
     if match := _CODE.match(text):
         text = f"{match[2]} {match[1].replace('US$', 'USD')}"
+    if (match := _NEGATIVE.match(text)) and parse_number(text := f"-{text[match.end() :]}") is not None:
+        return Quantity(text, Unit(), named=False)
     if match := _ORDINAL.fullmatch(text):
         return Quantity(match[1], Unit(), named=False)
     for found in (_percent(text), _money(text), _latex(text), _worded(text), _spoken(text)):
@@ -89,9 +93,14 @@ def quantity(text: str) -> Quantity | None:
 
 def _said_again(text: str) -> str | None:
     """The number of "5 (five)"."""
-    match = re.fullmatch(r"([^()]*?)\s*\(((?:[^\W\d_]|[\s.-])+)\)", text)
-    said = in_words(re.findall(r"[^\W\d_]+", match[2])) if match else None
-    return match[1] if match and said and said[0] == parse_number(match[1]) else None
+    match = re.fullmatch(r"([^()]*?)\s*\(([^()]+)\)\s*((?:[a-z]+\s*)*)", text)
+    if match is None:
+        return None
+    for digits, words in ((match[1], match[2]), (match[2], match[1])):
+        said = in_words(re.findall(r"[^\W\d_]+", words)) if not re.search(r"\d", words) else None
+        if said and said[0] == parse_number(digits):
+            return f"{digits} {match[3]}".strip()
+    return None
 
 
 def _percent(text: str) -> Quantity | None:
@@ -108,17 +117,18 @@ def _money(text: str) -> Quantity | None:
     unit = currency(match[1]) if match else None
     if match is None or unit is None or text.count("$") > 1:
         return None
-    bare = text[: match.start(1)] + text[match.end() :].strip()
+    bare = text[: match.start(1)] + re.sub(r"\s*/\s*(?=[a-z])", " per ", text[match.end() :]).strip()
     if parse_number(bare) is not None:
         return Quantity(bare, unit, named=True)
     worded = _worded(bare)
     if worded is None or (worded.named and worded.unit != unit and worded.unit.dimension):
         return None
-    return Quantity(worded.number, unit, named=True)
+    return Quantity(worded.number, unit, named=True, words=worded.words)
 
 
 def _latex(text: str) -> Quantity | None:
     r"""``18\text{ dollars}``, ``864 \mbox{ inches}^2``, ``1.6~\mathrm{kg}``."""
+    text = re.sub(r"\^\{(-?[0-9])\}(?=[^{}]*\})", r"^\1", text)  # \mathrm{m s^{-2}}
     match = _LATEX_UNIT.search(text)
     if match is None or not TEXT.search(match.group()) or not text[: match.start()].strip():
         return None
@@ -185,10 +195,11 @@ def _with_words(number: str, said: str, unit_text: str, *, formula: bool) -> Qua
 def _spoken(text: str) -> Quantity | None:
     """ "twenty-five eggs", "a dozen"."""
     words = re.findall(r"[^\W\d_]+|\S", TEXT.sub(r"\1", text).replace("-", " "))
-    found = in_words(words)
+    negative = len(words) > 1 and words[0].casefold() in ("minus", "negative")
+    found = in_words(words[negative:])
     if found is None:
         return None
-    value, used = found
+    value, used = (-found[0], found[1] + 1) if negative else found
     rest = " ".join(words[used:])
     if not rest:
         return Quantity(str(value), Unit(), named=False)

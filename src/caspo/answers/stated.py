@@ -34,13 +34,20 @@ MAX_SAID = 20
 _SHELLS = ("bash", "sh", "shell", "zsh", "console", "powershell", "cmd")
 _LETTER = re.compile(
     r"(?:(?:the\s+)?(?:option|choice|answer)\s+)?(?:\(\s*([A-Z])\s*\)|\[\s*([A-Z])\s*\]|"
-    r"([A-Z])(?=\s*(?:[.:),;]|$)|\s+(?:[-–—]|because|since|as|which|for|is)\s))\s*",
+    r"([A-Z])(?=\s*(?:[.:),;]|$)|\s+(?:\(|(?:[-–—]|because|since|as|which|for|is|and|not|with)\s)))\s*",
     re.IGNORECASE,
 )
 _CHOICE_IS = re.compile(r"\b(?:answer|option|choice)\b[^\n.:=]{0,60}?(?::|=|\bis\b)[\s:*=]*", re.IGNORECASE)
 _IS_RIGHT = re.compile(
     r"(?:\b(?:option|choice|answer)\s+\(?([A-Z])\)?|\(([A-Z])\)|(?<![\w'’])([B-HJ-Z])(?![\w'’]))\**\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?"
-    r"(?:the\s+)?(?:correct|right|best|true|final)\b(?:\s+(?:option|choice|answer|one))?(?!\s+(?:only\s+)?if\b)",
+    r"(?:(?:the\s+)?(?:correct|right|best|true|final)\b(?:\s+(?:option|choice|answer|one))?|the\s+answer\b)(?!\s+(?:only\s+)?if\b)",
+    re.IGNORECASE,
+)
+_BEST = re.compile(
+    r"\b(?:correct|right|best|final|appropriate)\s+(?:option|choice)s?\s*(?::|=|\bis\b)[\s:*=]*", re.IGNORECASE
+)
+_SURELY = re.compile(
+    r"\A(?:(?:most\s+)?(?:likely|probably)|definitely|certainly|obviously|indeed|clearly|an?\s+(?:\w+\s+)?(?=(?:yes|no)\b))\s*",
     re.IGNORECASE,
 )
 _THAT = re.compile(
@@ -97,6 +104,12 @@ def _choice(question: Question, text: str) -> str | None:
     aliases = {str(key): str(value) for key, value in question.meta.get("aliases", {}).items()}
     right = list(_IS_RIGHT.finditer(text))[-1:]
     after = text[right[0].end() :] if right else text
+    if best := list(_BEST.finditer(after))[-1:]:  # after a box, say
+        after_best = after[best[0].end() :]
+        if not any(True for _ in statements(after_best)) and (
+            found := _option(undecorated(after_best.partition("\n")[0]), known, aliases)
+        ):
+            return found
     for said, _ in statements(after, names=True):
         if found := _option(undecorated(said), known, aliases):
             return found
@@ -112,7 +125,7 @@ def _choice(question: Question, text: str) -> str | None:
 
 def _option(said: str, known: dict[str, str], aliases: dict[str, str], *, whole: bool = False) -> str | None:
     """The option that is meant: its letter, its words, or an answer that begins with either (not if ``whole``)."""
-    said = TEXT.sub(r"\1", re.sub(r"\s+", " ", said))[:MAX_OPTION].strip()
+    said = _SURELY.sub("", TEXT.sub(r"\1", re.sub(r"\s+", " ", said))[:MAX_OPTION].strip(), count=1)
     words = {normalised(key): key for key in reversed(aliases)}
     words |= {normalised(known[key]): key for key in reversed(known)}
     lettered = any(key != option for key, option in known.items())
@@ -120,6 +133,8 @@ def _option(said: str, known: dict[str, str], aliases: dict[str, str], *, whole:
     found = plain[1] if lettered and plain and plain[1] in known else words.get(normalised(undecorated(said)))
     if not found:
         found = _letter(said, known, whole) if lettered else None
+    if not found and whole and not lettered and (first := re.match(r"([^\W\d_]+)\s*[,.;:!—–]", said)):
+        found = words.get(normalised(first[1]))
     if not found and not whole:
         found = _by_value(said, known) if lettered else _first_word(said, words, known)
     return aliases.get(found, found) if found else None
@@ -147,7 +162,7 @@ def _by_value(said: str, known: dict[str, str]) -> str | None:
 def _first_word(said: str, words: dict[str, str], known: dict[str, str]) -> str | None:
     """The option of "yes, because ..." and of "that it is disproved" (but no "no" of "that no one knows")."""
     rest = _THAT.sub("", said, count=1)
-    first = re.match(r"[^\W\d_]+", rest)
+    first = re.match(r"[^\W\d_]+(?!\s+(?:one|body|matter|idea|more|less|such|way)\b)\b", rest)
     found = words.get(normalised(first.group())) if first else None
     return found if rest == said or found in known else None
 

@@ -48,6 +48,8 @@ in inch inches | 0.0254 m
 ft foot feet | 0.3048 m
 yd yard | 0.9144 m
 mi mile | 1609.344 m
+furlong | 201.168 m
+fathom | 1.8288 m
 ly lightyear light-year | 9460730472580800 m
 Å angstrom | 1e-10 m
 ha hectare | 1e4 m2
@@ -68,6 +70,8 @@ tonne | 1e6 g
 ton | 1 ton
 lb lbs pound | 453.59237 g
 oz ounce | 28.349523125 g
+stone | 6350.29318 g
+carat | 0.2 g
 ns nanosecond | 1e-9 s
 µs μs microsecond | 1e-6 s
 ms millisecond | 1e-3 s
@@ -131,6 +135,7 @@ dollar USD usd buck | 1
 cent penny pennies ¢ | 1/100
 euro EUR € | 1 EUR
 GBP £ | 1 GBP
+pence | 1/100 GBP
 yen JPY ¥ | 1 JPY
 rupee INR ₹ Rs | 1 INR
 ° deg degree rad radian | 1
@@ -184,7 +189,11 @@ def read_unit(words: str) -> tuple[Unit, str] | None:
     """
     text = _WRAPPED.sub(r"\1", words).replace("\\cdot", "·").replace("**", "^")
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "°", text)
-    text = re.sub(r"\\[,;!: ]|[~{}$\\]", " ", text).replace("²", "^2").replace("³", "^3")
+    text = (
+        re.sub(r"\\[,;!: ]|[~{}$\\]", " ", re.sub(r"\blight[ -]years?\b", "lightyear", text))
+        .replace("²", "^2")
+        .replace("³", "^3")
+    )
     text = re.sub(r"\bper\s+cent\b", "percent", re.sub(r"\b(\w+) (?:an|a) (?=hour\b)", r"\1 per ", text)).strip()
     text = re.sub(
         r"°\s*([CF])\b", r"°\1", re.sub(r"\bdegrees? (?=celsius|fahrenheit|[CF]\b)", "°", text, flags=re.IGNORECASE)

@@ -20,13 +20,13 @@ _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _SEPARATOR = r"(,|\{,\}|\\,|[\u00a0\u2009\u202f])"
 _GROUPED = re.compile(rf"(?<![0-9.])([0-9]{{1,3}})({_SEPARATOR}[0-9]{{3}}(?:\3[0-9]{{3}})*)(?![0-9])")
 _SCIENTIFIC = re.compile(
-    rf"({_DECIMAL})(?:[eE]([+-]?[0-9]+)|\s*(?:\\times|\\cdot|[×·*])\s*10\s*(?:\^|\*\*)\s*\{{?\s*([+-]?[0-9]+)\s*\}}?)?"
+    rf"({_DECIMAL})(?:[eE]([+-]?[0-9]+)|\s*(?:\\times|\\cdot|[×·*x])\s*10\s*(?:\^|\*\*)\s*\{{?\s*([+-]?[0-9]+)\s*\}}?)?"
 )
 _PART = rf"(?:\s*\{{\s*({_DECIMAL})\s*\}}|\s*([0-9]))"
 _LATEX_RATIO = rf"\\[dtc]?frac{_PART}{_PART}"
 _RATIO = re.compile(rf"({_DECIMAL})\s*/\s*({_DECIMAL})|{_LATEX_RATIO}")
 _MIXED = re.compile(rf"([0-9]+) ([0-9]+)/([0-9]+)|([0-9]+)\s*{_LATEX_RATIO}")
-_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*\{([0-9]+)\}")
+_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{([0-9]+)\}|([0-9]))")
 
 TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|textrm|textnormal|hbox)\s*\{([^{}]*)\}")
 
@@ -34,7 +34,7 @@ _ONES = "zero one two three four five six seven eight nine ten eleven twelve thi
 _SMALL = {word: Fraction(n) for n, word in enumerate(f"{_ONES} eighteen nineteen".split())}
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _SMALL |= {word: Fraction(n * 10) for n, word in enumerate(_TENS.split(), start=2)}
-_POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "quadrillion": 15}
+_POWERS = {"thousand": 3, "lakh": 5, "crore": 7, "million": 6, "billion": 9, "trillion": 12, "quadrillion": 15}
 _SCALES = {"hundred": Fraction(100), "dozen": Fraction(12), "score": Fraction(20), "gross": Fraction(144)}
 _SCALES |= {word: Fraction(10) ** n for word, n in _POWERS.items()}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "fourth": 4, "quarter": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8}
@@ -96,7 +96,8 @@ def repeating(text: str) -> Fraction | None:
     match = _REPEATING.fullmatch(text)
     if match is None:
         return None
-    whole, fixed, again = match.groups()
+    whole, fixed = match[1], match[2]
+    again = match[3] or match[4]
     value = Fraction(int(whole + fixed or "0"), 10 ** len(fixed))
     return value + Fraction(int(again), 10 ** len(fixed) * (10 ** len(again) - 1))
 
@@ -119,6 +120,8 @@ def in_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
     low = [word.casefold() for word in words]
     if len(low) > 1 and low[0] in ("a", "an") and (low[1] in _SCALES or low[1] in _PARTS):
         group, at = Fraction(1), 1
+    elif len(low) > 2 and low[0] == "half" and low[1] in ("a", "an") and low[2] in _SCALES:
+        return _SCALES[low[2]] / 2, 3
     elif low and low[0] in ("half", "hundred", "dozen"):
         group = Fraction(1)
     started = at
@@ -149,8 +152,8 @@ def in_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
 def scaled(number: Fraction, words: Sequence[str]) -> tuple[Fraction, int]:
     """A number with the scale words after it ("3 million", "2 thirds", "2 and a half"), and how many words they are."""
     at = 0
-    while at < len(words) and words[at].casefold() in _SCALES:
-        number, at = number * _SCALES[words[at].casefold()], at + 1
+    while at < len(words) and (scale := _scale(words[at].casefold())):
+        number, at = number * scale, at + 1
     rest = [word.casefold() for word in words[at : at + 3]]
     if rest[:1] and (under := _part(rest[0], number)):
         return number / under, at + 1
@@ -162,6 +165,10 @@ def scaled(number: Fraction, words: Sequence[str]) -> tuple[Fraction, int]:
     ):
         return number + _SMALL.get(rest[1], Fraction(1)) / (_part(rest[2], Fraction(9)) or 1), at + 3
     return number, at
+
+
+def _scale(word: str) -> Fraction | None:
+    return _SCALES.get(word) or _SCALES.get(word.removesuffix("s"))
 
 
 def _part(word: str, number: Fraction) -> int | None:
