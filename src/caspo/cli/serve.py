@@ -10,7 +10,6 @@ import typer
 from caspo.cli.options import EngineOption, MethodOption, MethodSettings, ModelOption, TokenizerOption, UrlOption
 
 if TYPE_CHECKING:
-    from caspo.search import Method
     from caspo.serve.scheduler import Scheduler
     from caspo.serve.settings import ServeSettings
 
@@ -52,16 +51,10 @@ def serve(
     """Serve a model behind the OpenAI API, with CaT (or another method) and the confidence of each step."""
     import logging
 
-    from caspo.cli.solve import calibrated
+    from caspo.cli.solve import choose
     from caspo.engines.prompts import INSTRUCTION
-    from caspo.search import method_of
 
-    told = {key: value for key, value in (("engine", engine), ("instruction", instruction)) if value is not None}
-    chosen: Method[Any]
-    if thresholds is None:
-        chosen = method_of(method, settings or ())
-    else:
-        chosen, told = calibrated(thresholds, method, settings, model, told)
+    chosen, told = choose(thresholds, method, settings, model, engine=engine, instruction=instruction)
     configured = _settings(
         host=host,
         port=port,

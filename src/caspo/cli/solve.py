@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from caspo.records import Question
     from caspo.search import ConfidenceTree, Method
 
-__all__ = ["calibrated", "solve"]
+__all__ = ["choose", "solve"]
 
 
 def solve(
@@ -50,14 +50,8 @@ def solve(
     from caspo.core.storage import write_text
     from caspo.engines.models import model_inputs
     from caspo.model import load
-    from caspo.search import method_of
 
-    told = {key: value for key, value in (("engine", engine), ("instruction", instruction)) if value is not None}
-    chosen: Method[Any]
-    if thresholds is None:
-        chosen = method_of(method, settings or ())
-    else:
-        chosen, told = calibrated(thresholds, method, settings, model, told)
+    chosen, told = choose(thresholds, method, settings, model, engine=engine, instruction=instruction)
     bad = BadRows() if skip_bad else None
     questions, grade, files = _questions(question, limit, seed, data, run_code, bad)
     if out is not None:
@@ -101,7 +95,19 @@ def solve(
         output.print(f"Solutions: {out}")
 
 
-def calibrated(
+def choose(
+    thresholds: Path | None, method: str, settings: Sequence[str] | None, model: str, **asked: str | None
+) -> tuple[Method[Any], dict[str, str]]:
+    """The method, and what of the model's settings is told: as given, or as ``thresholds`` were calibrated."""
+    from caspo.search import method_of
+
+    told = {key: value for key, value in asked.items() if value is not None}
+    if thresholds is None:
+        return method_of(method, settings or ()), told
+    return _calibrated(thresholds, method, settings, model, told)
+
+
+def _calibrated(
     file: Path, method: str, settings: Sequence[str] | None, model: str, asked: Mapping[str, str]
 ) -> tuple[ConfidenceTree, dict[str, str]]:
     """CaT as it was calibrated, and what of the model's settings it was calibrated with.
