@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from caspo.cli.main import main
 from caspo.confidence.calibration import Calibrator
 from caspo.core.errors import ConfigError, DataError, EngineError, ResumeError
 from caspo.core.storage import read_json
@@ -227,23 +225,6 @@ def test_questions_are_held_out(tmp_path: Path, kind: str) -> None:
         rest = calibration_questions(asked, 1000)
         assert len(rest) == 300 - len({q.id for q in used})
         assert [q.id for q in rest] != sorted((q.id for q in rest), key=lambda i: int(i[1:])), "in random order"
-
-
-@pytest.fixture
-def caspo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs ``caspo`` with arguments in this process: exit code, stdout, stderr."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["caspo", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as left:
-            code = int(left.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_the_command(caspo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

@@ -12,30 +12,12 @@ from pathlib import Path
 import pytest
 
 from caspo import __version__
-from caspo.cli.main import main
 from caspo.core.storage import read_json
 from caspo.search import ConfidenceTreeSettings
 from caspo.search.threshold import Thresholds
 from stories_run import pair_rows, timeless, write_recipe
 
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def caspo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``caspo`` with arguments in this process: exit code, stdout, stderr."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["caspo", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as left:
-            code = int(left.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def failed(result: tuple[int, str, str]) -> str:

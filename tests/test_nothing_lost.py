@@ -33,19 +33,13 @@ Command = Callable[..., str]
 
 
 @pytest.fixture
-def caspo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``caspo`` in this process: stdout, or the message of its error."""
+def caspo(caspo: Callable[..., tuple[int, str, str]]) -> Command:
+    """Runs ``caspo`` in this process: what it printed, or the message of its error."""
 
     def run(*args: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["caspo", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as left:
-            code = int(left.code or 0)
-        out, err = capsys.readouterr()
+        code, out, err = caspo(*args)
         assert "Traceback" not in err
-        return str(out + err) if not code else f"Error: {err}"
+        return out + err if not code else f"Error: {err}"
 
     return run
 
