@@ -18,6 +18,7 @@ from caspo.engines.local.engine import HFEngine
 from caspo.engines.local.kv import PrefixStore, RowPool
 from caspo.engines.prompts import PLAIN_TEMPLATE
 from caspo.records import Measured
+from caspo.steps import text_of
 from tiny import VOCABULARY, build, tokenizer
 
 FAMILIES = ("llama", "qwen3", "gemma3", "mistral")
@@ -266,9 +267,9 @@ def test_prompts() -> None:
     ours.tokenizer = copy.deepcopy(ours.tokenizer)
     ours.tokenizer.chat_template = None
     assert ours.prompt("How many?") == with_template
-    assert "".join(ours.pieces(with_template)) == "Question: How many?\nAnswer:\n"
+    assert text_of(ours.pieces(with_template)) == "Question: How many?\nAnswer:\n"
     ours.tokenizer.chat_template = PLAIN_TEMPLATE.replace("Question: ", "<") + "{{ messages[0]['content'] }}"
-    assert "step by step" in "".join(ours.pieces(ours.prompt("How many?")))
+    assert "step by step" in text_of(ours.pieces(ours.prompt("How many?")))
 
 
 def test_a_template_without_system_role() -> None:
@@ -278,7 +279,7 @@ def test_a_template_without_system_role() -> None:
     ours.tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN_TEMPLATE
     )
-    assert "".join(ours.pieces(ours.prompt("Why?"))) == "Question: Be brief.\n\nWhy?\nAnswer:\n"
+    assert text_of(ours.pieces(ours.prompt("Why?"))) == "Question: Be brief.\n\nWhy?\nAnswer:\n"
 
 
 def test_pieces_keep_their_spaces() -> None:

@@ -27,6 +27,7 @@ pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 from caspo.engines.llama.context import LlamaContext
 from caspo.engines.llama.engine import LlamaCppEngine, open_llama_cpp
+from caspo.steps import text_of
 from gguf_file import write_gguf
 
 TOLERANCE = 1e-4
@@ -279,7 +280,7 @@ def test_tokens_prompts_and_pieces_are_those_of_hf(ours: LlamaCppEngine, hf: HFE
 def test_names_of_special_tokens_in_a_text_are_text(ours: LlamaCppEngine) -> None:
     ids = ours.encode("a <|end|> b")
     assert not ours.tokenizer.eos_ids & set(ids)
-    assert "".join(ours.pieces(ids)) == "a <|end|> b"
+    assert text_of(ours.pieces(ids)) == "a <|end|> b"
 
 
 def test_a_file_without_a_template_gets_the_plain_one(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from caspo.engines.base import Completion, Request
 from caspo.engines.drive import Asking, drive
 from caspo.engines.opening import ModelSettings, open_engine
 from caspo.engines.until import until
+from caspo.steps import text_of
 from caspo.tasks.stories import StoriesTask
 
 pytest.importorskip("lm_eval", reason="pip install 'caspo-llm[eval]'")
@@ -149,10 +150,10 @@ def test_decoding_ends_at_until() -> None:
     assert first.finish == "eos"
     assert whole.text.startswith(first.text)
     assert ".\nThe" in first.text
-    assert ".\nThe" not in "".join(inner.pieces(first.token_ids[:-1]))
+    assert ".\nThe" not in text_of(inner.pieces(first.token_ids[:-1]))
     cut = next(n for n in range(len(first.token_ids)) if inner.pieces(first.token_ids[:n])[-1:] == ["\n"] and n > 2)
     second = ended(ids + whole.token_ids[:cut])
-    joined = "".join(inner.pieces(whole.token_ids[:cut])) + second.text
+    joined = text_of(inner.pieces(whole.token_ids[:cut])) + second.text
     assert joined.count(".\nThe") == 1
     assert second.finish == "eos"
 

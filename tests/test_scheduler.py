@@ -21,6 +21,7 @@ from caspo.search.base import Search
 from caspo.search.sampled import SelfConsistencySettings
 from caspo.serve.job import Closing, Done, Event, Failed, Grown, Job, Overloaded, Settled, Ticket
 from caspo.serve.scheduler import Scheduler
+from caspo.steps import text_of
 from caspo.testing.scripted import Script, Scripted, ScriptedBatch, ScriptedEngine
 from caspo.trees import TreeBuilder
 from recording import FIVE, plain, wild
@@ -40,7 +41,7 @@ class Gate(ScriptedEngine):
         self.dropped: list[int] = []
 
     def play(self, request: Request) -> Completion:
-        self.played.append("".join(self.pieces(request.prefix_ids)).partition("\n")[0])
+        self.played.append(text_of(self.pieces(request.prefix_ids)).partition("\n")[0])
         return super().play(request)
 
     def batch(self, most: int | None = None) -> ScriptedBatch:

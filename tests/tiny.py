@@ -13,6 +13,7 @@ import torch
 from caspo.engines.base import Completion, Request
 from caspo.loop.warm_start import train_tokenizer
 from caspo.records import ROOT, Node, Question, Step, StepPair, TokenTrace, Tree, Verdict
+from caspo.steps import text_of
 from caspo.tasks.stories import StoriesTask
 from caspo.testing.scripted import Script, ScriptedEngine
 
@@ -148,6 +149,6 @@ class Counting(ScriptedEngine):
     def play(self, request: Request) -> Completion:
         completion = super().play(request)
         self.requests.append(request)
-        name = "".join(self.pieces(request.prefix_ids)).partition("\n")[0]
+        name = text_of(self.pieces(request.prefix_ids)).partition("\n")[0]
         self.tokens[name] = self.tokens.get(name, 0) + len(completion.token_ids)
         return completion

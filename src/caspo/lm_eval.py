@@ -22,6 +22,7 @@ from caspo.engines.drive import drive
 from caspo.engines.until import cut, until
 from caspo.records import Question, Solution
 from caspo.search import DEFAULT_METHOD, METHODS, Method, answer_path
+from caspo.steps import text_of
 from caspo.trees import TreeBuilder
 
 __all__ = ["HarnessModel", "register"]
@@ -164,7 +165,7 @@ class HarnessModel:
                     "The task asks for sampling (%s); %s draws, or does not, by its own settings.", wanted, self._kind.name
                 )
         method, engine = self._method(limits), self._engine
-        trees = [TreeBuilder(question, self._prompt(question.text)) for question in questions]
+        trees = [TreeBuilder(question, self._prompt(question.text), engine) for question in questions]
         searches = [until(method.search(t, engine, self._seed), stops, engine, len(t.prompt_ids)) for t in trees]
         return [self._text(solution, stops) for solution in drive(searches, engine, lambda: on_done(1))]
 
@@ -186,7 +187,7 @@ class HarnessModel:
         if solution.abstained:
             return ""
         ids = [token for node in answer_path(solution.tree, solution.answer) for token in node.step.token_ids]
-        return cut(str(self._engine.tokenizer.decode(ids, skip_special_tokens=True)), stops)
+        return cut(text_of(self._engine.pieces(ids)), stops)
 
 
 def _device(asked: str | None) -> str:

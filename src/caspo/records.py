@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "FIRST_PIECE",
+    "GIVEN",
     "ROOT",
     "TRACE_COLUMNS",
     "Decision",
@@ -30,6 +31,7 @@ __all__ = [
     "TokenTrace",
     "Tree",
     "Verdict",
+    "after_thinking",
 ]
 
 Floats = NDArray[np.float32]
@@ -37,6 +39,9 @@ Label = Literal["right", "wrong", "unknown"]
 
 ROOT = -1
 """The parent id of a first step: the prompt itself."""
+
+GIVEN = "given"
+"""What stands for the rule where steps came cut from elsewhere."""
 
 FIRST_PIECE = 1 << 30
 """Token ids from here on are no model's: numbers for pieces of text, of an engine whose server gives no ids."""
@@ -149,6 +154,14 @@ class Step:
     text: str
     token_ids: tuple[int, ...]
     trace: TokenTrace
+    thinking: bool = False
+    """Whether it stands in the model's thinking, before its answer."""
+
+
+def after_thinking(path: Sequence[Step]) -> str:
+    """What the steps of a path say after the model's thinking; nothing while that goes on."""
+    thought = max((at for at, step in enumerate(path) if step.thinking), default=-1)
+    return "".join(step.text for step in path[thought + 1 :])
 
 
 @dataclass(frozen=True)
@@ -196,6 +209,8 @@ class Tree:
     question: Question
     prompt_ids: tuple[int, ...]
     nodes: tuple[Node, ...]
+    steps: str = GIVEN
+    """The rule that cut them (`caspo.steps`)."""
 
     @property
     def token_source(self) -> Literal["model", "pieces"]:
@@ -222,6 +237,10 @@ class Tree:
             path.append(node)
             node_id = node.parent
         return tuple(reversed(path))
+
+    def answer_text(self, node_id: int) -> str:
+        """What the path to a node says after the model's thinking; nothing while that goes on."""
+        return after_thinking([node.step for node in self.path(node_id)])
 
     def prefix_ids(self, node_id: int) -> tuple[int, ...]:
         """Tokens of the prompt and of all steps up to and including ``node_id``."""

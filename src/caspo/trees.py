@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
-from caspo.records import ROOT, Decision, Node, Question, Step, TokenTrace, Tree, Verdict
-from caspo.steps import split_tokens, step_key
+from caspo.records import GIVEN, ROOT, Decision, Node, Question, Step, TokenTrace, Tree, Verdict, after_thinking
+from caspo.steps import Reading, StepReader, step_key, text_of
 
 __all__ = ["TreeBuilder", "seed_of"]
 
@@ -18,12 +19,34 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-class TreeBuilder:
-    """A tree while it grows."""
+_PROMPT_END = 16
+"""Tokens of the prompt's end in which the mark that opens the model's thinking is looked for."""
 
-    def __init__(self, question: Question, prompt_ids: tuple[int, ...]) -> None:
-        self.question, self.prompt_ids = question, prompt_ids
+
+class Reads(Protocol):
+    """What a tree has to know of the model that writes it: every engine has it."""
+
+    @property
+    def reading(self) -> Reading:
+        """How its text is read."""
+
+    def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token."""
+
+
+class TreeBuilder:
+    """A tree while it grows.
+
+    Args:
+        question: what it is about.
+        prompt_ids: tokens of the prompt.
+        model: who writes it; None where the steps come cut from elsewhere.
+    """
+
+    def __init__(self, question: Question, prompt_ids: tuple[int, ...], model: Reads | None = None) -> None:
+        self.question, self.prompt_ids, self._model = question, prompt_ids, model
         self.nodes: list[Node] = []
+        self._readers: dict[int, StepReader] = {}
         self._known: dict[tuple[int, str, bool], int] = {}
         self._prefixes: dict[int, tuple[int, ...]] = {ROOT: prompt_ids}
 
@@ -44,21 +67,88 @@ class TreeBuilder:
         self._known[key] = node
         return node
 
-    def add_solution(self, token_ids: Sequence[int], pieces: Sequence[str], trace: TokenTrace, *, final: bool) -> int:
-        """Add a whole sampled solution, cut into its steps; the id of its last node (ROOT if it is blank)."""
-        return [ROOT, *self.add_steps(ROOT, token_ids, pieces, trace, final=final)][-1]
+    def add_solution(self, token_ids: Sequence[int], trace: TokenTrace, *, final: bool) -> int:
+        """Add a whole sampled solution, cut into its steps; the id of its last node (ROOT if it has no tokens)."""
+        return [ROOT, *self.add_steps(ROOT, token_ids, trace, final=final)][-1]
 
-    def add_steps(
-        self, parent: int, token_ids: Sequence[int], pieces: Sequence[str], trace: TokenTrace, *, final: bool
-    ) -> list[int]:
-        """Add a path that goes on from ``parent``, cut into its steps; their node ids, old ones where steps are equal."""
-        nodes = []
-        spans = split_tokens(token_ids, pieces) or ([(0, len(token_ids))] if token_ids else [])
-        for start, end in spans:
-            step = Step("".join(pieces[start:end]), tuple(token_ids[start:end]), trace[start:end])
+    def add_steps(self, parent: int, token_ids: Sequence[int], trace: TokenTrace, *, final: bool) -> list[int]:
+        """Add a path that goes on from ``parent``, cut into its steps; their node ids, old ones where steps are equal.
+
+        Steps are cut as those of the whole solution. Where the path does not begin a new step, but goes on with the one that
+        ``parent`` is, it becomes a sibling of ``parent``, which has that step's tokens too.
+        """
+        if not token_ids:
+            return []
+        if not self.follows(parent, token_ids, final=final):
+            step = self.nodes[parent].step
+            whole = TokenTrace.join([step.trace, trace])
+            return self.add_steps(self.nodes[parent].parent, (*step.token_ids, *token_ids), whole, final=final)
+        pieces = self._pieces(token_ids)
+        reader = self.reader(parent)
+        known = reader.tokens
+        taken = [one for piece in pieces for one in reader.take(piece)]
+        rest = reader.copy().close()
+        ends = [(end - known, thinking) for end, thinking in (*taken, *rest[-1:]) if end > known]
+        if not ends or ends[-1][0] < len(token_ids):
+            ends.append((len(token_ids), reader.thinking))
+        nodes, start = list[int](), 0
+        for end, thinking in ends:
+            step = Step(text_of(pieces[start:end]), tuple(token_ids[start:end]), trace[start:end], thinking)
             parent = self.add(parent, step, final=final and end == len(token_ids))
             nodes.append(parent)
+            start = end
         return nodes
+
+    def add_step(self, parent: int, token_ids: Sequence[int], trace: TokenTrace, *, final: bool) -> int:
+        """Add one step that was decoded as such; its node id, an old one if it is there already."""
+        reader = self.reader(parent)
+        for piece in (pieces := self._pieces(token_ids)):
+            reader.take(piece)
+        step = Step(text_of(pieces), tuple(token_ids), trace, any(one.thinking for one in reader.copy().close()[-1:]))
+        return self.add(parent, step, final=final)
+
+    def follows(self, parent: int, token_ids: Sequence[int], *, final: bool = False) -> bool:
+        """Whether these tokens begin a step after ``parent``, and do not go on with it (or tell neither).
+
+        ``final``: the solution ends with them: what has no content then goes with the step before.
+        """
+        if parent == ROOT:
+            return True
+        reader = self.reader(parent)
+        known = reader.tokens
+        taken = [one.end for piece in self._pieces(token_ids) for one in reader.take(piece)]
+        if known in taken:
+            return True
+        ends = [one.end for one in reader.close()] if final else []
+        return known in ends
+
+    def reader(self, node: int) -> StepReader:
+        """A reader that has taken in all steps up to and including ``node``."""
+        if node not in self._readers:
+            model = self._written_by
+            if node == ROOT:
+                self._readers[node] = model.reading.reader(text_of(model.pieces(self.prompt_ids[-_PROMPT_END:])))
+            else:
+                self._readers[node] = reader = self.reader(self.nodes[node].parent)
+                for piece in model.pieces(self.nodes[node].step.token_ids):
+                    reader.take(piece)
+        return self._readers[node].copy()
+
+    def answer_text(self, node: int) -> str:
+        """What the path to ``node`` says after the model's thinking; nothing while that goes on."""
+        return after_thinking([self.nodes[n].step for n in self.path(node)])
+
+    def said(self, text: str) -> str:
+        """What a whole solution says after the model's thinking."""
+        return self._written_by.reading.answer_text(text, thinking=self.reader(ROOT).thinking)
+
+    def _pieces(self, token_ids: Sequence[int]) -> list[bytes]:
+        return self._written_by.pieces(token_ids)
+
+    @property
+    def _written_by(self) -> Reads:
+        assert self._model is not None, "steps that come cut from elsewhere are not cut again"
+        return self._model
 
     def prefix_ids(self, node: int) -> tuple[int, ...]:
         """Tokens of the prompt and of all steps up to and including ``node``."""
@@ -88,4 +178,5 @@ class TreeBuilder:
 
     def build(self) -> Tree:
         """The tree as it stands."""
-        return Tree(self.question, self.prompt_ids, tuple(self.nodes))
+        steps = GIVEN if self._model is None else self._model.reading.steps
+        return Tree(self.question, self.prompt_ids, tuple(self.nodes), steps)

@@ -18,7 +18,7 @@ from caspo.core.config import Config
 from caspo.engines.base import Engine, Request
 from caspo.engines.drive import Asking, drive
 from caspo.judges.base import Chain, Judge
-from caspo.records import ROOT, Question, Step, Tree, Verdict
+from caspo.records import ROOT, Question, Tree, Verdict
 from caspo.trees import TreeBuilder, seed_of
 
 __all__ = ["AnnotateSettings", "annotate", "judge_trees"]
@@ -52,7 +52,7 @@ def annotate(
     With an instant judge each goes on as soon as its own depth is complete; any other is asked about one depth of all
     trees at once. A tree depends on its question, the verdicts, the seed and the settings only.
     """
-    trees = [_Growing(TreeBuilder(q, engine.prompt(q.text)), judge.name, settings, seed) for q in questions]
+    trees = [_Growing(TreeBuilder(q, engine.prompt(q.text), engine), judge.name, settings, seed) for q in questions]
     if judge.instant:
         drive([tree.grow(judge) for tree in trees], engine)
     growing = [] if judge.instant else trees
@@ -89,7 +89,9 @@ class _Growing:
         asked = [(parent, sample) for parent in self._parents for sample in samples]
         found = yield [self._request(parent, sample) for parent, sample in asked]
         for (parent, _), one in zip(asked, found, strict=True):
-            node = builder.add(parent, Step(one.text, one.token_ids, one.trace), final=one.finish == "eos")
+            if not builder.follows(parent, (*one.token_ids, *one.ahead), final=one.finish == "eos"):
+                continue  # it goes on with the parent's step, which then is not the step that is to be continued
+            node = builder.add_step(parent, one.token_ids, one.trace, final=one.finish == "eos")
             self._cut.setdefault(node, one.finish == "length")  # the first sample's tokens are the node's
 
     def _request(self, parent: int, sample: int) -> Request:
@@ -100,7 +102,7 @@ class _Growing:
             max_new_tokens=settings.max_step_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
-            stop=("\n",),
+            step=builder.reader(parent),
             keep=True,
         )
 
@@ -146,7 +148,7 @@ def judge_trees(trees: Sequence[Tree], judge: Judge) -> list[Tree]:
         verdicts = judge.judge([_chain(builder, node) for builder, node in asked])
         for (builder, node), (verdict,) in zip(asked, verdicts, strict=True):
             builder.judge(node, verdict)
-    return [builder.build() for builder in builders]
+    return [replace(builder.build(), steps=tree.steps) for builder, tree in zip(builders, trees, strict=True)]
 
 
 def _chain(builder: TreeBuilder, node: int) -> Chain:

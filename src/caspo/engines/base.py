@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from caspo.core.errors import EngineError
 from caspo.records import Measured, TokenTrace
+from caspo.steps import Reading, StepReader
 
 __all__ = ["Batch", "Completion", "Engine", "Finish", "Message", "OnDone", "Request", "ServingEngine", "Watch"]
 
@@ -35,6 +36,9 @@ class Request:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     """Ends the continuation, itself included, once anything but white space stands before it."""
+    step: StepReader | None = field(default=None, compare=False)
+    """Ends the continuation with the step that it is in: a reader of the solution's tokens in the prefix, from which it
+    follows. What was decoded to know that the step had ended is `Completion.ahead`."""
     rank: int = 1
     """Above 1: the first token is not drawn but the rank-th most probable one."""
     top_k: int = 0
@@ -47,7 +51,10 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """The sampled continuation. An EOS token, where it came to that, is the last of ``token_ids`` but not in ``text``."""
+    """The sampled continuation. An EOS token, where it came to that, is the last of ``token_ids`` but not in ``text``.
+
+    It has no tokens where the model, instead of going on, began another turn at once.
+    """
 
     token_ids: tuple[int, ...]
     text: str
@@ -55,6 +62,14 @@ class Completion:
     finish: Finish
     top_k_logprob: NDArray[np.float32] | None = None
     """(T,) mean log p of the ``top_k`` most probable tokens, nats; None unless asked for."""
+    ahead: tuple[int, ...] = ()
+    """Tokens that were decoded beyond its end: the beginning of the next step, or of an invented turn."""
+    ahead_trace: TokenTrace = field(default_factory=lambda: TokenTrace.of(()))
+
+    @property
+    def decoded(self) -> int:
+        """Tokens that were decoded for it."""
+        return len(self.token_ids) + len(self.ahead)
 
     def measured(self) -> list[Measured]:
         """Token by token, as a `Watch` is shown them."""
@@ -79,8 +94,12 @@ class Engine(Protocol):
     def prompt(self, question: str) -> tuple[int, ...]:
         """Tokens of the prompt that asks ``question``."""
 
-    def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token, special tokens as empty strings."""
+    @property
+    def reading(self) -> Reading:
+        """How the model's text is read."""
+
+    def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; special tokens have none. A text is made of all its bytes (`caspo.steps.text_of`)."""
 
     def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
         """Sample every request, and those that ``on_done`` adds; results in the order of their places."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from caspo.engines.base import Completion, Engine, OnDone, Request
+from caspo.steps import text_of
 
 __all__ = ["MemoEngine"]
 
@@ -22,8 +23,8 @@ class MemoEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._known: dict[Request, Completion] = {}
-        self.name, self.prompt, self.pieces = engine.name, engine.prompt, engine.pieces
+        self._known: dict[tuple[Request, bool], Completion] = {}
+        self.name, self.prompt, self.pieces, self.reading = engine.name, engine.prompt, engine.pieces, engine.reading
 
     def forget(self) -> None:
         """Drop what is remembered here and what the engine kept."""
@@ -46,7 +47,7 @@ class MemoEngine:
             place = len(asked)
             asked.extend(new)
             while place < len(asked):
-                whole = self._known.get(asked[place])
+                whole = self._known.get(_key(asked[place]))
                 if whole is None:
                     decoding.append(place)
                     missing.append(replace(asked[place], watch=None))
@@ -56,7 +57,7 @@ class MemoEngine:
             return missing
 
         def received(place: int, whole: Completion) -> list[Request]:
-            self._known[replace(asked[decoding[place]], watch=None)] = whole
+            self._known[_key(asked[decoding[place]])] = whole
             return add(give(decoding[place], whole))
 
         missing = add(requests)
@@ -72,5 +73,10 @@ class MemoEngine:
             if not request.watch(token, measured):
                 ids = whole.token_ids[:length]
                 top_k = None if whole.top_k_logprob is None else whole.top_k_logprob[:length]
-                return Completion(ids, "".join(self.pieces(ids)), whole.trace[:length], "abandoned", top_k)
+                return Completion(ids, text_of(self.pieces(ids)), whole.trace[:length], "abandoned", top_k)
         return whole
+
+
+def _key(request: Request) -> tuple[Request, bool]:
+    """What a continuation depends on: the reader of its step follows from its prefix, but for whether there is one."""
+    return request, request.step is not None

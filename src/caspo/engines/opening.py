@@ -6,20 +6,28 @@ Each engine is imported where it is opened: a model on a server needs no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from caspo.core.config import settings_from
 from caspo.core.errors import ConfigError
 from caspo.engines.base import ServingEngine
 from caspo.engines.prompts import INSTRUCTION
 from caspo.engines.remote.settings import RemoteSettings
+from caspo.steps import rule_name
 
 if TYPE_CHECKING:
     from caspo.engines.local.engine import HFEngine
 
 __all__ = ["ModelSettings", "check_local", "model_settings", "open_engine", "open_local"]
+
+
+def _rule(setting: Any) -> str:
+    try:
+        return rule_name(setting)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
 
 
 class ModelSettings(RemoteSettings):
@@ -38,6 +46,10 @@ class ModelSettings(RemoteSettings):
     """`cpu`, `cuda`, `cuda:1`, ..."""
     instruction: str = INSTRUCTION
     """System message of the prompt; models trained on plain prompts ignore it."""
+    steps: Annotated[str, BeforeValidator(_rule)] = "reasoning"
+    """What a step is: `reasoning`, a unit of it (docs/steps.md); `line`, `paragraph`, `sentence`; or `{delimiter: TEXT}`."""
+    thinking: tuple[str, str] | None = None
+    """What opens and closes the model's thinking, where its chat template does not tell: `["<think>", "</think>"]`."""
     trust_remote_code: bool = False
     """Run the Python code of the model's repository."""
     max_rows: int = Field(256, ge=1)
@@ -74,7 +86,9 @@ def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngi
     if settings.engine == "openai_compatible" and name in (None, settings.name):
         from caspo.engines.remote.engine import OpenAICompatibleEngine
 
-        return OpenAICompatibleEngine(settings, settings.name, settings.instruction)
+        return OpenAICompatibleEngine(
+            settings, settings.name, settings.instruction, steps=settings.steps, thinking=settings.thinking
+        )
     if settings.engine == "llama_cpp" and name in (None, settings.name):
         from caspo.engines.llama.engine import open_llama_cpp
 
@@ -84,6 +98,8 @@ def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngi
             dtype=settings.dtype,
             device=settings.device,
             max_rows=settings.max_rows,
+            steps=settings.steps,
+            thinking=settings.thinking,
         )
     return open_local(settings, name)
 
@@ -110,4 +126,12 @@ def open_local(settings: ModelSettings, name: str | None = None) -> HFEngine:
     model, tokenizer = load(
         name or settings.name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
     )
-    return HFEngine(model, tokenizer, name=settings.name, instruction=settings.instruction, max_rows=settings.max_rows)
+    return HFEngine(
+        model,
+        tokenizer,
+        name=settings.name,
+        instruction=settings.instruction,
+        max_rows=settings.max_rows,
+        steps=settings.steps,
+        thinking=settings.thinking,
+    )

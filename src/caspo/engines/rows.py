@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Finish, Request
 from caspo.records import Measured, TokenTrace
+from caspo.steps import Characters, text_of
 
 __all__ = ["SHARED", "Row", "check", "shared_length"]
 
@@ -27,21 +29,36 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     """One for each token."""
+    pieces: list[bytes] = field(default_factory=list)
+    """The bytes of each."""
+    turn: str = ""
+    """What begins another turn (`Reading.turn`)."""
+    before: bytes = b""
+    """The bytes of the prefix's last token."""
     text: str = ""
     finish: Finish | None = None
+    own: int | None = None
+    """Tokens that belong to the continuation, where more were decoded than that."""
+
+    def __post_init__(self) -> None:
+        self._characters = Characters()
+        self._starts: list[int] = []
+        """Characters of the text before each token."""
+        self._step = None if self.request.step is None else self.request.step.copy()
+        self._known = 0 if self._step is None else self._step.tokens
 
     @property
     def last(self) -> int:
         """The token that the next step feeds."""
         return self.tokens[-1] if self.tokens else self.request.prefix_ids[-1]
 
-    def take(self, token: int, measured: Measured, piece: str, *, ends: bool, context_length: int) -> bool:
+    def take(self, token: int, measured: Measured, piece: bytes, *, ends: bool, context_length: int) -> bool:
         """Take the next token in; whether the continuation ends with it (``finish`` says why).
 
         Args:
             token: the token that was drawn.
             measured: what its distribution said.
-            piece: its text.
+            piece: its bytes.
             ends: whether it is an EOS token.
             context_length: of the model. A full context is `length`: nothing can be continued from there.
         """
@@ -49,31 +66,44 @@ class Row:
         if not self.request.top_k and measured.top_k_logprob is not None:
             measured = measured._replace(top_k_logprob=None)  # a neighbour asked for it
         self.measured.append(measured)
+        self.pieces.append(piece)
         self.finish = self._finish(piece, ends, context_length)
         watch = self.request.watch
         if self.finish is None and watch is not None and not watch(token, measured):
             self.finish = "abandoned"
         return self.finish is not None
 
-    def completion(self, text: str, kind: Literal["full", "top_k"] = "full", k: int | None = None) -> Completion:
-        """The finished continuation, ``text`` being that of its tokens without EOS."""
+    def completion(self, kind: Literal["full", "top_k"] = "full", k: int | None = None) -> Completion:
+        """The finished continuation."""
         assert self.finish is not None
-        top_k = np.array([m.top_k_logprob for m in self.measured], dtype=np.float32) if self.request.top_k else None
-        trace = TokenTrace.of(self.measured, kind, k)
-        return Completion(tuple(self.tokens), text, trace, self.finish, top_k)
+        own = len(self.tokens) if self.own is None else self.own
+        top_k = np.array([m.top_k_logprob for m in self.measured[:own]], dtype=np.float32) if self.request.top_k else None
+        return Completion(
+            tuple(self.tokens[:own]),
+            text_of(self.pieces[:own]),
+            TokenTrace.of(self.measured[:own], kind, k),
+            self.finish,
+            top_k,
+            tuple(self.tokens[own:]),
+            TokenTrace.of(self.measured[own:], kind, k),
+        )
 
-    @property
-    def written(self) -> list[int]:
-        """The tokens that make its text: all but an EOS at the end."""
-        return self.tokens[:-1] if self.finish == "eos" else self.tokens
-
-    def _finish(self, piece: str, ends: bool, context_length: int) -> Finish | None:
+    def _finish(self, piece: bytes, ends: bool, context_length: int) -> Finish | None:
         request = self.request
         if ends:
             return "eos"
         if len(request.prefix_ids) + len(self.tokens) >= context_length:
             return "length"
-        tail, self.text = len(self.text), self.text + piece
+        tail, self.text = len(self.text), self.text + self._characters.take(piece)
+        self._starts.append(tail)
+        if self._step is not None and self.own is None:
+            self.own = next((end - self._known for end, _ in self._step.take(piece) if end > self._known), None)
+        line = self._line_start
+        if self.turn and line is not None and self.text.startswith(self.turn, line):
+            self.own = bisect_left(self._starts, line)
+            return "eos"
+        if self.own is not None and not (self.turn and line is not None and self.turn.startswith(self.text[line:])):
+            return "stop"
         for stop in request.stop:
             at = self.text.find(stop, max(0, tail - len(stop) + 1))
             while at >= 0:
@@ -81,6 +111,12 @@ class Row:
                     return "stop"
                 at = self.text.find(stop, at + 1)
         return "length" if len(self.tokens) >= request.max_new_tokens else None
+
+    @property
+    def _line_start(self) -> int | None:
+        """Where the line begins that is being written; None: before this continuation."""
+        at = self.text.rfind("\n") + 1
+        return at if at or self.before.endswith(b"\n") else None
 
 
 def check(request: Request, context_length: int, name: str) -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from caspo.engines.base import Completion, Engine, Request, Watch
 from caspo.engines.drive import Asking, changed
 from caspo.records import Measured
+from caspo.steps import Characters
 
 __all__ = ["cut", "until"]
 
@@ -24,7 +25,7 @@ def until(asking: Asking[T], stops: tuple[str, ...], engine: Engine, prompt: int
         return asking
 
     def turn(wanted: Sequence[Request]) -> Asking[Sequence[Completion]]:
-        ends = [_End("".join(engine.pieces(r.prefix_ids[prompt:])), stops, engine, r.watch) for r in wanted]
+        ends = [_End(engine.pieces(r.prefix_ids[prompt:]), stops, engine, r.watch) for r in wanted]
         found = yield [replace(request, watch=end) for request, end in zip(wanted, ends, strict=True)]
         return [end.ended(completion) for end, completion in zip(ends, found, strict=True)]
 
@@ -39,13 +40,15 @@ def cut(text: str, stops: Sequence[str]) -> str:
 class _End:
     """A `Watch` that ends a continuation as soon as one of the strings is written, whatever another watch wants."""
 
-    def __init__(self, written: str, stops: tuple[str, ...], engine: Engine, inner: Watch | None) -> None:
+    def __init__(self, written: Sequence[bytes], stops: tuple[str, ...], engine: Engine, inner: Watch | None) -> None:
         self._stops, self._engine, self._inner = stops, engine, inner
         self._keep = max(map(len, stops)) - 1
-        self._tail = self._before = written[-self._keep :] if self._keep else ""
+        self._characters = Characters()
+        text = "".join(map(self._characters.take, written))
+        self._tail = self._before = text[-self._keep :] if self._keep else ""
 
     def __call__(self, token: int, measured: Measured) -> bool:
-        text = self._tail + self._engine.pieces([token])[0]
+        text = self._tail + self._characters.take(self._engine.pieces([token])[0])
         self._tail = text[-self._keep :] if self._keep else ""
         if any(stop in text for stop in self._stops):
             return False

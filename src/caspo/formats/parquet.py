@@ -43,6 +43,7 @@ TREE_SCHEMA = pa.schema(
         ("parent", pa.int32()),
         ("depth", pa.int32()),
         ("step", pa.string()),
+        ("thinking", pa.bool_()),
         ("token_ids", _IDS),
         ("count", pa.int32()),
         ("final", pa.bool_()),
@@ -55,8 +56,11 @@ TREE_SCHEMA = pa.schema(
         ("trace_k", pa.int32()),
         *((name, _FLOATS) for name in TRACE_COLUMNS),
         ("entropy_upper", _FLOATS),
+        ("steps", pa.string()),  # the rule that cut the tree's steps
     ]
 )
+_LATER = {"thinking": False, "steps": "line"}
+"""Columns that files of earlier versions lack, and what holds for their trees."""
 
 
 def write_trees(path: Path, trees: Sequence[Tree]) -> None:
@@ -138,7 +142,7 @@ def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
             "Delete it and run the same command again; it will be made anew."
         ) from error
     version = (table.schema.metadata or {}).get(b"caspo_schema", b"none").decode()
-    missing = set(schema.names) - set(table.column_names)
+    missing = set(schema.names) - set(table.column_names) - set(_LATER)
     if missing:
         raise DataError(
             f"{path} holds something else than is read here: it lacks {', '.join(sorted(missing)[:3])}"
@@ -150,7 +154,8 @@ def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
             "this version."
         )
     rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
+    lacking = {name: value for name, value in _LATER.items() if name in schema.names and name not in table.column_names}
+    return [row | lacking for row in rows] if lacking else rows
 
 
 def _row(tree: Tree, node: Node) -> dict[str, Any]:
@@ -166,6 +171,7 @@ def _row(tree: Tree, node: Node) -> dict[str, Any]:
         "parent": node.parent,
         "depth": node.depth,
         "step": node.step.text,
+        "thinking": node.step.thinking,
         "token_ids": node.step.token_ids,
         "count": node.count,
         "final": node.final,
@@ -178,6 +184,7 @@ def _row(tree: Tree, node: Node) -> dict[str, Any]:
         "trace_k": trace.k,
         **{name: None if trace.kind == "none" else getattr(trace, name) for name in TRACE_COLUMNS},
         "entropy_upper": trace.entropy_upper,
+        "steps": tree.steps,
     }
 
 
@@ -196,7 +203,7 @@ def _tree(file: Path, rows: Sequence[dict[str, Any]]) -> Tree:
         solution=first["solution"],
         meta=json.loads(first["meta"]),
     )
-    return Tree(question, tuple(first["prompt_ids"]), tuple(_node(row) for row in rows))
+    return Tree(question, tuple(first["prompt_ids"]), tuple(_node(row) for row in rows), first["steps"])
 
 
 def _node(row: dict[str, Any]) -> Node:
@@ -212,7 +219,7 @@ def _node(row: dict[str, Any]) -> Node:
         id=row["node"],
         parent=row["parent"],
         depth=row["depth"],
-        step=Step(row["step"], tuple(row["token_ids"]), trace),
+        step=Step(row["step"], tuple(row["token_ids"]), trace, row["thinking"]),
         count=row["count"],
         final=row["final"],
         verdict=verdict,

@@ -297,7 +297,7 @@ class _Test:
                 answer = stated_answer(question, self.prefix.text + completion.text, ended=completion.finish == "eos")
                 self.samples += 1
                 self.successes += right_answer(answer, question.answer)
-                self.tokens += len(completion.token_ids)
+                self.tokens += completion.decoded
         return _Reach(self._decided() or "unknown", self.successes, self.samples)
 
     def _next(self) -> range:

@@ -263,9 +263,7 @@ def _in_parts(
 def right_path(task: Task, question: Question, tree: Tree) -> bool:
     """Whether a path was finished that states the right answer."""
     ends = (node for node in tree.nodes if node.decision == "finished")
-    return any(
-        task.grade(question, stated_answer(question, "".join(node.step.text for node in tree.path(end.id)))) for end in ends
-    )
+    return any(task.grade(question, stated_answer(question, tree.answer_text(end.id))) for end in ends)
 
 
 def _outcome(task: Task, question: Question, solution: Solution) -> dict[str, Any]:

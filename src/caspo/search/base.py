@@ -118,7 +118,7 @@ class Method(ABC, Generic[S]):
         A question's solution does not depend on the others. ``on_done`` is called with the number of questions that
         were solved since the last call.
         """
-        trees = [TreeBuilder(question, engine.prompt(self.asked(question.text))) for question in questions]
+        trees = [TreeBuilder(question, engine.prompt(self.asked(question.text)), engine) for question in questions]
         searches = [self.search(tree, engine, seed) for tree in trees]
         return drive(searches, engine, lambda: on_done(1) if on_done is not None else None)
 

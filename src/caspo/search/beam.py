@@ -21,7 +21,7 @@ from pydantic import Field
 from caspo.answers import stated_answer
 from caspo.confidence import step_score
 from caspo.engines.base import Completion, Engine, Request
-from caspo.records import ROOT, Solution, Step
+from caspo.records import ROOT, Solution
 from caspo.search.base import Method, Paths, PathSettings, Search, SignalName, Tokens
 from caspo.search.vote import agreement
 from caspo.trees import TreeBuilder, seed_of
@@ -78,11 +78,12 @@ class Beam(Method[BeamSettings]):
         while live:
             asked = [(path, child) for path in live for child in range(self.settings.children)]
             found = yield [self._request(tree, path, seed, child) for path, child in asked]
-            spent += sum(len(one.token_ids) for one in found)
+            spent += sum(one.decoded for one in found)
             children: dict[int, _Path] = {}
             for (path, _), one in zip(asked, found, strict=True):
-                child = self._child(tree, path, one)
-                children.setdefault(child.node, child)
+                if tree.follows(path.node, (*one.token_ids, *one.ahead), final=one.finish == "eos"):
+                    child = self._child(tree, path, one)
+                    children.setdefault(child.node, child)
             live = self._kept(tree, list(children.values()), finished)
         if not finished:
             return Solution(tree.question.id, None, 0.0, tree.build(), spent)
@@ -98,21 +99,20 @@ class Beam(Method[BeamSettings]):
             max_new_tokens=min(settings.max_step_tokens, settings.max_tokens - path.tokens),
             temperature=settings.temperature,
             top_p=settings.top_p,
-            stop=("\n",),
+            step=tree.reader(path.node),
             keep=True,
         )
 
     def _child(self, tree: TreeBuilder, path: _Path, completion: Completion) -> _Path:
         settings = self.settings
-        step = Step(completion.text, completion.token_ids, completion.trace)
-        node = tree.add(path.node, step, final=completion.finish == "eos")
+        node = tree.add_step(path.node, completion.token_ids, completion.trace, final=completion.finish == "eos")
         score = math.log(step_score(tree.nodes[node].step.trace, settings.signal))
         tokens = path.tokens + len(completion.token_ids)
         return _Path(
             node,
             score + (path.score if settings.score == "cumulative" else 0.0),
             tokens,
-            stated_answer(tree.question, "".join(tree.texts(node)), ended=completion.finish != "length"),
+            stated_answer(tree.question, tree.answer_text(node), ended=completion.finish != "length"),
             ended=completion.finish != "stop" or tokens >= settings.max_tokens,
         )
 

@@ -37,7 +37,7 @@ class BestOfN(Method[BestOfNSettings]):
     def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
         """All samples."""
         found = yield several(tree, self.settings, seed, range(self.settings.samples))
-        ends, answers = grow(tree, engine, found), answers_of(tree, found)
+        ends, answers = grow(tree, found), answers_of(tree, found)
         signal = SIGNALS[self.settings.signal]
         scores = {number: signal(found[number].trace) for number, answer in enumerate(answers) if answer is not None}
         if not scores:

@@ -173,13 +173,20 @@ class _Paths:
                 seed=0,
                 max_new_tokens=room,
                 temperature=0.0,
-                stop=() if branch.parent == ROOT and branch.rank == 1 else ("\n",),
+                step=None if branch.parent == ROOT and branch.rank == 1 else self._reader(branch),
                 rank=branch.rank,
                 keep=settings.children > 1,
                 watch=self._watch(branch, room),
             )
             requests.append(request)
         return requests
+
+    def _reader(self, branch: _Branch) -> StepReader:
+        """A reader of what is written before the branch's token."""
+        reader = self._tree.reader(branch.parent)
+        for piece in self._engine.pieces(branch.head):
+            reader.take(piece)
+        return reader
 
     def _room(self, branch: _Branch) -> int:
         """Tokens that a path from here may have."""
@@ -189,33 +196,39 @@ class _Paths:
         settings = self._settings
         if settings.prune_below == 0 or len(self._finished) < settings.min_survivors:
             return None
-        return _PruneWatch(branch, self._state[branch.parent].confidence, room, self._engine, settings)
+        reader = self._tree.reader(branch.parent)
+        return _PruneWatch(branch, self._state[branch.parent].confidence, room, reader, self._engine, settings)
 
     # Grow: what was decoded becomes nodes, and unsure steps become branches.
 
     def grow(self, branch: _Branch, completion: Completion) -> None:
         """Add a decoded path to the tree, and open the branches that it has."""
         tree, new = self._tree, completion.trace
-        self._tokens += len(completion.token_ids)
+        self._tokens += completion.decoded
         if branch.rank > 1:
             self._open_next_rank(branch, new)
         head = len(branch.head)
         trace = TokenTrace.join([branch.trace[:head], new]) if head else new
         ids = (*branch.head, *completion.token_ids)
         known = len(tree.nodes)
-        nodes = tree.add_steps(branch.parent, ids, self._engine.pieces(ids), trace, final=completion.finish == "eos")
-        fixed = head + (branch.rank > 1)  # what this path shares with another one, or was told to take
-        parent = branch.parent
+        nodes = tree.add_steps(branch.parent, ids, trace, final=completion.finish == "eos")
+        if not nodes:  # the model began another turn at once: the solution ends where it was
+            if branch.parent != ROOT:
+                self._end(branch.parent, completion, branch.odds)
+            return
+        fixed = head + 1 if branch.rank > 1 else 0  # what this path shares with another one, or was told to take
+        if tree.nodes[nodes[0]].parent != branch.parent:  # it goes on with the parent's step
+            fixed += len(tree.nodes[branch.parent].step.token_ids)
         for node in nodes:
-            step = tree.nodes[node].step
+            step, parent = tree.nodes[node].step, tree.nodes[node].parent
             if node >= known:
                 self._state[node] = self._after(parent, step)
                 if self._method.branches(step):
                     self._open_step(branch.odds, parent, step.token_ids, step.trace, fixed)
-            parent, fixed = node, 0
+            fixed = 0
             if node != nodes[-1]:
                 tree.decide(node, "expanded")
-        if nodes and nodes[-1] >= known:
+        if nodes[-1] >= known:
             self._end(nodes[-1], completion, branch.odds)
 
     def _after(self, parent: int, step: Step) -> _State:
@@ -237,10 +250,10 @@ class _Paths:
             return
         if completion.finish == "stop" and state.tokens < settings.max_tokens:
             tree.decide(leaf, "dropped")  # unless it is gone on with
-            self._open.append(_Branch(leaf, priority=state.rank, odds=odds))
+            self._open.append(_Branch(leaf, completion.ahead, completion.ahead_trace, priority=state.rank, odds=odds))
             return
         ended = completion.finish == "eos"
-        answer = stated_answer(tree.question, "".join(tree.texts(leaf)), ended=ended)
+        answer = stated_answer(tree.question, tree.answer_text(leaf), ended=ended)
         whole = ended or answer is not None
         tree.decide(leaf, "finished" if whole else "cut")
         if whole:
@@ -348,12 +361,19 @@ class _PruneWatch:
     """Ends a path as soon as its cumulative confidence cannot stay above the threshold, whatever follows."""
 
     def __init__(
-        self, branch: _Branch, confidence: float, room: int, engine: Engine, settings: ConfidenceTreeSettings
+        self,
+        branch: _Branch,
+        confidence: float,
+        room: int,
+        reader: StepReader,
+        engine: Engine,
+        settings: ConfidenceTreeSettings,
     ) -> None:
         self._confidence, self._room, self._engine, self._settings = confidence, room, engine, settings
         self._rows: list[Measured] = []
         """What was measured of the step that is being written."""
-        self._reader = StepReader()
+        self._reader, self._ended = reader, reader.tokens
+        """And how many tokens are in steps that have ended."""
         for token, row in zip(branch.head, branch.trace.measured(), strict=False):
             self._take(token, row)
 
@@ -364,8 +384,9 @@ class _PruneWatch:
         return self._confidence * possible >= self._settings.prune_below
 
     def _take(self, token: int, row: Measured) -> None:
-        ended = self._reader.take(self._engine.pieces([token])[0])
-        if ended:
-            self._confidence *= step_score(TokenTrace.of(self._rows[:ended]), self._settings.prune_signal)
-            self._rows = self._rows[ended:]
         self._rows.append(row)
+        for end, _ in self._reader.take(self._engine.pieces([token])[0]):
+            size = end - self._ended
+            if size > 0:
+                self._confidence *= step_score(TokenTrace.of(self._rows[:size]), self._settings.prune_signal)
+                self._rows, self._ended = self._rows[size:], end

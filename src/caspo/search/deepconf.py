@@ -127,7 +127,7 @@ class DeepConfOffline(Method[DeepConfOfflineSettings]):
         found = yield several(tree, settings, seed, range(settings.samples), settings.top_k)
         traces = _Traces(tree, found, settings, settings.measure)
         answered = [c for c, answer in zip(traces.confidences, traces.answers, strict=True) if answer is not None]
-        return traces.voted(engine, _threshold(answered, settings.eta) if answered else 0.0)
+        return traces.voted(_threshold(answered, settings.eta) if answered else 0.0)
 
 
 class DeepConfOnline(Method[DeepConfOnlineSettings]):
@@ -147,7 +147,7 @@ class DeepConfOnline(Method[DeepConfOnlineSettings]):
             requests = several(tree, settings, seed, wave, settings.top_k)
             found += yield [replace(request, watch=_stop_below(threshold, settings.window)) for request in requests]
             traces = _Traces(tree, found, settings, "lowest")
-        return traces.voted(engine, threshold)
+        return traces.voted(threshold)
 
 
 class _Traces:
@@ -163,9 +163,9 @@ class _Traces:
         """The share of the votes that the leading answer has."""
         return self._vote(self._voting(threshold))[1]
 
-    def voted(self, engine: Engine, threshold: float) -> Solution:
+    def voted(self, threshold: float) -> Solution:
         """The vote's outcome. Traces that had none are `pruned` in the tree."""
-        ends, numbers = grow(self._tree, engine, self._found), self._voting(threshold)
+        ends, numbers = grow(self._tree, self._found), self._voting(threshold)
         voting = {ends[number] for number in numbers}
         for end in ends:
             self._tree.decide(end, "finished" if end in voting else "pruned")

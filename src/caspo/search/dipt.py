@@ -50,5 +50,5 @@ class DiPT(Method[DiPTSettings]):
     def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
         """One greedy solution, of which the answer that is stated last counts."""
         found = yield [sample(tree, self.settings, self.name, seed, 0, temperature=0.0)]
-        grow(tree, engine, found)
+        grow(tree, found)
         return solution(tree, found, *vote(answers_of(tree, found), [1.0]))

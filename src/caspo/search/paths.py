@@ -19,4 +19,4 @@ def answer_path(tree: Tree, answer: str | None) -> tuple[Node, ...]:
 
 def _stated(tree: Tree, path: tuple[Node, ...]) -> str | None:
     ended = path[-1].final or path[-1].decision == "finished"
-    return stated_answer(tree.question, "".join(node.step.text for node in path), ended=ended)
+    return stated_answer(tree.question, tree.answer_text(path[-1].id), ended=ended)

@@ -41,7 +41,7 @@ class ChainOfThought(Method[ChainOfThoughtSettings]):
         """One sample."""
         settings = self.settings
         found = yield [sample(tree, settings, self.name, seed, 0, settings.temperature)]
-        grow(tree, engine, found)
+        grow(tree, found)
         return majority(tree, found)
 
     def settles(self, step: Step) -> bool:
@@ -73,7 +73,7 @@ class SelfConsistency(Method[SelfConsistencySettings]):
     def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
         """All samples."""
         found = yield several(tree, self.settings, seed, range(self.settings.samples))
-        grow(tree, engine, found)
+        grow(tree, found)
         return majority(tree, found)
 
 
@@ -100,16 +100,14 @@ def several(
     return [replace(sample(tree, settings, name, seed, number, temperature), top_k=top_k) for number in samples]
 
 
-def grow(tree: TreeBuilder, engine: Engine, found: Sequence[Completion]) -> list[int]:
+def grow(tree: TreeBuilder, found: Sequence[Completion]) -> list[int]:
     """Cut the samples into steps and merge equal ones in the tree; the last node of each sample."""
-    return [
-        tree.add_solution(one.token_ids, engine.pieces(one.token_ids), one.trace, final=one.finish == "eos") for one in found
-    ]
+    return [tree.add_solution(one.token_ids, one.trace, final=one.finish == "eos") for one in found]
 
 
 def answers_of(tree: TreeBuilder, found: Sequence[Completion]) -> list[str | None]:
     """The answer that each sample states, as far as one that was cut at its limit does."""
-    return [stated_answer(tree.question, one.text, ended=one.finish == "eos") for one in found]
+    return [stated_answer(tree.question, tree.said(one.text), ended=one.finish == "eos") for one in found]
 
 
 def majority(tree: TreeBuilder, found: Sequence[Completion]) -> Solution:
@@ -119,5 +117,5 @@ def majority(tree: TreeBuilder, found: Sequence[Completion]) -> Solution:
 
 def solution(tree: TreeBuilder, found: Sequence[Completion], answer: str | None, confidence: float) -> Solution:
     """This answer, with those of all samples, their tree and their price."""
-    tokens, answers = sum(len(one.token_ids) for one in found), tuple(answers_of(tree, found))
+    tokens, answers = sum(one.decoded for one in found), tuple(answers_of(tree, found))
     return Solution(tree.question.id, answer, confidence, tree.build(), tokens, answers=answers)

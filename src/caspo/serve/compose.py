@@ -65,8 +65,8 @@ class Outcome(NamedTuple):
     caspo: CaspoOut
     shown: int
     """Tokens of ``text``."""
-    logprobs: list[tuple[str, float]] | None
-    """Text and log-probability of each of these tokens."""
+    logprobs: list[tuple[bytes, float]] | None
+    """Bytes and log-probability of each of these tokens."""
 
 
 class Chunk(NamedTuple):
@@ -131,7 +131,7 @@ class Choice:
         }
         if plan.tree:
             caspo["tree"] = _tree(solution.tree)
-        shown = _shown(path, self._engine, len(text)) if stopped or plan.logprobs else None
+        shown = _shown(path, self._engine, text) if stopped or plan.logprobs else None
         return Outcome(
             text,
             "stop" if stopped or _ended(path, plan.method.settings.max_tokens) else "length",
@@ -199,16 +199,17 @@ def _steps(path: Sequence[Node], length: int) -> list[StepOut]:
     return steps
 
 
-def _shown(path: Sequence[Node], engine: ServingEngine, length: int) -> list[tuple[str, float]]:
-    """The tokens of the first ``length`` characters, with their log probability."""
+def _shown(path: Sequence[Node], engine: ServingEngine, text: str) -> list[tuple[bytes, float]]:
+    """The tokens of a text that the path begins with, with their log probability."""
+    left = len(text.encode())
     ids = [token for node in path for token in node.step.token_ids]
     logprobs = [float(value) for node in path for value in node.step.trace.logprob]
-    shown: list[tuple[str, float]] = []
-    for piece, logprob in zip(engine.pieces(ids), logprobs, strict=True):
-        text = piece[:length]
-        length -= len(text)
-        if text:  # a special token, such as the end's, has no text
-            shown.append((text, round(logprob, 5) if math.isfinite(logprob) else -9999.0))
+    shown: list[tuple[bytes, float]] = []
+    for whole, logprob in zip(engine.pieces(ids), logprobs, strict=True):
+        piece = whole[:left]
+        left -= len(piece)
+        if piece:  # a special token, such as the end's, has no text
+            shown.append((piece, round(logprob, 5) if math.isfinite(logprob) else -9999.0))
     return shown
 
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from caspo.serve import response_schema as schema
 from caspo.serve.compose import Chunk, Outcome
+from caspo.steps import text_of
 
 __all__ = ["ChatForm", "CompletionForm", "Form"]
 
@@ -142,7 +143,7 @@ def _logprobs(outcome: Outcome) -> schema.LogprobsOut | None:
         return None
     return {
         "content": [
-            {"token": piece, "logprob": logprob, "bytes": list(piece.encode()), "top_logprobs": []}
+            {"token": text_of([piece]), "logprob": logprob, "bytes": list(piece), "top_logprobs": []}
             for piece, logprob in outcome.logprobs
         ],
         "refusal": None,
@@ -152,7 +153,7 @@ def _logprobs(outcome: Outcome) -> schema.LogprobsOut | None:
 def _legacy_logprobs(outcome: Outcome) -> schema.LegacyLogprobs | None:
     if outcome.logprobs is None:
         return None
-    pieces = [piece for piece, _ in outcome.logprobs]
+    pieces = [text_of([piece]) for piece, _ in outcome.logprobs]
     return {
         "tokens": pieces,
         "token_logprobs": [logprob for _, logprob in outcome.logprobs],

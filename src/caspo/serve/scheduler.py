@@ -242,7 +242,7 @@ class Scheduler:
             self._fail(running.ticket, Failed("engine", str(result)))
             return
         self._failures = 0
-        self._tokens += len(result.token_ids)
+        self._tokens += result.decoded
         self._workers.submit(self._think, running, turn_place, result)
 
     def _think(self, running: Running, turn_place: int, completion: Completion) -> None:

@@ -11,11 +11,11 @@ from caspo.confidence import step_score
 from caspo.engines.base import Completion, Engine, Request, ServingEngine, Watch
 from caspo.engines.drive import Asking, Underway, changed
 from caspo.engines.until import until
-from caspo.records import Measured, Node, Solution, Step, TokenTrace
+from caspo.records import ROOT, Measured, Node, Solution, Step, TokenTrace
 from caspo.search import answer_path
 from caspo.search.base import Search
 from caspo.serve.job import Done, Grown, Settled, Ticket
-from caspo.steps import StepReader
+from caspo.steps import text_of
 from caspo.trees import TreeBuilder
 
 __all__ = ["Running"]
@@ -35,8 +35,8 @@ class Running:
         self._given_up = False
         self._told: list[Node] = []
         job = ticket.job
-        self._tree = TreeBuilder(job.question, job.prompt_ids)
-        search = _telling(job.method.search(self._tree, engine, job.seed), ticket, engine)
+        self._tree = TreeBuilder(job.question, job.prompt_ids, engine)
+        search = _telling(job.method.search(self._tree, engine, job.seed), ticket, engine, self._tree)
         self._search: Underway[Solution] = Underway(until(search, job.stop, engine, len(job.prompt_ids)))
         self.waiting: deque[tuple[int, Request]] = deque(enumerate(self._search.begin()))
         """Requests of it that wait for a place in the batch, with their places in the search's turn."""
@@ -80,14 +80,14 @@ class Running:
             self.ticket.tell(Done(solution, answer_path(solution.tree, solution.answer)))
 
 
-def _telling(search: Search, ticket: Ticket, engine: Engine) -> Search:
+def _telling(search: Search, ticket: Ticket, engine: Engine, tree: TreeBuilder) -> Search:
     """The same search, of whose first path, if it begins with one, steps are told as soon as they are settled."""
     begun = False
 
     def turn(wanted: Sequence[Request]) -> Asking[Sequence[Completion]]:
         nonlocal begun
         if not begun and len(wanted) == 1:
-            wanted = [replace(wanted[0], watch=_Settling(ticket, engine, wanted[0].watch))]
+            wanted = [replace(wanted[0], watch=_Settling(ticket, engine, tree, wanted[0].watch))]
         begun = True
         return (yield wanted)
 
@@ -97,29 +97,31 @@ def _telling(search: Search, ticket: Ticket, engine: Engine) -> Search:
 class _Settling:
     """Watches the first path and tells its steps while they are settled."""
 
-    def __init__(self, ticket: Ticket, engine: Engine, inner: Watch | None) -> None:
+    def __init__(self, ticket: Ticket, engine: Engine, tree: TreeBuilder, inner: Watch | None) -> None:
         self._ticket, self._engine, self._inner = ticket, engine, inner
-        self._reader = StepReader()
+        self._reader = tree.reader(ROOT)
         self._tokens: list[int] = []
         self._rows: list[Measured] = []
-        self._number = 0
+        self._number = self._told = 0
+        """Steps that were told, and their tokens."""
         self._settled = True
 
     def __call__(self, token: int, measured: Measured) -> bool:
         if self._settled:
-            ended = self._reader.take(self._engine.pieces([token])[0])
-            if ended:
-                self._tell(ended)
             self._tokens.append(token)
             self._rows.append(measured)
+            for end, thinking in self._reader.take(self._engine.pieces([token])[0]):
+                if self._settled:
+                    self._tell(end - self._told, thinking)
         return self._inner is None or self._inner(token, measured)
 
-    def _tell(self, size: int) -> None:
+    def _tell(self, size: int, thinking: bool) -> None:
         """The step of the first ``size`` tokens has ended."""
         ids, self._tokens = self._tokens[:size], self._tokens[size:]
         trace = TokenTrace.of(self._rows[:size])
         self._rows = self._rows[size:]
-        step = Step("".join(self._engine.pieces(ids)), tuple(ids), trace)
+        step = Step(text_of(self._engine.pieces(ids)), tuple(ids), trace, thinking)
+        self._told += size
         self._settled = self._ticket.job.method.settles(step)
         if self._settled:
             self._ticket.tell(Settled(self._number, step.text, step_score(trace)))

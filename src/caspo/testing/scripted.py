@@ -8,7 +8,7 @@
 
 Keys are the whole text before the continuation: the question, a line break, and the steps so far. A request without a
 stop string goes on from entry to entry until one ends with EOS. Every character is a token, so every prefix of a text
-is a prefix of its tokens.
+is a prefix of its tokens. One that asks for a step ends with its entry where there is no entry after it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
 
 from caspo.core.errors import ConfigError, DataError, EngineError
-from caspo.engines.base import Completion, Finish, Message, OnDone, Request
+from caspo.engines.base import Completion, Message, OnDone, Request
+from caspo.engines.rows import Row
 from caspo.engines.run import run
-from caspo.records import Measured, TokenTrace
+from caspo.records import Measured
+from caspo.steps import Reading, text_of
 
 __all__ = ["EOS", "Script", "Scripted", "ScriptedEngine"]
 
@@ -63,8 +62,8 @@ class ScriptedEngine:
     context_length = 1 << 30
     """No limit."""
 
-    def __init__(self, script: Script, name: str = "scripted") -> None:
-        self._script, self.name = script, name
+    def __init__(self, script: Script, name: str = "scripted", reading: Reading | None = None) -> None:
+        self._script, self.name, self.reading = script, name, reading or Reading()
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """The question and a line break, as tokens."""
@@ -80,9 +79,9 @@ class ScriptedEngine:
         """The text's characters."""
         return tuple(map(ord, text))
 
-    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+    def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
         """The character of each token; EOS is empty."""
-        return ["" if token == EOS else chr(token) for token in token_ids]
+        return [b"" if token == EOS else chr(token).encode(errors="replace") for token in token_ids]
 
     def forget(self) -> None:
         """Nothing is kept."""
@@ -101,27 +100,26 @@ class ScriptedEngine:
 
     def play(self, request: Request) -> Completion:
         """One request, to its end."""
-        prefix = "".join(self.pieces(request.prefix_ids))
-        ids: list[int] = []
-        rows: list[Measured] = []
-        finish: Finish | None = None
-        while finish is None:
-            options = self._continuations(prefix + "".join(self.pieces(ids)))
-            chosen = _choose(options, request, len(ids))
-            for token, row in zip(_tokens(options[chosen]), _trace(options, chosen, request.top_k), strict=True):
-                ids.append(token)
-                rows.append(row)
-                finish = _finish(ids, request)
-                if finish is None and request.watch is not None and not request.watch(token, row):
-                    finish = "abandoned"
-                if finish is not None:
+        prefix = text_of(self.pieces(request.prefix_ids))
+        row = Row(0, request, turn=self.reading.turn, before=prefix[-1:].encode())
+        while row.finish is None:
+            text = prefix + row.text
+            if request.step is not None and row.tokens and not self._scripted(text):
+                row.finish = "stop"  # all that is written down of the step
+                break
+            options = self._continuations(text)
+            chosen = _choose(options, request, len(row.tokens))
+            for token, measured in zip(_tokens(options[chosen]), _trace(options, chosen, request.top_k), strict=True):
+                (piece,) = self.pieces([token])
+                if row.take(token, measured, piece, ends=token == EOS, context_length=self.context_length):
                     break
-        text = "".join(self.pieces(ids))
-        top_k = np.array([row.top_k_logprob for row in rows], dtype=np.float32) if request.top_k else None
-        return Completion(tuple(ids), text, TokenTrace.of(rows), finish, top_k)
+        return row.completion()
+
+    def _scripted(self, text: str) -> Sequence[Scripted] | None:
+        return self._script(text) if callable(self._script) else self._script.get(text)
 
     def _continuations(self, text: str) -> Sequence[Scripted]:
-        found = self._script(text) if callable(self._script) else self._script.get(text)
+        found = self._scripted(text)
         if not found:
             raise EngineError(f"The script has no continuation for the text {text!r}. Add an entry for exactly this text.")
         for option in found:
@@ -214,13 +212,3 @@ def _trace(options: Sequence[Scripted], chosen: int, top_k: int) -> list[Measure
     if len(entropies) != count:
         raise ConfigError(f"{options[chosen]!r} has {len(entropies)} entropies for {count} tokens. Give one for each.")
     return [row._replace(entropy=h) for h, row in zip(entropies, rows, strict=True)]
-
-
-def _finish(ids: Sequence[int], request: Request) -> Literal["eos", "stop", "length"] | None:
-    if ids[-1] == EOS:
-        return "eos"
-    text = "".join(map(chr, ids))
-    for stop in request.stop:
-        if text.endswith(stop) and text[: -len(stop)].strip():
-            return "stop"
-    return "length" if len(ids) >= request.max_new_tokens else None

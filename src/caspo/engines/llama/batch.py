@@ -44,8 +44,8 @@ class LlamaBatch:
     The row that came last gives way then: it waits, and its tokens are computed again later, not drawn again.
     """
 
-    def __init__(self, context: LlamaContext, most: int) -> None:
-        self._context, self._most = context, most
+    def __init__(self, context: LlamaContext, most: int, turn: str = "") -> None:
+        self._context, self._most, self._turn = context, most, turn
         self._waiting: list[Row] = []
         self._rows: list[_Fed] = []
         self._short = False
@@ -63,7 +63,8 @@ class LlamaBatch:
             EngineError: its prefix leaves no room in the model's context, or in the engine's cells.
         """
         self._context.check(request)
-        self._waiting.append(Row(place, request))
+        before = self._context.piece(request.prefix_ids[-1])
+        self._waiting.append(Row(place, request, turn=self._turn, before=before))
 
     def drop(self, place: int) -> None:
         """Free the request's cells, or its place among those that wait."""
@@ -183,7 +184,7 @@ class LlamaBatch:
                 ends=token in context.tokenizer.eos_ids,
                 context_length=context.context_length,
             ):
-                finished.append((row.place, row.completion(context.tokenizer.decode(row.written))))
+                finished.append((row.place, row.completion()))
                 self._leave(fed, keep=row.request.keep)
         if failures:
             context.cells.wipe()  # the keys and values of a NaN are NaN, and so is their product with a weight of zero

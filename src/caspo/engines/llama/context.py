@@ -85,9 +85,9 @@ class LlamaContext:
         if self.closed:
             raise EngineError(f"The engine of {self.name} was closed. Open the model again.")
 
-    def piece(self, token: int) -> str:
-        """The text of one token; of a special one empty."""
-        return self.tokenizer.piece(token).decode("utf-8", errors="replace")
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token; a special one has none."""
+        return self.tokenizer.piece(token)
 
     def check(self, request: Request) -> None:
         """Refuse a request that can never be served.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from caspo.core.errors import ModelError
 from caspo.engines.base import Completion, Message, OnDone, Request
@@ -22,6 +23,7 @@ from caspo.engines.llama.context import LlamaContext
 from caspo.engines.llama.tokens import GgufTokenizer
 from caspo.engines.models import BUNDLED, gguf_file
 from caspo.engines.prompts import INSTRUCTION, chat_ids, prompt_ids
+from caspo.engines.reading import reading_of
 from caspo.engines.run import run
 
 __all__ = ["LlamaCppEngine", "open_llama_cpp"]
@@ -40,6 +42,7 @@ class LlamaCppEngine:
         chunk: tokens of prompts computed at a step, at most; also the most requests at a step.
         dtype: of keys and values. The weights are what they are in the file.
         device_layers: layers computed on a GPU, where llama.cpp was built with one; -1: all.
+        steps, thinking: how its text is read, as for `HFEngine`.
 
     Raises:
         ConfigError: llama-cpp-python is not installed.
@@ -57,11 +60,14 @@ class LlamaCppEngine:
         chunk: int = 512,
         dtype: str = "float32",
         device_layers: int = 0,
+        steps: str = "reasoning",
+        thinking: Sequence[str] | None = None,
     ) -> None:
         self.name, self.instruction = name or file.stem, instruction
         self.context = context = LlamaContext(
             file, name=self.name, cells=cells, chunk=chunk, dtype=dtype, device_layers=device_layers
         )
+        self.reading = reading_of(context.tokenizer.chat_template, steps=steps, thinking=thinking)
         self.context_length, self.vocab_size = context.context_length, context.tokenizer.size
         self.max_rows = max(1, min(max_rows, context.strands // 2, chunk))
 
@@ -82,8 +88,8 @@ class LlamaCppEngine:
         """Tokens of a text as it is; names of special tokens in it are text."""
         return tuple(self.tokenizer.tokens(text, special=False))
 
-    def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token; special tokens are empty."""
+    def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; special tokens have none."""
         return [self.context.piece(i) for i in token_ids]
 
     def forget(self) -> None:
@@ -104,14 +110,14 @@ class LlamaCppEngine:
 
     def batch(self, most: int | None = None) -> LlamaBatch:
         """An empty batch of ``most`` requests at once, ``max_rows`` at most."""
-        return LlamaBatch(self.context, min(most or self.max_rows, self.max_rows))
+        return LlamaBatch(self.context, min(most or self.max_rows, self.max_rows), self.reading.turn)
 
     def close(self) -> None:
         """Free the model. Nothing can be asked of the engine after."""
         self.context.close()
 
 
-def open_llama_cpp(name: str, *, instruction: str, dtype: str, device: str, max_rows: int) -> LlamaCppEngine:
+def open_llama_cpp(name: str, *, dtype: str, device: str, **options: Any) -> LlamaCppEngine:
     """The engine for a GGUF file, or for a bundled model that is one, with the settings of a recipe."""
     if name in BUNDLED:
         file = gguf_file(name)
@@ -123,4 +129,4 @@ def open_llama_cpp(name: str, *, instruction: str, dtype: str, device: str, max_
             "bundled model that is one (smollm2-135m, gemma3-270m)."
         )
     layers = 0 if device == "cpu" else -1
-    return LlamaCppEngine(file, name=name, instruction=instruction, dtype=dtype, max_rows=max_rows, device_layers=layers)
+    return LlamaCppEngine(file, name=name, dtype=dtype, device_layers=layers, **options)

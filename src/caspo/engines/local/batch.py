@@ -36,7 +36,9 @@ class HFBatch:
             EngineError: its prefix leaves no room in the model's context.
         """
         self._decoder.check(request)
-        self._waiting.append(Row(place, request))
+        decoder = self._decoder
+        before = decoder.pieces[request.prefix_ids[-1]]
+        self._waiting.append(Row(place, request, turn=decoder.reading.turn, before=before))
 
     def drop(self, place: int) -> None:
         """Free the request's row, or its place among those that wait."""
@@ -73,7 +75,7 @@ class HFBatch:
                 ends=token in decoder.eos_ids,
                 context_length=decoder.context_length,
             ):
-                finished.append((row.place, row.completion(decoder.text(row.written))))
+                finished.append((row.place, row.completion()))
                 if row.request.keep:
                     decoder.store.put(row.request.prefix_ids + tuple(row.tokens[:-1]), pool.take(at))
             else:

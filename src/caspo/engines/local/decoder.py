@@ -15,7 +15,10 @@ from transformers import DynamicCache
 from caspo.core.errors import ModelError
 from caspo.engines.base import Request
 from caspo.engines.local.kv import Prefix, PrefixStore, RowPool, owned
+from caspo.engines.pieces import Pieces
+from caspo.engines.reading import shown_ids
 from caspo.engines.rows import SHARED, check, shared_length
+from caspo.steps import Reading
 
 __all__ = ["Decoder"]
 
@@ -30,9 +33,11 @@ class Decoder:
         ModelError: the model has layers without keys and values, or no token that ends a text.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str, max_rows: int, pool_bytes: int, store_bytes: int) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, reading: Reading, *, name: str, max_rows: int, pool_bytes: int, store_bytes: int
+    ) -> None:
         _refuse_unsupported(model)
-        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.model, self.tokenizer, self.name, self.reading = model, tokenizer, name, reading
         self.max_rows, self.pool_bytes = max_rows, pool_bytes
         self.device = next(model.parameters()).device
         config = model.config.get_text_config(decoder=True)
@@ -52,12 +57,8 @@ class Decoder:
                 f"{name} has no end-of-sequence token, so no solution would ever end. "
                 "Set tokenizer.eos_token, save the tokenizer and load it again."
             )
-        self.pieces = _Pieces(tokenizer)
-        """The text of each token; of a special one empty."""
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """The text of some tokens together, without special ones."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        self.pieces = Pieces(tokenizer, shown_ids(tokenizer, reading))
+        """The bytes of each token."""
 
     def check(self, request: Request) -> None:
         """Refuse a request that can never be served.
@@ -181,26 +182,6 @@ def _fill(cache: DynamicCache, rows: Sequence[tuple[Prefix | None, int]], width:
                     joined[row, :, width - count :] = prefix[layer][side][:, :count]
             both.append(joined)
         cache.update(both[0], both[1], layer)
-
-
-class _Pieces(dict[int, str]):
-    """The text of single tokens inside a text, decoded when first needed.
-
-    Inside: after another token, because some tokenizers drop the space before the first word of what they decode.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        super().__init__()
-        self._tokenizer = tokenizer
-        self._before: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
-        self._skip = len(self._decode(self._before))
-
-    def __missing__(self, token: int) -> str:
-        self[token] = piece = self._decode([*self._before, token])[self._skip :]
-        return piece
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _refuse_unsupported(model: Any) -> None:

@@ -18,6 +18,7 @@ from caspo.engines.base import Completion, Message, OnDone, Request
 from caspo.engines.local.batch import HFBatch
 from caspo.engines.local.decoder import Decoder
 from caspo.engines.prompts import INSTRUCTION, chat_ids, prompt_ids
+from caspo.engines.reading import reading_of
 from caspo.engines.run import run
 
 __all__ = ["HFEngine"]
@@ -35,6 +36,8 @@ class HFEngine:
         pool_bytes: memory for the rows' keys and values; fewer rows are used when they would need more. A search whose
             rows grow longer on the way may exceed it until some of them end.
         store_bytes: memory for prefixes kept to be continued later.
+        steps: the rule that cuts what it writes into steps.
+        thinking: the marks of its thinking, (opening, closing), where the chat template does not tell them.
     """
 
     def __init__(
@@ -47,11 +50,14 @@ class HFEngine:
         max_rows: int = 256,
         pool_bytes: int = 4 << 30,
         store_bytes: int = 1 << 30,
+        steps: str = "reasoning",
+        thinking: Sequence[str] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.instruction = model, tokenizer, instruction
         self.name = name or str(getattr(model.config, "name_or_path", "")) or model.config.model_type
+        self.reading = reading_of(tokenizer.chat_template, steps=steps, thinking=thinking)
         self.decoder = decoder = Decoder(
-            model, tokenizer, name=self.name, max_rows=max_rows, pool_bytes=pool_bytes, store_bytes=store_bytes
+            model, tokenizer, self.reading, name=self.name, max_rows=max_rows, pool_bytes=pool_bytes, store_bytes=store_bytes
         )
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.device, self.eos_ids, self.context_length = decoder.device, decoder.eos_ids, decoder.context_length
@@ -68,8 +74,8 @@ class HFEngine:
         """Tokens of a text as it is."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token; special tokens are empty."""
+    def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; special tokens have none."""
         return [self.decoder.pieces[i] for i in token_ids]
 
     def forget(self) -> None:

@@ -33,8 +33,6 @@ class _StreamedRow(Row):
     """A continuation as its owner sees it."""
 
     task: Future[None] | None = None
-    shown_end: bool = False
-    """The last token is EOS, which some servers do not show."""
 
 
 class RemoteBatch:
@@ -53,7 +51,9 @@ class RemoteBatch:
     def add(self, place: int, request: Request) -> None:
         """Take a request in."""
         _refuse(request, self._side)
-        self._rows[place] = row = _StreamedRow(place, request)
+        side = self._side
+        (before,) = side.pieces(request.prefix_ids[-1:])
+        self._rows[place] = row = _StreamedRow(place, request, turn=side.reading.turn, before=before)
         row.task = self._side.pool.start(self._follow(row))
 
     def drop(self, place: int) -> None:
@@ -93,8 +93,7 @@ class RemoteBatch:
             row.finish = event.finish
             return self._complete(row)
         side, token = self._side, event.token
-        row.shown_end = event.last
-        piece = "" if event.last else side.pieces([token])[0]
+        piece = b"" if event.last else side.pieces([token])[0]
         ended = row.take(token, event.measured, piece, ends=event.last, context_length=side.context_length)
         return self._complete(row) if ended else None
 
@@ -102,8 +101,7 @@ class RemoteBatch:
         if not row.tokens:
             return EngineError(_NOTHING)
         side = self._side
-        text = side.text(row.tokens[:-1] if row.shown_end else row.tokens)
-        return row.completion(text) if side.k >= side.vocab_size else row.completion(text, "top_k", side.k)
+        return row.completion() if side.k >= side.vocab_size else row.completion("top_k", side.k)
 
     async def _follow(self, row: _StreamedRow) -> None:
         """Read a continuation to its end, over as many streams as that takes."""

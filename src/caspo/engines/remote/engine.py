@@ -24,6 +24,7 @@ from typing import Any
 from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.engines.base import Completion, Message, OnDone, Request
 from caspo.engines.prompts import INSTRUCTION, chat_ids, refuse_halves
+from caspo.engines.reading import reading_of
 from caspo.engines.remote.batch import RemoteBatch
 from caspo.engines.remote.pool import Endpoint, Pool
 from caspo.engines.remote.probe import Features, probe
@@ -33,6 +34,7 @@ from caspo.engines.remote.stream import TopLists
 from caspo.engines.retries import Passing
 from caspo.engines.run import run
 from caspo.records import FIRST_PIECE
+from caspo.steps import Reading, text_of
 
 __all__ = ["OpenAICompatibleEngine"]
 
@@ -59,10 +61,19 @@ class OpenAICompatibleEngine:
         ConfigError: no server answers, or one cannot be used for this; the message says what it lacks.
     """
 
-    def __init__(self, settings: RemoteSettings, name: str, instruction: str = INSTRUCTION) -> None:
+    def __init__(
+        self,
+        settings: RemoteSettings,
+        name: str,
+        instruction: str = INSTRUCTION,
+        *,
+        steps: str = "reasoning",
+        thinking: Sequence[str] | None = None,
+    ) -> None:
         if not settings.urls:
             raise ConfigError("The engine openai_compatible needs urls: where the servers are (--url, or model.urls).")
         self.name, self.instruction, self.settings = name, instruction, settings
+        self._steps, self._thinking = steps, thinking
         self.known = TopLists()
         self._texts: dict[int, str] = {}
         self._ends: set[int] = set()
@@ -96,11 +107,19 @@ class OpenAICompatibleEngine:
         self.context_length = found.context_length or _ANY_LENGTH
         if self._tokenizer is not None and self._tokenizer.eos_token_id is not None:
             self._ends.add(int(self._tokenizer.eos_token_id))
+        self.reading = self._reading()
         log.info("%s", self.features.describe())
         if self.k < self.settings.top_logprobs and self.k < size:
             log.warning("%s shows %d most probable tokens, not %d", found.server, self.k, self.settings.top_logprobs)
         if not self.features.ids:
             log.warning("%s gives no token ids (or nothing tokenises): trees are unfit for training", found.server)
+
+    def _reading(self) -> Reading:
+        """How the model's text is read: by its template, where anybody here knows it."""
+        template = "" if self.features.template else None
+        if self._tokenizer is not None:
+            template = self._tokenizer.chat_template
+        return reading_of(template, steps=self._steps, thinking=self._thinking)
 
     async def _first(self) -> Features:
         problems = []
@@ -177,9 +196,9 @@ class OpenAICompatibleEngine:
             return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         return self._encoded(text, special=False)
 
-    def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token; special tokens are empty."""
-        return [self._piece(token) for token in token_ids]
+    def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; special tokens have none."""
+        return [self._piece(token).encode(errors="replace") for token in token_ids]
 
     def forget(self) -> None:
         """Forget what was seen; what the servers keep of prefixes is theirs."""
@@ -232,14 +251,7 @@ class OpenAICompatibleEngine:
 
     def prompt_of(self, ids: Sequence[int]) -> str | list[int]:
         """What to send for a prefix."""
-        return list(ids) if self.features.ids else "".join(self.pieces(ids))
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens together."""
-        text = "".join(self.pieces(token_ids))
-        if "\ufffd" in text and self.features.ids:  # a character of several tokens
-            return self._detokenized([token for token in token_ids if token not in self._ends])
-        return text
+        return list(ids) if self.features.ids else text_of(self.pieces(ids))
 
     def _piece(self, token: int) -> str:
         if token >= _FIRST_PROMPT:

@@ -19,6 +19,7 @@ from caspo.engines.remote.probe import Features, neutral
 from caspo.engines.remote.reply import RANKS, BadReply, Entry, Position, measure, positions
 from caspo.engines.retries import Passing
 from caspo.records import Measured
+from caspo.steps import Reading
 
 __all__ = ["Ended", "Known", "Side", "Token", "TopLists", "tokens"]
 
@@ -50,11 +51,12 @@ class Side(Protocol):
     def prompt_of(self, ids: Sequence[int]) -> str | list[int]:
         """What to send for a prefix."""
 
-    def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token."""
+    @property
+    def reading(self) -> Reading:
+        """How the model's text is read."""
 
-    def text(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens together."""
+    def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token."""
 
 
 class Known(NamedTuple):

@@ -1,0 +1,46 @@
+"""How an engine's model is to be read: the rule for its steps, the marks of its thinking, and where its turn ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from caspo.engines.prompts import PLAIN_TEMPLATE
+from caspo.steps import THINKING, Reading
+
+__all__ = ["reading_of", "shown_ids"]
+
+_MARKS = (
+    THINKING,  # Qwen3, DeepSeek-R1, SmolLM3, GLM, MiniMax
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("◁think▷", "◁/think▷"),
+)
+"""Marks in use. Those that a model's template names are looked for in its text."""
+
+_TURN = "Question:"
+"""What begins a question in `PLAIN_TEMPLATE`: a model that writes it has begun to invent another one."""
+
+
+def reading_of(template: str | None, *, steps: str = "reasoning", thinking: Sequence[str] | None = None) -> Reading:
+    """How a model with this chat template is read.
+
+    ``thinking``: its marks as (opening, closing), where the template does not tell them.
+    """
+    marks: tuple[tuple[str, str], ...]
+    if thinking:
+        opening, closing = thinking
+        marks = ((opening, closing),)
+    else:
+        named = template or ""
+        marks = tuple(pair for pair in _MARKS if pair == THINKING or any(mark in named for mark in pair))
+    return Reading(steps, marks, _TURN if template is None or template == PLAIN_TEMPLATE else "")
+
+
+def shown_ids(tokenizer: Any, reading: Reading) -> frozenset[int]:
+    """Special tokens that the marks of thinking are made of: they are text, where others have none."""
+    special = {int(i): str(name) for i, name in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+    marks = [mark for pair in reading.thinking for mark in pair]
+    return frozenset(i for i, name in special.items() if any(name in mark for mark in marks))
