@@ -56,7 +56,7 @@ class _Sentences(_Simple):
 
     def breaks(self, line: str, looked: int) -> int | None:
         """Where a sentence ends."""
-        return next(sentence_ends(line), None)
+        return next(sentence_ends(line, looked), None)
 
 
 class _Delimited(_Simple):

@@ -78,8 +78,9 @@ class Segmenter:
     def __init__(self, rule: Rule, marks: Sequence[tuple[str, str]] = (), *, thinking: bool = False) -> None:
         self._rule = rule
         self._opening, self._closing = (_any_of([pair[side] for pair in marks]) for side in (0, 1))
-        self._mark_ends = frozenset(mark[-1] for pair in marks for mark in pair)
-        self._longest_mark = max((len(mark) for pair in marks for mark in pair), default=0)
+        self._names = [mark for pair in marks for mark in pair]
+        self._mark_starts, self._mark_ends = ({mark[place] for mark in self._names} for place in (0, -1))
+        self._longest_mark = max(map(len, self._names), default=0)
         self.position = 0
         """Characters taken in."""
         self.thinking = thinking
@@ -93,6 +94,8 @@ class Segmenter:
         """The step has what a step needs."""
         self._cut: int | None = None
         """Where the next step begins, if content follows."""
+        self._pinned = False
+        """It does so there whatever the next lines are: the model's thinking begins."""
         self._forced = False
         """The next line begins a step, whatever it is."""
         self._line = ""
@@ -124,13 +127,13 @@ class Segmenter:
             if mark is not None:
                 self._pass(mark, ended)
                 continue
-            looked = len(self._line) - len(piece)
-            while (end := self._rule.breaks(self._line, looked)) is not None:
-                self._line, rest, looked = self._line[:end], self._line[end:], 0
-                self._read(ended, len(rest), whole=True)
-                self._line = rest
-            if self._line:
-                self._read(ended, whole=bool(newline) and self._line[-1] == "\n")
+            self._break(ended, len(self._line) - len(piece))
+            held = self._held()
+            if len(self._line) > held:
+                rest = self._line[len(self._line) - held :]
+                self._line = self._line[: len(self._line) - held]
+                self._read(ended, held, whole=bool(newline) and self._line[-1] == "\n")
+                self._line += rest
         return ended
 
     def close(self) -> list[Ended]:
@@ -141,6 +144,20 @@ class Segmenter:
         if self._written:
             ended.append(Ended(self.position, self._step_thinking))
         return ended
+
+    def _break(self, ended: list[Ended], looked: int, after: int = 0) -> None:
+        """Read what the rule takes for lines of their own, and leave the rest."""
+        while (end := self._rule.breaks(self._line, looked)) is not None:
+            self._line, rest, looked = self._line[:end], self._line[end:], 0
+            self._read(ended, len(rest) + after, whole=True)
+            self._line = rest
+
+    def _held(self) -> int:
+        """Characters at the end of the line that may become a mark: nothing is concluded from them yet."""
+        tail = self._line[-self._longest_mark :]
+        if self._mark_starts.isdisjoint(tail):
+            return 0
+        return max((n for mark in self._names for n in range(1, len(mark)) if tail.endswith(mark[:n])), default=0)
 
     def _mark(self, piece: str) -> re.Match[str] | None:
         """The first mark of the model's thinking that ends in this piece of the line."""
@@ -154,10 +171,12 @@ class Segmenter:
         """The line ends in a mark: a step ends before one that opens, after one that closes."""
         opens = mark.re is self._opening
         name, self._line = self._line[mark.start() :], self._line[: mark.start()]
+        self._break(ended, 0, len(name))
         if self._line.strip():
             self._read(ended, len(name), whole=True)
         self._rule.reset()
         self._cut = self.position - len(name) if opens and self._has_content else None
+        self._pinned = self._cut is not None
         self._forced = not opens and self._has_content
         self._line, self._began, self._blanks, self.thinking, self._written = "", None, 0, opens, True
 
@@ -176,19 +195,19 @@ class Segmenter:
             self._began = self._begins(line, start, whole=whole)
             if self._began:
                 self._cut = start
-        if self._cut is not None and rule.content(line):
+        if self._cut is not None and self._began is not None and rule.content(line):
             self._end(self._cut, ended)
             self._cut = None
-        if self._cut is None and not self._has_content and rule.content(line[max(0, self._step - start) :]):
+        if self._cut is None and not self._has_content and rule.content(line):
             self._has_content, self._step_thinking = True, self.thinking
         if len(line) >= self._limit and not after:
             self._shorten(line, start, ended)
         if whole:
-            rule.take(line, self._blanks, began=bool(self._began))
+            rule.take(self._line, self._blanks, began=bool(self._began))
             self._line, self._blanks, self._began, self._limit = "", 0, None, rule.longest_line
 
     def _begins(self, line: str, start: int, *, whole: bool) -> bool | None:
-        if not self._has_content:
+        if not self._has_content or self._pinned:
             return False
         if self._forced or start - self._step >= self._rule.longest_step:
             if not self._forced:
@@ -201,39 +220,41 @@ class Segmenter:
     def _end(self, end: int, ended: list[Ended]) -> None:
         """The step ends here, and another one begins."""
         ended.append(Ended(end, self._step_thinking))
+        self._pinned = False
         self._step, self._has_content, self._step_thinking = end, False, self.thinking
 
     def _shorten(self, line: str, start: int, ended: list[Ended]) -> None:
         """Cut a line that has become too long at the last sentence's end, or, if there is none for long, between words."""
         longest = self._rule.longest_line
-        begin = max(0, self._step - start)
-        self._limit = len(line) + _STRIDE
-        if len(line) - begin < longest or self._cut is not None:
-            self._limit = max(self._limit, begin + longest)
+        self._limit += _STRIDE
+        if self._cut is not None:
             return
-        places = [end for end in sentence_ends(line) if end > begin]
-        if not places and len(line) - begin >= _PATIENCE * longest:
-            places = [line.rfind(" ", begin, -1) + 1 or len(line) - 1]
+        places = list(sentence_ends(line))
+        if not places and len(line) >= _PATIENCE * longest:
+            places = [line.rfind(" ", 0, -1) + 1 or len(line) - 1]
         for place in reversed(places):
-            if self._rule.content(line[begin:place]) and self._rule.content(line[place:]):
+            if self._rule.content(line[:place]) and self._rule.content(line[place:]):
                 self._end(start + place, ended)
                 self._has_content = True
-                self._limit = place + longest
+                self._line, self._limit = line[place:], longest
                 return
 
 
-def sentence_ends(text: str) -> Iterator[int]:
+def sentence_ends(text: str, looked: int = 0) -> Iterator[int]:
     """Where sentences begin after the first one: each is known once the character that begins it is there.
+
+    Of the first ``looked`` characters those are left out that were known from them.
 
     A single letter, an abbreviation with points in it and a capitalised word of up to three letters ("Mr.") end none.
     """
-    for match in _SENTENCE_END.finditer(text):
+    for match in _SENTENCE_END.finditer(text, len(text[:looked].rstrip(_AT_END))):
         word = _LAST_WORD.search(text, max(0, match.start() - 20), match.start())
         if match[1] or word is None or not _ABBREVIATION.fullmatch(word[0]):
             yield match.end()
 
 
 _SENTENCE_END = re.compile(r"""(?:[.!?]+["'”’)\]*_$]*\s+|([。！？]+["”’）」』]*\s*))(?=[^\sa-z])""")
+_AT_END = " \t\r\n.!?。！？\"'”’)]*_$」』"
 _LAST_WORD = re.compile(r"[^\s(\"'“‘\[*_]+\Z")
 _ABBREVIATION = re.compile(r"[^\W\d_]|[A-Z][a-z]{1,2}|[^\W\d_]+(\.[^\W\d_]+)+")
 
