@@ -121,6 +121,7 @@ def show(tab):
         ("<b onclick='x()'>*b*</b> &lt;", "<p>&lt;b onclick='x()'&gt;<em>b</em>&lt;/b&gt; &amp;lt;</p>"),
         # Dollars.
         ("$5 and $6, *so* 3$, then 5$.", "<p>$5 and $6, <em>so</em> 3$, then 5$.</p>"),
+        ("*so* $5*2=$<<5*2=10>>10", "<p><em>so</em> $5*2=$&lt;&lt;5*2=10&gt;&gt;10</p>"),
         (r"\$5 or $ x$ or $x $", "<p>$5 or $ x$ or $x $</p>"),
         ("$$$$ *a*", "<p>$$$$ <em>a</em></p>"),
         # Formulas that are not closed, or are none, stay as they are, whole.
@@ -147,6 +148,8 @@ def test_a_text_without_any_marks_is_left_alone(show, text: str) -> None:
         (r"so \(a_1 * b_1 * c\) *is*", 1, ["so ", " ", "is"]),
         ("$x_1$ and $y_1$, $z$", 3, [" and ", ", "]),
         (r"$\$5$", 1, []),
+        (r"$1 \times 2$, $2n \ge 12$ and $2n = 12$", 3, [", ", " and "]),
+        (r"\boxed{$1,200}, \(20% \cdot 5\) and $6 \mbox{ m}^2$", 3, [", ", " and "]),
         ("Therefore:\n\\[\n3\n\n- 4 \\\\\n+ 5\n= 7\n\\]\nDone.", 1, ["Therefore:", "Done."]),
         ("- total:\n  \\[\n  3 + 4\n  \\]\n- next", 1, ["total:", "next"]),
         ("1. total:\n\\[\n3 + 4\n\\]\n", 1, ["total:"]),

@@ -15,7 +15,8 @@ globalThis.caspoText = (() => {
   const ENVIRONMENT = /^\\begin\{((?:equation|align|alignat|gather|multline|flalign|eqnarray|split|aligned|gathered|alignedat|cases|array|(?:[bBpvV]|small)?matrix)\*?)\}/;
   // Definitions let a short formula grow without bound, and no answer needs one.
   const DEFINES = /\\(?:[gex]?def|let|futurelet|global|long|(?:re|provide)?newcommand|renewcommand|providecommand|definecolor)(?![a-zA-Z])/;
-  const AMOUNTS = /^\d[^\\^=_{}]*\s\P{L}*\p{L}{2,}\P{L}*\s[^\\^=_{}]*\d$/u; // "$5 and then 3$" is no formula
+  // Between two amounts of money there is no formula: "$5 and then 3$", "$5 * 2 = $<<5*2=10>>10".
+  const AMOUNTS = /^\d[^\\^=_{}]*\p{L}{2}[^\\^=_{}]*\d$|^(?:\d|<<|\.)[^\\^_{}]*[-=+*/(]$/u;
   const MARKED = /[\\$*_`#|>]|^\s*[-+] |^\s*\d+[.)] |^\s*(?:-{3}|~{3})/m;
 
   // LaTeX in Markdown: rules of the parser, so that neither reads what is the other's
@@ -54,7 +55,7 @@ globalThis.caspoText = (() => {
     while (end < max && src[end] !== "$") end += src[end] === "\\" ? 2 : 1;
     if (end >= max || /\s/.test(src[end - 1]) || /[\d$]/.test(src[end + 1] ?? "")) return null;
     const tex = src.slice(start + 1, end);
-    return tex.length < 300 && AMOUNTS.test(tex) ? null : { tex, display: false, end: end + 1 };
+    return tex.length < 1000 && AMOUNTS.test(tex) ? null : { tex, display: false, end: end + 1 };
   }
 
   /** Behind the brace that closes the one at `start`; -1 if none does. */
@@ -68,7 +69,7 @@ globalThis.caspoText = (() => {
     return -1;
   }
 
-  /** Inline rule. A formula that is opened and never closed, as in a fragment, is shown as written to the end of its paragraph. */
+  /** Inline rule. A formula that is opened and never closed, as in a fragment, stays as written to the end of its paragraph. */
   function formula(state, silent) {
     const { src, pos, posMax } = state;
     if (src[pos] !== "\\" && src[pos] !== "$") return false;
@@ -246,7 +247,10 @@ globalThis.caspoText = (() => {
 
   /** A formula's <math>, in a box that scrolls if it is on a line of its own; what temml cannot read, as written. */
   function mathOf({ content, markup, meta }) {
-    const math = mathML(content, meta.display);
+    // Models write 20% and $5 in formulas: they mean the signs, not a comment and the end of the formula.
+    const hide = (tex, sign) => tex.replace(/\\[^]|[%$]/g, (found) => (found === sign ? `\\${sign}` : found));
+    const tex = hide(content, "%");
+    const math = mathML(tex, meta.display) ?? mathML(hide(tex, "$"), meta.display);
     if (!math) return written(markup);
     return meta.display ? el("span", "wide", math) : math;
   }
@@ -255,7 +259,8 @@ globalThis.caspoText = (() => {
     if (tex.length > MOST_LATEX || DEFINES.test(tex)) return null;
     const box = document.createElement("span");
     try {
-      temml.render(tex, box, { displayMode: display, throwOnError: true, strict: true, trust: false, maxSize: [20, 20], wrap: "tex" });
+      const macros = { "\\mbox": "\\text" };
+      temml.render(tex, box, { displayMode: display, throwOnError: true, trust: false, maxSize: [20, 20], wrap: "tex", macros });
     } catch {
       return null; // no LaTeX, or deeper than the stack
     }
