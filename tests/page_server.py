@@ -16,10 +16,11 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from caspo.serve.static import router
 
-__all__ = ["HOSTILE", "KEY", "Fake", "serving"]
+__all__ = ["HOSTILE", "KEY", "MARKED", "Fake", "serving"]
 
 KEY = "sesame-1234"
 HOSTILE = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script><b>bold</b> πάντα ῥεῖ 🙂'
+MARKED = "Thus **x** is:\n\\[\n  x = \\frac{1}{2}\n\\]\n"
 LONG = "antidisestablishmentarianism" * 120
 
 
@@ -130,6 +131,8 @@ def grown(question: str) -> list[dict[str, Any]]:
     nodes = [dict(one) for one in TREE]
     if "hostile" in question:
         nodes[0]["text"], nodes[3]["text"] = HOSTILE + "\n", LONG
+    if "marked" in question:
+        nodes[0]["text"] = MARKED
     if "thousands" in question:
         more = range(len(TREE), 3000 + len(TREE))
         nodes += [node(i, i - 1 if i % 3 else 0, 2, f"step {i}\n", 0.5, 0.5, "expanded") for i in more]

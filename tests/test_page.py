@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tomllib
 from collections.abc import Iterator
 from importlib import resources
@@ -13,22 +12,22 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from browser import chromium
+from caspo import render
 from caspo.search import METHODS
 from caspo.serve import static as served
-from page_server import ANSWER, HOSTILE, KEY, TREE, Fake, serving
+from page_server import ANSWER, HOSTILE, KEY, MARKED, TREE, Fake, serving
 
 NAMES = ["index.html", "page.css", "page.js", "tree.js", "stream.js"]
-ROUTES = ["/", "/page.css", "/page.js", "/tree.js", "/stream.js"]
+OURS = [*NAMES, "render.js", "render.css"]
+ROUTES = ["/", "/page.css", "/page.js", "/tree.js", "/stream.js", "/render.js", "/render.css"]
 QUESTION = "How many pears does Mia have?"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 DESKTOP = {"width": 1280, "height": 800}
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 def content(name: str) -> str:
+    if name not in NAMES:
+        return render.asset(name)
     return resources.files("caspo.serve").joinpath("page", name).read_text(encoding="utf-8")
 
 
@@ -42,7 +41,7 @@ def client() -> TestClient:
 # Without a browser
 
 
-@pytest.mark.parametrize(("route", "name"), zip(ROUTES, NAMES, strict=True))
+@pytest.mark.parametrize(("route", "name"), zip(ROUTES, OURS, strict=True))
 def test_each_route_sends_its_file_with_the_strict_headers(client: TestClient, route: str, name: str) -> None:
     answer = client.get(route)
     assert answer.status_code == 200
@@ -91,13 +90,13 @@ def test_the_page_is_no_part_of_the_described_api(client: TestClient) -> None:
     assert client.get("/openapi.json").json()["paths"] == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OURS)
 def test_no_file_names_another_host(name: str) -> None:
     text = content(name).replace("http://www.w3.org/2000/svg", "")  # the name of a namespace, not an address
     assert not re.search(r"https?:|url\(|@import|(?:src|href)=[\"']?//", text)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OURS)
 def test_no_file_makes_markup_or_code_of_text(name: str) -> None:
     markup = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser"
     code = r"\beval\b|new Function|\son[a-z]+=|javascript:|\sstyle="
@@ -131,13 +130,7 @@ def test_the_files_go_into_the_wheel() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched.new_context()
-        launched.close()
+    yield from chromium()
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +262,21 @@ def test_what_the_model_writes_is_shown_and_never_run(visit) -> None:
     assert tab.text("#answer") == HOSTILE
     assert tab.page.evaluate("window.hacked") is None
     assert tab.page.locator("main img, main b, main script").count() == 0
+
+
+def test_markdown_and_latex_are_rendered_under_the_policy_and_shown_as_written_on_demand(visit) -> None:
+    tab = visit({"width": 360, "height": 740})
+    tab.ask("marked $x_1$")
+    step = tab.page.locator("#tree .row:nth-child(2) > .text")
+    assert step.locator("math[display=block] mfrac").count() == 1
+    assert step.locator("strong").inner_text() == "x"
+    assert tab.page.locator("#tree .question math msub").count() == 1
+    assert "x = \\frac{1}{2}" in tab.page.get_attribute("#tree .row:nth-child(2)", "aria-label")
+    tab.page.click("#written")
+    assert step.text_content() == MARKED.rstrip()
+    assert tab.page.locator("#tree math").count() == 0
+    tab.page.click("#written")
+    assert step.locator("math").count() == 1
 
 
 def test_an_abstention_is_said_plainly_with_its_reason(visit) -> None:

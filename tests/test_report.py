@@ -7,6 +7,7 @@ from importlib import resources
 import pytest
 
 from caspo.core.errors import DataError
+from caspo.render import SCRIPTS
 from caspo.report import write_report
 from caspo.report.markup import Html, el, json_script, points
 from caspo.report.run_data import _method, difference_interval, read_run
@@ -146,7 +147,8 @@ def test_nothing_is_loaded_from_elsewhere(page):
     assert "default-src 'none'" in policies[0]
     assert "http" not in policies[0]
     assert not any(word in stylesheet() for word in ("@import", "url(", "http"))
-    assert sum(tag == "script" and "type" not in attributes for tag, attributes in page.tags) == 2  # Plotly once, ours
+    scripts = sum(tag == "script" and "type" not in attributes for tag, attributes in page.tags)
+    assert scripts == 2 + len(SCRIPTS) + 1, "Plotly once and ours, then those that render steps"
 
 
 def stylesheet() -> str:

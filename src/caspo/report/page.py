@@ -2,7 +2,7 @@
 
 The page opens offline: styles, scripts, figures and the charting library (Plotly, once) are inside it, and its content
 security policy forbids the browser any request at all. Without scripts the tables below the charts still hold every
-figure.
+figure, and steps are there as the model wrote them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from caspo.core.storage import write_text
+from caspo.render import SCRIPTS, STYLE, asset, inlined
 from caspo.report import answer_charts, method_charts, sections, step_charts
 from caspo.report.markup import Child, Html, el
 from caspo.report.run_data import Run, read_run
@@ -82,7 +83,7 @@ def render(run: Run) -> str:
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
         el("title", f"{recipe}: {model} with CASPO"),
-        el("style", Html(_asset("page.css"))),
+        el("style", Html(_asset("page.css") + asset(STYLE))),
     )
     body = el(
         "body",
@@ -90,7 +91,8 @@ def render(run: Run) -> str:
         el("header", el("p", f"CASPO run · {model}", class_="eyebrow"), el("h1", recipe), sections.headline(run)),
         el("main", sections.tiles(run), *parts, id="results"),
         el("footer", el("p", FOOTER)),
-        *(_scripts() if has_charts else ()),
+        *(_chart_scripts() if has_charts else ()),
+        *(_text_scripts() if run.trees else ()),
     )
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
@@ -127,12 +129,16 @@ def _grid(found: Sequence[Html], legend: Html | None = None) -> list[Html | None
     return [legend, el("div", *found, class_="grid")] if found else []
 
 
-def _scripts() -> list[Child]:
+def _chart_scripts() -> list[Child]:
     return [
         el("script", Html(get_plotlyjs())),
         el("script", Html(_asset("charts.js"))),
         el("noscript", el("p", "The charts need JavaScript; the tables under them hold the same figures.", class_="note")),
     ]
+
+
+def _text_scripts() -> list[Child]:
+    return [el("script", Html(text)) for text in (*map(inlined, SCRIPTS), _asset("steps.js"))]
 
 
 def _asset(name: str) -> str:

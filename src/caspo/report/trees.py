@@ -88,7 +88,7 @@ def draw_trees(run: Run) -> Html:
             el(
                 "details",
                 el("summary", el("span", question, class_="question"), *(_outcome(tree) for tree in trees)),
-                el("p", "Gold answer: ", el("strong", str(trees[0].get("gold", "–")))),
+                el("p", "Gold answer: ", el("strong", str(trees[0].get("gold", "–")), class_="answer")),
                 el("div", *(_tree(tree) for tree in trees), class_="trees"),
                 class_="card tree-card",
                 open=len(cards) < OPEN_AT_FIRST,
@@ -121,7 +121,7 @@ def _outcome(tree: Mapping[str, Any]) -> Html:
         "span",
         el("span", mark, aria_hidden="true"),
         f" {_round_label(tree)}: ",
-        "no answer" if tree.get("answer") is None else str(tree["answer"]),
+        "no answer" if tree.get("answer") is None else el("span", str(tree["answer"]), class_="answer"),
         el("span", f" ({word})", class_="sr"),
         class_=f"outcome {'right' if correct else 'wrong'}",
     )
@@ -171,6 +171,8 @@ def _step(node: Mapping[str, Any]) -> Html:
     background, ink = ("transparent", "inherit") if confidence is None else confidence_colour(confidence)
     decision = str(node.get("decision") or "")
     times = number(node.get("count")) or 1
+    # Its indentation stays: steps.js reads a list by it.
+    text = str(node.get("text") or "").rstrip()
     return el(
         "div",
         el(
@@ -181,7 +183,7 @@ def _step(node: Mapping[str, Any]) -> Html:
             title="confidence of the step",
         ),
         _verdict(str(node["verdict"])) if "verdict" in node else None,
-        el("span", str(node.get("text") or "").strip() or "(empty step)", class_="text"),
+        el("div", text if text.strip() else "(empty step)", class_="text"),
         el("span", f"×{times:.0f}", class_="badge", title=f"{times:.0f} equal samples") if times > 1 else None,
         el("span", decision, class_="badge") if decision in DECISIONS else None,
         class_=f"step {decision if decision in DECISIONS else 'expanded'}",

@@ -1,8 +1,8 @@
-"""The page at `/`: ask a question, watch its tree grow and be pruned. Five fixed files, and the headers they go out with.
+"""The page at `/`: ask a question, watch its tree grow and be pruned. A few fixed files, and the headers they go out with.
 
-The files lie in ``page/`` beside this module; which one is sent is decided by the route, never by a part of the request. The
-page is a client of ``/v1/chat/completions`` like any other and has no access of its own. It needs nothing from any other
-host: its content security policy forbids the browser to ask for it.
+The files lie in ``page/`` beside this module, those that show the model's text in `caspo.render`; which one is sent is
+decided by the route, never by a part of the request. The page is a client of ``/v1/chat/completions`` like any other and has
+no access of its own. It needs nothing from any other host: its content security policy forbids the browser to ask for it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+
+from caspo.render import SCRIPTS, STYLE
 
 __all__ = ["PATHS", "router"]
 
@@ -32,13 +34,15 @@ _FILES = {
     "/page.js": ("page.js", "text/javascript"),
     "/tree.js": ("tree.js", "text/javascript"),
     "/stream.js": ("stream.js", "text/javascript"),
+    f"/{STYLE}": (STYLE, "text/css"),
+    **{f"/{name}": (name, "text/javascript") for name in SCRIPTS},
 }
 """By route. The types are fixed: what Python guesses depends on its version and on the machine."""
 
 PATHS = frozenset(_FILES)
 
 router = APIRouter(include_in_schema=False)
-_folder = StaticFiles(packages=[("caspo.serve", "page")])
+_folder = StaticFiles(packages=[("caspo.serve", "page"), ("caspo.render", "assets")])
 
 
 async def _send(request: Request) -> Response:

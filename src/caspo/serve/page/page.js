@@ -1,6 +1,6 @@
 // The page: a question goes to this server, its answer comes back as a stream of steps and of nodes of the tree.
 //
-// What the model wrote only ever becomes text (`textContent`, text nodes), never markup.
+// What the model wrote only ever becomes text or what caspoText (render.js) makes of it, never markup.
 
 import { listModels, ServerError, streamChat } from "./stream.js";
 import { confidenceColour, el, fixed, ReasoningTree } from "./tree.js";
@@ -101,7 +101,8 @@ function begin() {
   $("examples").hidden = true;
   $("empty").hidden = true;
   $("sure").hidden = $("copies").hidden = $("copied").hidden = true;
-  for (const id of ["answer", "reason", "facts"]) $(id).textContent = "";
+  for (const id of ["reason", "facts"]) $(id).textContent = "";
+  caspoText.showAnswer($("answer"), "");
   $("heard").replaceChildren();
   state("Thinking", "running");
   say("Thinking.");
@@ -116,7 +117,7 @@ function showResult(run, end) {
   const answered = end.answer !== null && end.answer !== undefined;
   const answer = end.abstained ? "I would rather not say." : answered ? String(end.answer) : "No final answer";
   state(end.abstained ? "Abstained" : answered ? "Answer" : "Done", end.abstained || !answered ? "abstained" : "answered");
-  $("answer").textContent = answer;
+  caspoText.showAnswer($("answer"), answer);
   $("sure").hidden = !Number.isFinite(end.confidence);
   const [background] = confidenceColour(end.confidence);
   $("meter").style.setProperty("--c", background);
@@ -284,6 +285,7 @@ for (const button of $("examples").querySelectorAll("button")) {
   });
 }
 for (const button of $("copies").querySelectorAll("button")) button.addEventListener("click", () => copy(button.dataset.copy));
+caspoText.switchBy($("written"));
 tree.showLegend($("legend"));
 settingsChanged();
 greet();

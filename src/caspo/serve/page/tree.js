@@ -5,7 +5,8 @@
 // child, else before the first child. Whatever stands between a step and its first child lies in a lane further right: every
 // lane left of a row is a line that goes on.
 //
-// Rows are flat in the page (aria-level says how they hang together). Text of the model only ever becomes a text node.
+// Rows are flat in the page (aria-level says how they hang together). Text of the model only ever becomes a text node or what
+// caspoText (render.js) makes of it.
 
 const CIVIDIS = [
   [0, 32, 77], [0, 51, 111], [57, 72, 107], [87, 92, 109], [112, 113, 115],
@@ -191,7 +192,7 @@ export class ReasoningTree {
       tabindex: "-1",
       "aria-level": Math.min(parent === null ? 1 : Number(parent.row.getAttribute("aria-level")) + 1, 999),
     });
-    row.append(rail, el("span", { class: "text" }), el("span", { class: "marks" }));
+    row.append(rail, el("div", { class: "text" }), el("span", { class: "marks" }));
     row.style.setProperty("--lane", lane);
     row.step = { id, parent, node, row, lane, children: [] };
     this.#fill(row.step);
@@ -201,9 +202,10 @@ export class ReasoningTree {
   #fill({ node, row, id }) {
     const name = id === -1 ? "question" : decisionOf(node);
     const decision = DECISIONS[name] ?? DECISIONS[""];
-    const text = String(node.text ?? "").trim() || "(empty step)";
+    const written = String(node.text ?? "");
+    const text = written.trim() || "(empty step)";
     row.className = `row ${name || "open"}${row.step?.children.length ? " has-children" : ""}`;
-    row.querySelector(".text").textContent = text;
+    caspoText.show(row.querySelector(".text"), written.trim() ? written : text);
     row.querySelector(".dot path").setAttribute("d", decision.mark);
     if (id === -1) {
       row.setAttribute("aria-label", `Question: ${text}`);
