@@ -11,13 +11,24 @@ from dataclasses import replace
 from typing import Any
 
 from caspo.core.errors import DataError
-from caspo.formats.labelled import RATINGS, Format, LabelledSolution, Record, get, labels_until, question_of, steps_of
+from caspo.formats.labelled import (
+    RATINGS,
+    Format,
+    LabelledSolution,
+    Record,
+    bare,
+    get,
+    labels_until,
+    question_of,
+    separated,
+    steps_of,
+)
 
 __all__ = ["STEPS"]
 
 
 def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledSolution]:
-    steps = steps_of(row, "steps", where)
+    steps = separated(steps_of(row, "steps", where))
     until = labels_until(get(row, "first_error", where), len(steps), where, "first_error")
     identity = str(row.get("id") or default_id)
     meta = row.get("meta") or {}
@@ -40,11 +51,14 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
 
 
 def _write(solution: LabelledSolution, generator: str) -> Record:
+    texts = tuple(bare(text) for text in solution.steps)
+    if separated(texts)[:-1] != solution.steps[:-1]:
+        texts = solution.steps  # a reader would put something else between them
     meta = {"subset": solution.subset, "generator": generator, **solution.meta}
     return {
         "id": solution.id,
         "question": solution.question.text,
-        "steps": [text.strip() for text in solution.steps],
+        "steps": list(texts),
         "first_error": -1 if solution.first_error is None else solution.first_error,
         "answer": solution.question.answer or None,
         "source": generator,

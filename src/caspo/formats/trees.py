@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from caspo.engines.prompts import INSTRUCTION, prompt_ids
-from caspo.formats.labelled import LabelledSolution
+from caspo.formats.labelled import LabelledSolution, bare
 from caspo.records import ROOT, Label, Step, TokenTrace, Tree, Verdict
 from caspo.steps import step_key
 from caspo.trees import TreeBuilder
@@ -37,7 +37,8 @@ def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instr
     """One tree for each question, its solutions merged where they begin alike; labels become verdicts of judge ``labels``.
 
     Without a tokenizer the steps have no tokens. Steps that are labelled differently are unknown; what
-    follows a wrong one is not judged. Every step ends with a line break, the last of a solution that ended with EOS.
+    follows a wrong one is not judged. A step keeps the white space behind it, or gets a line break where there is none; the
+    last of a solution that ended ends with EOS.
     """
     builders: dict[str, TreeBuilder] = {}
     for solution in solutions:
@@ -59,7 +60,7 @@ def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instr
 
 
 def _step(text: str, tokenizer: Any, *, final: bool) -> Step:
-    whole = text.strip() if final else f"{text.strip()}\n"
+    whole = bare(text) if final else text if text != text.rstrip() else f"{text}\n"
     ids: tuple[int, ...] = ()
     if tokenizer is not None:
         ids = tuple(tokenizer(whole, add_special_tokens=False)["input_ids"])
