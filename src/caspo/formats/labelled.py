@@ -15,7 +15,7 @@ from caspo.core.errors import DataError
 from caspo.records import Label, Question, Tree
 
 __all__ = [
-    "RATINGS", "Format", "LabelledSolution", "Record", "bare", "get", "labels_until", "question_of", "separated",
+    "RATINGS", "Format", "LabelledSolution", "Record", "bare", "get", "labels_until", "parted", "question_of", "separated",
     "steps_of", "text_of",
 ]  # fmt: skip
 
@@ -58,8 +58,8 @@ class Format:
     """Those of its records that tell it."""
     read: Callable[[Mapping[str, Any], str, str], list[LabelledSolution]]
     """The solutions of a record, given where it stands and an id for what has none; none for one without steps."""
-    write: Callable[[LabelledSolution, str], Record] | None = None
-    """The record of a solution, given the model that wrote its steps."""
+    write: Callable[[LabelledSolution, str], Record | None] | None = None
+    """The record of a solution, given the model that wrote its steps; None where it could not be read back."""
     write_tree: Callable[[Tree], Iterator[Record]] | None = None
     """The records of a whole tree, where the format holds more than its paths."""
     known_only: bool = False
@@ -107,6 +107,11 @@ def bare(step: str) -> str:
     return re.sub(r"\A(?:[^\S\n]*\n)+", "", step).rstrip()
 
 
+def parted(step: str) -> bool:
+    """Whether something stands behind a step that parts it from the next one: a line break or a space."""
+    return step.endswith(("\n", " ", "\t"))
+
+
 def separated(steps: Sequence[str], separator: str | None = None) -> tuple[str, ...]:
     """The steps with what stood between them in the text: a reader of text must find the same steps in it.
 
@@ -117,7 +122,7 @@ def separated(steps: Sequence[str], separator: str | None = None) -> tuple[str, 
     *first, last = steps
     if separator is not None:
         return (*(bare(step) + separator for step in first), bare(last))
-    if all(step != step.rstrip() for step in first):
+    if all(map(parted, first)):
         return tuple(steps)
     between = "\n\n" if any("\n" in bare(step) for step in first) else "\n"
     return (*(step if step.endswith("\n") else bare(step) + between for step in first), bare(last))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caspo.core.errors import DataError
-from caspo.formats.labelled import Format, LabelledSolution, Record, question_of, separated, steps_of, text_of
+from caspo.formats.labelled import Format, LabelledSolution, Record, question_of, steps_of, text_of
 from caspo.records import Label
 
 __all__ = ["MATH_SHEPHERD", "TAG", "with_headers"]
@@ -44,8 +44,9 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
     labels = _labels(parts, labelled, where, tagged=len(_TAG.findall(text)))
     problem, first = _question(parts, where)
     found = [*([] if first is None else [first]), *parts[1:]]
-    steps_of({"input": [_HEADER.sub("", step, count=1) for step in found]}, "input", where)
-    steps = separated([step.strip() for step in found], "\n")
+    breaks = [step[: len(step) - len(step.lstrip())].count("\n") or 1 for step in found[1:]]
+    texts = steps_of({"input": [step.strip() for step in found]}, "input", where)
+    steps = (*(step + "\n" * count for step, count in zip(texts, breaks, strict=False)), texts[-1])
     question = question_of({"input": problem.strip()}, "input", default_id, where)
     return [LabelledSolution(default_id, question, steps, labels[-len(steps) :], str(row.get("task") or "all"))]
 
@@ -91,20 +92,18 @@ def _question(parts: Sequence[str], where: str) -> tuple[str, str | None]:
     )
 
 
-def _write(solution: LabelledSolution, generator: str) -> Record:
+def _write(solution: LabelledSolution, generator: str) -> Record | None:
     """Labels after the first error are -, as they are in Math-Shepherd: nothing reaches the answer from there."""
     question, texts = solution.question.text, [text.strip() for text in solution.steps]
     body = with_headers(texts)
-    unsafe = next((text for text in (question, *texts) if _TAG.search(text)), None)
-    if unsafe is None and _FIRST.search(body[0], 1):
-        unsafe = texts[0]
-    if unsafe is not None:
-        raise DataError(f"The text {unsafe!r:.80} holds a mark of Math-Shepherd's format, so it cannot be written in it.")
+    if any(_TAG.search(text) for text in (question, *texts)) or _FIRST.search(body[0], 1):
+        return None
+    breaks = [*("\n" * (text[len(text.rstrip()) :].count("\n") or 1) for text in solution.steps[:-1]), ""]
     end = len(texts) if solution.first_error is None else solution.first_error
     signs = ["+" if place < end else "-" for place in range(len(texts))]
     return {
-        "input": f"{question} " + "\n".join(f"{text} {TAG}" for text in body),
-        "label": f"{question} " + "\n".join(f"{t} {s}" for t, s in zip(body, signs, strict=True)),
+        "input": f"{question} " + "".join(f"{text} {TAG}{space}" for text, space in zip(body, breaks, strict=True)),
+        "label": f"{question} " + "".join(f"{t} {s}{space}" for t, s, space in zip(body, signs, breaks, strict=True)),
         "task": solution.subset,
     }
 

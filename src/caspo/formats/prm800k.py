@@ -2,7 +2,7 @@
 
 The chosen steps make one solution; every other rated completion makes one more, of the steps before it and itself, with
 ``/alternatives`` behind its subset. 1 is right, -1 wrong, 0 (neither wrong nor progress) and null unknown; a step written by
-the labeller is right. Steps are lines. A record without steps (a problem that was given up, or is bad) gives no solution.
+the labeller is right. A record without steps (a problem that was given up, or is bad) gives no solution.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
     asked, label = get(row, "question", where), get(row, "label", where)
     identity = str(row.get("id") or default_id)
     question = question_of(asked, "problem", identity, where, answer="ground_truth_answer", solution="ground_truth_solution")
-    given = get(label, "steps", f"{where}, label") if isinstance(label, dict) else label
-    if not isinstance(given, list | None) or any(not isinstance(step, dict) for step in given or []):
+    given = (get(label, "steps", f"{where}, label") or []) if isinstance(label, dict) else None
+    if not isinstance(given, list) or not all(isinstance(step, dict) for step in given):
         raise DataError(f"{where}: 'label' must hold a list of 'steps', each an object, or null; it is {label!r:.80}.")
     phase = "phase 1" if row.get("generation") is None else "phase 2"
     path: list[tuple[str, Label]] = []
     others: list[LabelledSolution] = []
-    for number, step in enumerate(given or [], start=1):
-        options = [_completion(c, where, number) for c in step.get("completions") or []]
+    for number, step in enumerate(given, start=1):
+        rated = step.get("completions") or []
+        options = [_completion(c, where, number) for c in (rated if isinstance(rated, list) else [rated])]
         written, chosen = _written(step.get("human_completion"), where, number), step.get("chosen_completion")
         if chosen is not None and not (type(chosen) is int and 0 <= chosen < len(options)):
             raise DataError(
@@ -40,7 +41,7 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
         for place, (text, said) in enumerate(options):
             if place != (0 if chosen is None and not written else chosen):
                 name, subset = f"{identity}/step-{number}/completion-{place}", f"{phase}/alternatives"
-                steps = separated((*before, text), "\n")
+                steps = separated((*before, text))
                 others.append(LabelledSolution(name, question, steps, (*known, said), subset, ended=False))
         if chosen is None and written:
             path.append((written, "right"))
@@ -52,7 +53,7 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
         return []
     ended = label.get("finish_reason") == "solution"
     texts, labels = zip(*path, strict=True)
-    return [LabelledSolution(identity, question, separated(texts, "\n"), labels, phase, ended), *others]
+    return [LabelledSolution(identity, question, separated(texts), labels, phase, ended), *others]
 
 
 def _completion(value: object, where: str, number: int) -> tuple[str, Label]:

@@ -110,11 +110,13 @@ def trees_as(name: str, trees: Sequence[Tree], generator: str = "caspo") -> Expo
             continue
         assert form.write is not None
         for solution in solutions_of(tree):
-            reason = _unfit(solution, partial=form.partial)
-            if reason:
-                dropped[reason] += 1
+            reason, row = _unfit(solution, partial=form.partial), None
+            if reason is None:
+                row = form.write(solution, generator)
+            if row is None:
+                dropped[reason or "a text holds a mark of the format"] += 1
             else:
-                rows.append(form.write(solution, generator))
+                rows.append(row)
     return Exported(rows, dict(+dropped))
 
 
