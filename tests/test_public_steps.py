@@ -215,6 +215,7 @@ def test_prm800k_completions(tmp_path: Path) -> None:
 
 
 def test_the_command_counts_rows_without_steps(caspo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """On stderr, with the first place; they are no bad rows, so nothing has to be skipped."""
     write_rows(tmp_path / "x.jsonl", [prm800k([completions(("a", 1))]), prm800k([]), prm800k(None)])
     code, _, told = caspo("export", tmp_path / "x.jsonl", "--format", "trl_stepwise", "--out", tmp_path / "y.jsonl")
     assert code == 0
