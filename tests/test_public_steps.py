@@ -294,8 +294,7 @@ def test_what_stood_between_steps_is_kept(tmp_path: Path) -> None:
         (["We add:\n- 2\n- 3", "So 5.", "Done."], "We add:\n- 2\n- 3\n\nSo 5.\n\nDone."),
         (["a\n\n", "b"], "a\n\nb"),
         (["a\n\n", "  b", "c"], "a\n\n  b\nc"),
-        (["One. ", "Two.\n", "Three."], "One. Two.\nThree."),
-        (["a\r", "b\r", "c"], "a\nb\nc"),
+        (["One. ", "Two.\r", "Three."], "One.\nTwo.\nThree."),
     ):
         assert text_of(read(tmp_path / "x.jsonl", {**plain, "steps": written})[0]) == text
 

@@ -15,7 +15,7 @@ from caspo.core.errors import DataError
 from caspo.records import Label, Question, Tree
 
 __all__ = [
-    "RATINGS", "Format", "LabelledSolution", "Record", "bare", "get", "labels_until", "parted", "question_of", "separated",
+    "RATINGS", "Format", "LabelledSolution", "Record", "bare", "get", "labels_until", "question_of", "separated",
     "steps_of", "text_of",
 ]  # fmt: skip
 
@@ -107,23 +107,16 @@ def bare(step: str) -> str:
     return re.sub(r"\A(?:[^\S\n]*\n)+", "", step).rstrip()
 
 
-def parted(step: str) -> bool:
-    """Whether something stands behind a step that parts it from the next one: a line break or a space."""
-    return step.endswith(("\n", " ", "\t"))
-
-
 def separated(steps: Sequence[str], separator: str | None = None) -> tuple[str, ...]:
     """The steps with what stood between them in the text: a reader of text must find the same steps in it.
 
-    ``separator`` is what the format's solutions have there. Without one, a file whose steps all end in white space says
-    it itself; else it is a blank line where steps are paragraphs (one has a line break inside), and a line break where
-    they are lines. The last step has nothing behind it that the file does not have there.
+    ``separator`` is what the format's solutions have there. Without one, a step that ends in a line break says it itself;
+    else it is a blank line where steps are paragraphs (one has a line break inside), and a line break where they are lines.
+    Behind the last step stands nothing.
     """
     *first, last = steps
     if separator is not None:
         return (*(bare(step) + separator for step in first), bare(last))
-    if all(map(parted, first)):
-        return tuple(steps)
     between = "\n\n" if any("\n" in bare(step) for step in first) else "\n"
     return (*(step if step.endswith("\n") else bare(step) + between for step in first), bare(last))
 

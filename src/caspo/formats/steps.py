@@ -1,7 +1,7 @@
 """``steps``, the plain format of this project: ``question``, ``steps``, and ``first_error`` from 0 or -1.
 
 Where every step has a label (PRMBench), ``labels`` holds 1 or -1 for each. ``meta.ended: false`` marks the beginning of a
-solution.
+solution; ``meta.joined: true`` steps that hold what stands between them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ __all__ = ["STEPS"]
 
 
 def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledSolution]:
-    steps = separated(steps_of(row, "steps", where))
+    steps = steps_of(row, "steps", where)
     until = labels_until(get(row, "first_error", where), len(steps), where, "first_error")
     identity = str(row.get("id") or default_id)
     meta = row.get("meta") or {}
     if not isinstance(meta, dict):
         raise DataError(f"{where}: 'meta' is of type {type(meta).__name__}, not an object. Make it one or remove it.")
+    steps = steps if meta.get("joined") is True else separated(steps)
     named = (meta.get(key) for key in ("subset", "subject", "task", "classification", "question_type"))
     subset = str(next((name for name in named if name), row.get("source") or "all"))
     question = question_of(row, "question", identity, where)
@@ -52,9 +53,9 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
 
 def _write(solution: LabelledSolution, generator: str) -> Record:
     texts = tuple(bare(text) for text in solution.steps)
-    if separated(texts)[:-1] != solution.steps[:-1]:
-        texts = solution.steps  # a reader would put something else between them
     meta = {"subset": solution.subset, "generator": generator, **solution.meta}
+    if separated(texts)[:-1] != solution.steps[:-1]:  # a reader would put something else between them
+        texts, meta = solution.steps, meta | {"joined": True}
     return {
         "id": solution.id,
         "question": solution.question.text,

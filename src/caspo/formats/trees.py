@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from caspo.engines.prompts import INSTRUCTION, prompt_ids
-from caspo.formats.labelled import LabelledSolution, bare, parted
+from caspo.formats.labelled import LabelledSolution, bare
 from caspo.records import ROOT, Label, Step, TokenTrace, Tree, Verdict
 from caspo.steps import step_key
 from caspo.trees import TreeBuilder
@@ -61,7 +61,7 @@ def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instr
 
 def _texts(solution: LabelledSolution) -> list[str]:
     """The steps as a tree has them."""
-    texts = [text if parted(text) else f"{text}\n" for text in solution.steps]
+    texts = [text if text.endswith(("\n", " ", "\t")) else f"{text}\n" for text in solution.steps]
     return [*texts[:-1], bare(texts[-1])] if solution.ended else texts
 
 
