@@ -288,8 +288,8 @@ def test_import_rescore_pair_and_export(caspo: Command, tmp_path: Path) -> None:
     assert caspo("pairs", recipe, "--trees", out / "tree", "--out", out / "pairs")[0] == 0
     pairs = out / "pairs" / "pairs.parquet"
     (row,) = pair_rows(pairs)
-    assert (row["chosen"], row["rejected"]) == ("2 + 3 = 5\n", "2 + 3 = 6\n")
-    for name in ("processbench", "prm800k", "math_shepherd", "steps"):
+    assert (row["chosen"], row["rejected"]) == ("2 + 3 = 5\n\n", "2 + 3 = 6\n\n"), "paragraphs, as in ProcessBench"
+    for name in ("processbench", "prm800k", "math_shepherd", "trl_stepwise", "steps"):
         target = tmp_path / f"{name}.jsonl"
         code, told, _ = caspo("export", out / "tree", "--format", name, "--out", target)
         assert code == 0

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from caspo.core.errors import DataError
 from caspo.data.pairs import PairSettings, build_pairs
 from caspo.formats import (
     LabelledSolution,
@@ -20,6 +19,7 @@ from caspo.formats import (
     trees_of,
     write_rows,
 )
+from caspo.formats.math_shepherd import with_headers
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.records import Label, Question, Tree
 from tiny import tokenizer
@@ -47,9 +47,11 @@ def solutions(draw: st.DrawFn, *, whole: bool) -> list[LabelledSolution]:
     return found
 
 
-def known(solution: LabelledSolution) -> tuple[object, ...]:
-    """What every format of whole solutions holds."""
-    return (solution.question.text, tuple(step.strip() for step in solution.steps), solution.first_error)
+def known(solution: LabelledSolution, name: str = "") -> tuple[object, ...]:
+    """What every format of whole solutions holds; Math-Shepherd's steps have headers."""
+    steps = [step.strip() for step in solution.steps]
+    steps = with_headers(steps) if name == "math_shepherd" else steps
+    return (solution.question.text, tuple(steps), solution.first_error)
 
 
 LOOSE = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -65,7 +67,7 @@ def test_whole_solutions_come_back(tmp_path: Path, name: str, data: st.DataObjec
     assert not exported.dropped
     write_rows(tmp_path / "x.jsonl", exported.rows)
     again = read_labelled(tmp_path / "x.jsonl")
-    assert sorted(map(known, again), key=repr) == sorted({known(s) for s in found}, key=repr)
+    assert sorted(map(known, again), key=repr) == sorted({known(s, name) for s in found}, key=repr)
     if name != "math_shepherd":
         assert {s.subset for s in again} == {"all"}
 
@@ -137,13 +139,14 @@ def test_what_a_format_cannot_hold_is_counted() -> None:
     assert [row["meta"]["ended"] for row in exported.rows] == [False, False]
 
 
-def test_marks_of_math_shepherd_in_a_step_are_refused() -> None:
-    """Such a file could not be read back; a word that merely ends in the tag's letters is fine."""
+def test_texts_with_marks_of_math_shepherd_are_counted() -> None:
+    """Such a record could not be read back; a word that merely ends in the tag's letters is fine."""
     question = Question("Q?", "5", id="q")
-    for text in ("a ки b", "as in Step 1: 5"):
-        with pytest.raises(DataError, match="holds a mark of Math-Shepherd"):
-            trees_as("math_shepherd", trees_of([LabelledSolution("a", question, (text,), ("right",), "all")]))
-    trees_as("math_shepherd", trees_of([LabelledSolution("a", question, ("щенки",), ("right",), "all")]))
+    texts = ("a ки b", "as in Step 1: 5", "Step 1: 5, and step 1: 6", "щенки")
+    found = [LabelledSolution(text, question, (text,), ("right",), "all") for text in texts]
+    exported = trees_as("math_shepherd", trees_of(found))
+    assert exported.dropped == {"a text holds a mark of the format": 3}
+    assert [row["input"] for row in exported.rows] == ["Q? Step 1: щенки ки"]
 
 
 def test_labels_that_disagree_become_unknown() -> None:

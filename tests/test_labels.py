@@ -77,12 +77,12 @@ def test_process_bench(tmp_path: Path, array: bool) -> None:
 def test_prm800k(tmp_path: Path) -> None:
     """The chosen steps are one solution, the labeller's own is right, a 0 unknown; every other completion is one more."""
     main, *others = read_labelled(written(tmp_path / "x.jsonl", PRM800K))
-    assert main.steps == ("Add.", "2 + 3 = 5", "Answer: 5")
+    assert main.steps == ("Add.\n", "2 + 3 = 5\n", "Answer: 5")
     assert (main.labels, main.first_error, main.ended) == (("unknown", "right", "right"), None, True)
     assert (main.question.answer, main.subset) == ("5", "phase 1")
     assert [(o.steps, o.labels, o.first_error, o.ended) for o in others] == [
         (("Multiply.",), ("wrong",), 0, False),
-        (("Add.", "2 + 3 = 6"), ("unknown", "wrong"), 1, False),
+        (("Add.\n", "2 + 3 = 6"), ("unknown", "wrong"), 1, False),
     ]
     assert {o.subset for o in others} == {"phase 1/alternatives"}
 
@@ -95,8 +95,8 @@ def test_prm800k_found_error(tmp_path: Path) -> None:
     ]
     row = {**PRM800K, "generation": 9, "label": {"steps": steps, "finish_reason": "found_error"}}
     main, other = read_labelled(written(tmp_path / "x.jsonl", row))
-    assert (main.steps, main.first_error, main.ended, main.subset) == (("a", "b"), 1, False, "phase 2")
-    assert (other.steps, other.labels) == (("a", "c"), ("right", "right"))
+    assert (main.steps, main.first_error, main.ended, main.subset) == (("a\n", "b"), 1, False, "phase 2")
+    assert (other.steps, other.labels) == (("a\n", "c"), ("right", "right"))
 
 
 def test_math_shepherd(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_math_shepherd(tmp_path: Path) -> None:
     }
     for solution in read_labelled(written(tmp_path / "x.jsonl", SHEPHERD, variant)):
         assert solution.question.text == "Two and three?"
-        assert solution.steps == ("2 + 3 = 6", "Щенки: 6.", "The answer is: 6")
+        assert solution.steps == ("Step 1: 2 + 3 = 6\n", "Step 2: Щенки: 6.\n", "Step 3: The answer is: 6")
         assert (solution.labels, solution.first_error) == (("right", "wrong", "wrong"), 1)
 
 
@@ -121,8 +121,8 @@ def test_mr_gsm8k_and_step_dpo(tmp_path: Path) -> None:
     assert second.first_error is None
     pair = {"prompt": "Q?", "initial_reason_steps": "a\nb\n", "chosen": "c", "rejected": "d", "answer": "5"}
     chosen, rejected = read_labelled(written(tmp_path / "y.jsonl", pair))
-    assert (chosen.steps, chosen.labels, chosen.ended) == (("a", "b", "c"), ("right",) * 3, False)
-    assert (rejected.steps, rejected.first_error) == (("a", "b", "d"), 2)
+    assert (chosen.steps, chosen.labels, chosen.ended) == (("a\n", "b\n", "c"), ("right",) * 3, False)
+    assert (rejected.steps, rejected.first_error) == (("a\n", "b\n", "d"), 2)
 
 
 def test_steps_with_labels(tmp_path: Path) -> None:
@@ -162,11 +162,14 @@ def test_broken_records_are_named(tmp_path: Path, row: object, message: str) -> 
         ({**STEPS, "labels": [1, 1, -1]}, "'first_error' is 1, which 'labels' do not say"),
         ({**SHEPHERD, "label": "Two and three? Step 1: 2 + 3 = 6 +"}, "does not end step 2"),
         ({**SHEPHERD, "label": SHEPHERD["label"] + "\nStep 4: more +"}, "goes on after the 3 steps"),
-        ({**SHEPHERD, "input": "Two and three? 5 ки"}, "no 'Step 1:'"),
+        ({**SHEPHERD, "input": "Add two and three. 5 ки", "label": "Add two and three. 5 +"}, "neither 'Step 1:' nor"),
+        ({**SHEPHERD, "input": "Two? Step 1: 5 ки\nки", "label": "Two? Step 1: 5 +\n+"}, "step 2 of 'input' is empty"),
         ({**SHEPHERD, "input": "Two and three?"}, "must end each of its steps with ки"),
         ({**MR_GSM8K, "model_output_solution_first_error_step": 3}, "is 2, but there are 2 steps"),
         ({**MR_GSM8K, "model_output_solution_first_error_step": "N/A"}, "the solution is 'wrong', but"),
-        ({**PRM800K, "label": {}}, "no list of 'steps'"),
+        ({**PRM800K, "label": {}}, "line 1, label: no 'steps'"),
+        ({**PRM800K, "label": {"steps": [None]}}, "a list of 'steps', each an object"),
+        ({**PRM800K, "label": None}, "a list of 'steps', each an object"),
         ({"question": "q", "answer": "5"}, "no known format .* has the keys 'question', 'answer'. Known formats"),
     ],
 )
@@ -227,7 +230,7 @@ def test_real_files(file: Path) -> None:
     found = read_labelled(file)
     assert len(found) == len(rows)
     for row, solution in zip(rows, found, strict=True):
-        assert list(solution.steps) == row["steps"]
+        assert [step.strip() for step in solution.steps] == [step.strip() for step in row["steps"]]
         assert (-1 if solution.first_error is None else solution.first_error) == row["first_error"]
         if solution.first_error is not None:
             assert solution.labels.index("wrong") == solution.first_error

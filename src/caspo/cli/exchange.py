@@ -16,14 +16,16 @@ __all__ = ["export", "import_labelled"]
 def export(
     source: Annotated[Path, typer.Argument(help="Folder (or file) of annotated trees, or a file of labelled solutions.")],
     out: Annotated[Path, typer.Option(help="File to write: JSONL, or Parquet for the format dataset.")],
-    to: Annotated[str, typer.Option("--format", help="processbench, prm800k, math_shepherd, steps, step_dpo or dataset.")],
+    to: Annotated[
+        str, typer.Option("--format", help="processbench, prm800k, math_shepherd, trl_stepwise, steps, step_dpo or dataset.")
+    ],
     pairs: Annotated[Path | None, typer.Option(help="File of the pairs built from the trees; step_dpo needs it.")] = None,
     generator: Annotated[str, typer.Option(help="The model that wrote the steps, for the records.")] = "caspo",
     skip_bad: SkipBad = False,
 ) -> None:
-    """Write annotated trees as ProcessBench, PRM800K, Math-Shepherd, plain steps, Step-DPO, or as this project's dataset.
+    """Write annotated trees as ProcessBench, PRM800K, Math-Shepherd, TRL's stepwise format, steps, Step-DPO, or our dataset.
 
-    For TRL nothing needs exporting: pairs.parquet of `caspo pairs` is its preference format.
+    For TRL's preference trainers nothing needs exporting: pairs.parquet of `caspo pairs` is their format.
     """
     from caspo.cli.show import output, tell
     from caspo.core.folders import check_output_file
@@ -46,8 +48,9 @@ def export(
             f"{source} is the folder of the trees, and {out.name} would be read as one of them. Choose another --out."
         )
     bad = BadRows() if skip_bad else None
-    trees = read_trees(source) if is_trees else trees_of(read_labelled(source, bad))
-    tell(bad)
+    empty: list[str] = []
+    trees = read_trees(source) if is_trees else trees_of(read_labelled(source, bad, empty))
+    tell(bad, empty)
     if to == "dataset":
         write_dataset(out, trees, generator)
         output.print(f"{sum(len(tree.nodes) for tree in trees)} steps in {out}")
@@ -65,7 +68,10 @@ def export(
 
 def import_labelled(
     source: Annotated[
-        Path, typer.Argument(help="ProcessBench, PRM800K, Math-Shepherd, Step-DPO, MR-GSM8K or steps; JSONL, JSON, Parquet.")
+        Path,
+        typer.Argument(
+            help="ProcessBench, PRM800K, Math-Shepherd, Step-DPO, TRL's stepwise, MR-GSM8K or steps; JSONL, JSON, Parquet."
+        ),
     ],
     model: Annotated[str, typer.Option(help="Whose tokenizer and prompt: bundled name, folder or hub name.")],
     out: Annotated[Path, typer.Option(help="File of trees to write, *.parquet.")],
@@ -81,8 +87,9 @@ def import_labelled(
 
     check_output_file(out, {"SOURCE": [source], **model_inputs({"--model": model})})
     bad = BadRows() if skip_bad else None
-    solutions = read_labelled(source, bad)
-    tell(bad)
+    empty: list[str] = []
+    solutions = read_labelled(source, bad, empty)
+    tell(bad, empty)
     trees = trees_of(solutions, read_tokenizer(resolve(model)))
     write_trees(out, trees)
     steps = sum(len(tree.nodes) for tree in trees)

@@ -18,10 +18,7 @@ _WRITES = ("part-[0-9]*.json", "scores.json", "verdicts.jsonl")
 
 def judge(
     source: Annotated[
-        Path,
-        typer.Argument(
-            help="Labelled solutions (ProcessBench, PRM800K, Math-Shepherd, MR-GSM8K, Step-DPO, steps), or annotated trees."
-        ),
+        Path, typer.Argument(help="Labelled solutions (a public format or steps; see docs/judges.md), or annotated trees.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the verdicts and scores.json.")],
     name: Annotated[
@@ -59,8 +56,9 @@ def judge(
         raise ConfigError("The judge rollouts has a model complete the steps: name it with --model.")
     refuse_overwriting(out, _WRITES, {"SOURCE": [source]})
     bad = BadRows() if skip_bad else None
-    solutions = read_solutions(source, bad)[:limit]
-    tell(bad)
+    empty: list[str] = []
+    solutions = read_solutions(source, bad, empty)[:limit]
+    tell(bad, empty)
     # Of the source a digest of what the judge is told stands among the settings: labels may be corrected.
     told = f"{stem_of(source)}, {len(solutions)} with digest {digest(solutions)}"
     run = JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=told)

@@ -24,8 +24,12 @@ console = Console(stderr=True)
 """Progress, to stderr."""
 
 
-def tell(bad: BadRows | None) -> None:
-    """Say which rows of a file were left out, if any were; to stderr, as they are no result."""
+def tell(bad: BadRows | None, empty: Sequence[str] = ()) -> None:
+    """Say which rows of a file were left out, and how many had no steps, if any; to stderr, as they are no result."""
+    if empty:
+        console.print(
+            f"{len(empty)} rows had no steps, the first: {empty[0]}", highlight=False, markup=False, soft_wrap=True
+        )
     if bad is not None and bad.found:
         console.print(str(bad), highlight=False, markup=False, soft_wrap=True)
 

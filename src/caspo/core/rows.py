@@ -97,7 +97,7 @@ def read_rows(
             bad.found.append((where, str(error)))
     if bad is not None:
         bad.rows += rows
-        if rows and not found:
+        if bad.found and not found:
             raise DataError(f"None of the {rows} rows of {path} can be used. The last: {bad.found[-1][1]}")
     return found
 

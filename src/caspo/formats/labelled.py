@@ -5,6 +5,7 @@ A step is right, wrong or unknown, given that every step before it is right.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from caspo.core.errors import DataError
 from caspo.records import Label, Question, Tree
 
 __all__ = [
-    "RATINGS", "Format", "LabelledSolution", "Record", "get", "labels_until", "question_of",
+    "RATINGS", "Format", "LabelledSolution", "Record", "bare", "get", "labels_until", "question_of", "separated",
     "steps_of", "text_of",
 ]  # fmt: skip
 
@@ -30,6 +31,7 @@ class LabelledSolution:
     id: str
     question: Question
     steps: tuple[str, ...]
+    """Each with the line breaks behind it, where the file says which: joined they are the solution's text."""
     labels: tuple[Label, ...]
     """One a step; unknown where nobody said."""
     subset: str
@@ -55,11 +57,13 @@ class Format:
     keys: tuple[str, ...]
     """Those of its records that tell it."""
     read: Callable[[Mapping[str, Any], str, str], list[LabelledSolution]]
-    """The solutions of a record, given where it stands and an id for what has none."""
-    write: Callable[[LabelledSolution, str], Record] | None = None
-    """The record of a solution, given the model that wrote its steps."""
+    """The solutions of a record, given where it stands and an id for what has none; none for one without steps."""
+    write: Callable[[LabelledSolution, str], Record | None] | None = None
+    """The record of a solution, given the model that wrote its steps; None where it could not be read back."""
     write_tree: Callable[[Tree], Iterator[Record]] | None = None
     """The records of a whole tree, where the format holds more than its paths."""
+    known_only: bool = False
+    """Its records hold no unknown step: of a path what stands before the first one."""
     partial: bool = False
     """It can say of a solution that it did not end."""
     nested: bool = False
@@ -96,6 +100,25 @@ def steps_of(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
             what = "empty" if isinstance(value, str) else f"of type {type(value).__name__}, not text"
             raise DataError(f"{where}: step {number} of {key!r} is {what}. Labels count steps: none may be left out.")
     return tuple(values)
+
+
+def bare(step: str) -> str:
+    """A step without the blank lines before it and the white space behind it; it keeps its indentation."""
+    return re.sub(r"\A(?:[^\S\n]*\n)+", "", step).rstrip()
+
+
+def separated(steps: Sequence[str], separator: str | None = None) -> tuple[str, ...]:
+    """The steps with what stood between them in the text: a reader of text must find the same steps in it.
+
+    ``separator`` is what the format's solutions have there. Without one, a step that ends in a line break says it itself;
+    else it is a blank line where steps are paragraphs (one has a line break inside), and a line break where they are lines.
+    Behind the last step stands nothing.
+    """
+    *first, last = steps
+    if separator is not None:
+        return (*(bare(step) + separator for step in first), bare(last))
+    between = "\n\n" if any("\n" in bare(step) for step in first) else "\n"
+    return (*(step if step.endswith("\n") else bare(step) + between for step in first), bare(last))
 
 
 def labels_until(first: object, length: int, where: str, key: str) -> tuple[Label, ...]:

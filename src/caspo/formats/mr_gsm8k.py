@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from caspo.core.errors import DataError
-from caspo.formats.labelled import Format, LabelledSolution, get, labels_until, question_of, steps_of
+from caspo.formats.labelled import Format, LabelledSolution, get, labels_until, question_of, separated, steps_of
 
 __all__ = ["MR_GSM8K"]
 
@@ -14,8 +15,8 @@ __all__ = ["MR_GSM8K"]
 def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledSolution]:
     key = "model_output_steps"
     if isinstance(get(row, key, where), str):
-        row = {**row, key: [line for line in row[key].split("\n") if line.strip()]}
-    steps = steps_of(row, key, where)
+        row = {**row, key: re.findall(r"[^\n]*\S[^\n]*\n*", row[key])}  # lines, with the empty ones behind them
+    steps = separated(steps_of(row, key, where))
     given = get(row, "model_output_solution_first_error_step", where)
     first = -1
     if str(given).strip() not in ("N/A", "", "None"):

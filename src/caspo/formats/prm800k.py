@@ -2,7 +2,7 @@
 
 The chosen steps make one solution; every other rated completion makes one more, of the steps before it and itself, with
 ``/alternatives`` behind its subset. 1 is right, -1 wrong, 0 (neither wrong nor progress) and null unknown; a step written by
-the labeller is right.
+the labeller is right. A record without steps (a problem that was given up, or is bad) gives no solution.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from caspo.core.errors import DataError
-from caspo.formats.labelled import RATINGS, Format, LabelledSolution, Record, get, question_of, steps_of
+from caspo.formats.labelled import RATINGS, Format, LabelledSolution, Record, bare, get, question_of, separated, steps_of
 from caspo.records import Label, Node, Tree
 
 __all__ = ["PRM800K"]
@@ -23,15 +23,17 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
     asked, label = get(row, "question", where), get(row, "label", where)
     identity = str(row.get("id") or default_id)
     question = question_of(asked, "problem", identity, where, answer="ground_truth_answer", solution="ground_truth_solution")
-    if not isinstance(label, dict) or not isinstance(label.get("steps"), list):
-        raise DataError(f"{where}: 'label' has no list of 'steps', which PRM800K needs.")
+    given = (get(label, "steps", f"{where}, label") or []) if isinstance(label, dict) else None
+    if not isinstance(given, list) or not all(isinstance(step, dict) for step in given):
+        raise DataError(f"{where}: 'label' must hold a list of 'steps', each an object, or null; it is {label!r:.80}.")
     phase = "phase 1" if row.get("generation") is None else "phase 2"
     path: list[tuple[str, Label]] = []
     others: list[LabelledSolution] = []
-    for number, step in enumerate(label["steps"], start=1):
-        options = [_completion(c, where, number) for c in step.get("completions") or []]
-        written, chosen = step.get("human_completion"), step.get("chosen_completion")
-        if chosen is not None and not (isinstance(chosen, int) and 0 <= chosen < len(options)):
+    for number, step in enumerate(given, start=1):
+        rated = step.get("completions") or []
+        options = [_completion(c, where, number) for c in (rated if isinstance(rated, list) else [rated])]
+        written, chosen = _written(step.get("human_completion"), where, number), step.get("chosen_completion")
+        if chosen is not None and not (type(chosen) is int and 0 <= chosen < len(options)):
             raise DataError(
                 f"{where}: step {number} chooses completion {chosen!r} of {len(options)}; it must be one of them or null."
             )
@@ -39,18 +41,19 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
         for place, (text, said) in enumerate(options):
             if place != (0 if chosen is None and not written else chosen):
                 name, subset = f"{identity}/step-{number}/completion-{place}", f"{phase}/alternatives"
-                others.append(LabelledSolution(name, question, (*before, text), (*known, said), subset, ended=False))
+                steps = separated((*before, text))
+                others.append(LabelledSolution(name, question, steps, (*known, said), subset, ended=False))
         if chosen is None and written:
-            path.append((_written(written, where, number), "right"))
+            path.append((written, "right"))
         elif options:
             path.append(options[chosen or 0])
-        else:
-            break
+        if chosen is None and not written and len(options) != 1:
+            break  # nothing was chosen to go on from
     if not path:
-        raise DataError(f"{where}: the record has no step. Remove the line.")
+        return []
     ended = label.get("finish_reason") == "solution"
-    steps, labels = zip(*path, strict=True)
-    return [LabelledSolution(identity, question, steps, labels, phase, ended), *others]
+    texts, labels = zip(*path, strict=True)
+    return [LabelledSolution(identity, question, separated(texts), labels, phase, ended), *others]
 
 
 def _completion(value: object, where: str, number: int) -> tuple[str, Label]:
@@ -60,10 +63,11 @@ def _completion(value: object, where: str, number: int) -> tuple[str, Label]:
 
 
 def _written(value: object, where: str, number: int) -> str:
+    """The labeller's own step; empty where there is none."""
     text = value.get("text") if isinstance(value, dict) else value
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: the human completion of step {number} has no text.")
-    return text
+    if not isinstance(text, str | None):
+        raise DataError(f"{where}: the human completion of step {number} is of type {type(text).__name__}, not text.")
+    return (text or "").strip()
 
 
 def _write(tree: Tree) -> Iterator[Record]:
@@ -92,7 +96,7 @@ def _write(tree: Tree) -> Iterator[Record]:
 
 def _choice(children: Sequence[Node], chosen: Node | None) -> Record:
     completions = [
-        {"text": c.step.text.strip(), "rating": _RATING.get(c.verdict.label if c.verdict else ""), "flagged": None}
+        {"text": bare(c.step.text), "rating": _RATING.get(c.verdict.label if c.verdict else ""), "flagged": None}
         for c in children
     ]
     place = None if chosen is None else [c.id for c in children].index(chosen.id)

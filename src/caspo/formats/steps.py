@@ -1,7 +1,7 @@
 """``steps``, the plain format of this project: ``question``, ``steps``, and ``first_error`` from 0 or -1.
 
 Where every step has a label (PRMBench), ``labels`` holds 1 or -1 for each. ``meta.ended: false`` marks the beginning of a
-solution.
+solution; ``meta.joined: true`` steps that hold what stands between them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,18 @@ from dataclasses import replace
 from typing import Any
 
 from caspo.core.errors import DataError
-from caspo.formats.labelled import RATINGS, Format, LabelledSolution, Record, get, labels_until, question_of, steps_of
+from caspo.formats.labelled import (
+    RATINGS,
+    Format,
+    LabelledSolution,
+    Record,
+    bare,
+    get,
+    labels_until,
+    question_of,
+    separated,
+    steps_of,
+)
 
 __all__ = ["STEPS"]
 
@@ -23,6 +34,7 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
     meta = row.get("meta") or {}
     if not isinstance(meta, dict):
         raise DataError(f"{where}: 'meta' is of type {type(meta).__name__}, not an object. Make it one or remove it.")
+    steps = steps if meta.get("joined") is True else separated(steps)
     named = (meta.get(key) for key in ("subset", "subject", "task", "classification", "question_type"))
     subset = str(next((name for name in named if name), row.get("source") or "all"))
     question = question_of(row, "question", identity, where)
@@ -40,11 +52,14 @@ def _read(row: Mapping[str, Any], where: str, default_id: str) -> list[LabelledS
 
 
 def _write(solution: LabelledSolution, generator: str) -> Record:
+    texts = tuple(bare(text) for text in solution.steps)
     meta = {"subset": solution.subset, "generator": generator, **solution.meta}
+    if separated(texts)[:-1] != solution.steps[:-1]:  # a reader would put something else between them
+        texts, meta = solution.steps, meta | {"joined": True}
     return {
         "id": solution.id,
         "question": solution.question.text,
-        "steps": [text.strip() for text in solution.steps],
+        "steps": list(texts),
         "first_error": -1 if solution.first_error is None else solution.first_error,
         "answer": solution.question.answer or None,
         "source": generator,

@@ -2,8 +2,8 @@
 
 What gets lost on every way out: token ids, traces, counts. A path is left out, and counted, where a format cannot say what
 is known of it: one with an unknown step before its end or first error, and in ProcessBench and Math-Shepherd, which hold
-whole solutions, one that is right so far but did not end. TRL's preference format is that of the pairs themselves
-(`pairs.parquet`).
+whole solutions, one that is right so far but did not end; TRL's stepwise supervision holds what is known of a path until an
+unknown step. TRL's preference format is that of the pairs themselves (`pairs.parquet`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from caspo.formats.processbench import PROCESSBENCH
 from caspo.formats.step_dpo import STEP_DPO
 from caspo.formats.steps import STEPS
 from caspo.formats.trees import solutions_of
+from caspo.formats.trl_stepwise import TRL_STEPWISE
 from caspo.records import Tree
 
 __all__ = ["FORMATS", "WRITTEN", "Exported", "read_labelled", "read_solutions", "trees_as", "write_rows"]
 
-FORMATS = (PROCESSBENCH, PRM800K, MATH_SHEPHERD, STEP_DPO, MR_GSM8K, STEPS)
+FORMATS = (PROCESSBENCH, PRM800K, MATH_SHEPHERD, STEP_DPO, MR_GSM8K, TRL_STEPWISE, STEPS)
 
 WRITTEN: Mapping[str, Format] = MappingProxyType({f.name: f for f in FORMATS if f.write or f.write_tree})
 """What trees can be written as, by name."""
@@ -45,10 +46,11 @@ class Exported:
     dropped: dict[str, int]
 
 
-def read_labelled(path: Path, bad: BadRows | None = None) -> list[LabelledSolution]:
+def read_labelled(path: Path, bad: BadRows | None = None, empty: list[str] | None = None) -> list[LabelledSolution]:
     """The labelled solutions of a file of rows, in its order; the format is told by the keys of its first record.
 
-    ``bad`` takes the records that cannot be used; without it the first of them is an error.
+    ``bad`` takes the records that cannot be used; without it the first of them is an error. ``empty`` takes where those
+    stand that have no steps: in some formats that is no fault.
 
     Raises:
         DataError: a file that is missing, cut off or of an unknown format; a label beyond the steps; an empty step; two
@@ -61,6 +63,8 @@ def read_labelled(path: Path, bad: BadRows | None = None) -> list[LabelledSoluti
         nonlocal form
         form = form or _format_of(row, where)
         found = form.read(row, where, default_id)
+        if not found and empty is not None:
+            empty.append(where)
         for solution in found:
             first = seen.setdefault(solution.id, where)
             if first != where:
@@ -84,13 +88,13 @@ def _format_of(row: Mapping[str, Any], where: str) -> Format:
     return found
 
 
-def read_solutions(path: Path, bad: BadRows | None = None) -> list[LabelledSolution]:
+def read_solutions(path: Path, bad: BadRows | None = None, empty: list[str] | None = None) -> list[LabelledSolution]:
     """The paths of annotated trees (a folder or ``*.parquet``), or the solutions of a labelled file."""
     from caspo.formats.parquet import holds_trees, read_trees
 
     if holds_trees(path):
         return [solution for tree in read_trees(path) for solution in solutions_of(tree)]
-    return read_labelled(path, bad)
+    return read_labelled(path, bad, empty)
 
 
 def trees_as(name: str, trees: Sequence[Tree], generator: str = "caspo") -> Exported:
@@ -101,15 +105,19 @@ def trees_as(name: str, trees: Sequence[Tree], generator: str = "caspo") -> Expo
     for tree in trees:
         if form.write_tree:
             rows += form.write_tree(tree)
+            if form.known_only:
+                dropped["no step of it is known"] += sum(s.labels[0] == "unknown" for s in solutions_of(tree))
             continue
         assert form.write is not None
         for solution in solutions_of(tree):
-            reason = _unfit(solution, partial=form.partial)
-            if reason:
-                dropped[reason] += 1
+            reason, row = _unfit(solution, partial=form.partial), None
+            if reason is None:
+                row = form.write(solution, generator)
+            if row is None:
+                dropped[reason or "a text holds a mark of the format"] += 1
             else:
-                rows.append(form.write(solution, generator))
-    return Exported(rows, dict(dropped))
+                rows.append(row)
+    return Exported(rows, dict(+dropped))
 
 
 def write_rows(path: Path, rows: Sequence[Record]) -> None:

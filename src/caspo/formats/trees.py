@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from caspo.engines.prompts import INSTRUCTION, prompt_ids
-from caspo.formats.labelled import LabelledSolution
+from caspo.formats.labelled import LabelledSolution, bare
 from caspo.records import ROOT, Label, Step, TokenTrace, Tree, Verdict
 from caspo.steps import step_key
 from caspo.trees import TreeBuilder
@@ -37,7 +37,8 @@ def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instr
     """One tree for each question, its solutions merged where they begin alike; labels become verdicts of judge ``labels``.
 
     Without a tokenizer the steps have no tokens. Steps that are labelled differently are unknown; what
-    follows a wrong one is not judged. Every step ends with a line break, the last of a solution that ended with EOS.
+    follows a wrong one is not judged. A step keeps the white space behind it, or gets a line break where there is none; the
+    last of a solution that ended ends with EOS.
     """
     builders: dict[str, TreeBuilder] = {}
     for solution in solutions:
@@ -47,7 +48,7 @@ def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instr
             builders[key] = TreeBuilder(solution.question, prompt)
         builder = builders[key]
         parent = ROOT
-        for place, (text, label) in enumerate(zip(solution.steps, solution.labels, strict=True)):
+        for place, (text, label) in enumerate(zip(_texts(solution), solution.labels, strict=True)):
             final = solution.ended and place == len(solution.steps) - 1
             parent = builder.add(parent, _step(text, tokenizer, final=final), final=final)
             if solution.first_error is not None and place > solution.first_error:
@@ -58,11 +59,16 @@ def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instr
     return [builder.build() for builder in builders.values()]
 
 
+def _texts(solution: LabelledSolution) -> list[str]:
+    """The steps as a tree has them."""
+    texts = [text if text.endswith(("\n", " ", "\t")) else f"{text}\n" for text in solution.steps]
+    return [*texts[:-1], bare(texts[-1])] if solution.ended else texts
+
+
 def _step(text: str, tokenizer: Any, *, final: bool) -> Step:
-    whole = text.strip() if final else f"{text.strip()}\n"
     ids: tuple[int, ...] = ()
     if tokenizer is not None:
-        ids = tuple(tokenizer(whole, add_special_tokens=False)["input_ids"])
+        ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         ids += (tokenizer.eos_token_id,) if final else ()
     nothing = np.full(len(ids), np.nan, dtype=np.float32)
-    return Step(whole, ids, TokenTrace(nothing, nothing, nothing, nothing, nothing, kind="none"))
+    return Step(text, ids, TokenTrace(nothing, nothing, nothing, nothing, nothing, kind="none"))

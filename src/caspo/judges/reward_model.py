@@ -26,6 +26,7 @@ from caspo.core.config import Config
 from caspo.core.errors import ConfigError, ModelError
 from caspo.engines.models import resolve
 from caspo.formats.math_shepherd import TAG as SHEPHERD_TAG
+from caspo.formats.math_shepherd import with_headers
 from caspo.judges.base import Chain
 from caspo.records import Label, Question, Verdict
 
@@ -241,7 +242,7 @@ def _qwen(tokenizer: Any, question: str, steps: Sequence[str]) -> tuple[list[int
 def _math_shepherd(tokenizer: Any, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
     """Tokens, and the place of each step's score."""
     _single(tokenizer, SHEPHERD_TAG)
-    lines = [step if step.startswith("Step ") else f"Step {i}: {step}" for i, step in enumerate(steps, start=1)]
+    lines = with_headers(steps)
     tag = f" {SHEPHERD_TAG}\n"
     text = f"{question} " + "".join(f"{line}{tag}" for line in lines)
     ends = [end - 1 for end in _ends(len(question) + 1, lines, tag)]
