@@ -72,7 +72,7 @@ def user(asked: Sequence[str], engine: HFEngine) -> Asking[int]:
     """A closed loop of searches on the engine itself; the tokens of all."""
     tokens = 0
     for text in asked:
-        tree = TreeBuilder(Question(text, id=text), engine.prompt(text))
+        tree = TreeBuilder(Question(text, id=text), engine.prompt(text), engine)
         tokens += (yield from ConfidenceTree().search(tree, engine, 0)).generated_tokens
     return tokens
 

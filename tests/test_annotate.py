@@ -130,7 +130,7 @@ def test_max_depth() -> None:
 def test_judge_tree() -> None:
     """Judging a finished tree gives what annotation gave, and nothing below a wrong step."""
     (tree,) = grow("a", width=2)
-    bare = Tree(tree.question, tree.prompt_ids, tree.nodes)
+    bare = Tree(tree.question, tree.prompt_ids, tree.nodes, tree.steps)
     assert same_tree(judge_trees([bare], ReferenceJudge())[0], tree)
     builder = TreeBuilder(tree.question, tree.prompt_ids)
     wrong = builder.add(ROOT, next(n.step for n in tree.nodes if n.step.text == "6 + 2 = 8\n"), final=False)

@@ -51,7 +51,7 @@ def counted(script: Script, **more: Any) -> tuple[Solution, Counting]:
 
 def starts(engine: Counting) -> list[Request]:
     """The requests that began a path, without those that went on with one."""
-    return [r for r in engine.requests if r.rank > 1 or not r.stop]
+    return [r for r in engine.requests if r.rank > 1 or r.step is None]
 
 
 def decisions(solution: Solution) -> dict[str, str]:

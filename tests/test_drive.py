@@ -79,7 +79,7 @@ def test_a_method_can_be_closed_at_any_turn_and_its_tree_looked_at(name: str) ->
     whole = METHODS[name]().solve([Q], ScriptedEngine(wild(7)), 1)[0]
     for turns in range(6):
         method = METHODS[name]()
-        tree = TreeBuilder(Q, engine.prompt(method.asked(Q.text)))
+        tree = TreeBuilder(Q, engine.prompt(method.asked(Q.text)), engine)
         search = method.search(tree, engine, 1)
         solution = None
         try:

@@ -181,7 +181,7 @@ def test_eos_is_a_token_but_not_text() -> None:
     assert (done.text, done.finish) == ("Bq", "eos")
     assert done.token_ids[-1] == 0
     assert len(done.trace) == len(done.token_ids) == 3
-    assert ours.pieces(done.token_ids) == ["B", "q", ""]
+    assert ours.pieces(done.token_ids) == [b"B", b"q", b""]
 
 
 def test_token_limit() -> None:
@@ -293,7 +293,7 @@ def test_pieces_keep_their_spaces() -> None:
     ours = HFEngine(build("llama"), PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<e>"))
     ids = ours.tokenizer("a dog runs")["input_ids"]
     assert ours.tokenizer.decode([ids[1]]) == "dog"
-    assert ours.pieces([*ids, 0]) == [" a", " dog", " runs", ""]
+    assert ours.pieces([*ids, 0]) == [b" a", b" dog", b" runs", b""]
 
 
 def test_no_eos() -> None:

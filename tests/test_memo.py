@@ -100,7 +100,7 @@ def test_decodes_what_it_does_not_know() -> None:
     memo.forget()
     memo.generate([request])
     assert len(engine.requests) == 3
-    assert (memo.name, memo.prompt("Q"), memo.pieces([65])) == ("scripted", engine.prompt("Q"), ["A"])
+    assert (memo.name, memo.prompt("Q"), memo.pieces([65])) == ("scripted", engine.prompt("Q"), [b"A"])
 
 
 def test_what_follows_takes_the_next_places() -> None:

@@ -180,6 +180,18 @@ def test_blocks_that_are_never_closed_do_not_swallow_the_rest() -> None:
     assert split_steps("a.\n" + "\n" * 10_000 + "b.") == ["a.\n" + "\n" * 10_000, "b."]
 
 
+def test_blank_lines_belong_to_the_step_before_or_at_the_start_to_the_one_after() -> None:
+    """A blank line is never a step of its own: judges and confidence would have nothing to say about it."""
+    assert split_steps("\n \nA\n\n  \nB\n") == ["\n \nA\n\n  \n", "B\n"]
+    assert split_steps(" \n\n") == []
+
+
+def test_tokens_are_never_cut() -> None:
+    """What follows a line break inside a token stays with the step that the break ends; EOS with the last one."""
+    assert split_tokens([b"A", b".\nB", b"c", b".\n", b"D", b""]) == [(0, 2), (2, 4), (4, 6)]
+    assert split_tokens([b"A", b"\n", b""]) == [(0, 3)]
+
+
 def test_other_rules() -> None:
     """By name, as settings give them."""
     text = "Eight. Two!\nThree\n\nFour; five"

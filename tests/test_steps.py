@@ -1,4 +1,4 @@
-"""Steps are cut without losing a character; equations are read as written, or not at all."""
+"""What steps calculate: equations are read as written, or not at all."""
 
 from __future__ import annotations
 
@@ -6,55 +6,16 @@ import json
 import re
 import time
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from caspo.steps import Equation, Expression, equations, split_steps, split_tokens, step_key
+from caspo.steps import Equation, Expression, equations, step_key
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 F = Fraction
-
-
-# ---------------------------------------------------------------------------------------------------------- steps
-
-
-@given(st.text(alphabet="ab \n\t\r", max_size=60))
-def test_splitting_loses_nothing_and_makes_no_blank_step(text: str) -> None:
-    """The steps of a text join to the text, so that their tokens are exactly those that were generated."""
-    steps = split_steps(text)
-    assert "".join(steps) == (text if text.strip() else "")
-    assert all(step.strip() for step in steps)
-
-
-def test_blank_lines_belong_to_the_step_before_or_at_the_start_to_the_one_after() -> None:
-    """A blank line is never a step of its own: judges and confidence would have nothing to say about it."""
-    assert split_steps("\n \na\n\n  \nb\n") == ["\n \na\n\n  \n", "b\n"]
-    assert split_steps(" \n\n") == []
-
-
-@given(st.lists(st.sampled_from(["a", " b", "\n", ".\n", "\n\n", "", " ", "c d"]), max_size=20))
-def test_token_spans_partition_the_tokens_and_agree_with_the_text(pieces: list[str]) -> None:
-    """Splitting tokens or splitting their text gives the same steps (here no token has text after its line break)."""
-    spans = split_tokens(range(len(pieces)), pieces)
-    assert ["".join(pieces[a:b]) for a, b in spans] == split_steps("".join(pieces))
-    if spans:
-        assert spans[0][0] == 0
-        assert spans[-1][1] == len(pieces)
-        assert all(a[1] == b[0] for a, b in pairwise(spans))
-
-
-def test_a_token_with_a_line_break_inside_stays_in_its_step_whole() -> None:
-    """Tokens cannot be cut: what follows the break inside a token stays with the step that the break ends."""
-    assert split_tokens([1, 2, 3], ["a", ".\nB", "c"]) == [(0, 2), (2, 3)]
-
-
-def test_a_token_without_text_stays_with_the_last_step() -> None:
-    """EOS belongs to the final step."""
-    assert split_tokens([1, 2, 3], ["a", "\n", ""]) == [(0, 3)]
 
 
 def test_steps_that_differ_in_white_space_only_are_equal() -> None:
@@ -289,6 +250,6 @@ def test_every_calculator_mark_of_gsm8k_is_read_and_holds(name: str, marks: int,
 def test_the_running_text_of_gsm8k_hardly_yields_a_false_equation() -> None:
     """Without their marks, the reference solutions hold about 4300 equations; three are false, and truly are."""
     texts = [re.sub(r"<<[^<>]*>>", "", row["solution"]) for row in _gsm8k("gsm8k_test.jsonl")]
-    found = [equation for text in texts for step in split_steps(text) for equation in equations(step)]
+    found = [equation for text in texts for step in text.splitlines() for equation in equations(step)]
     assert len(found) > 4000
     assert sum(not equation.holds() for equation in found) <= 5

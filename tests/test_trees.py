@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from caspo.records import ROOT, Question, Step, TokenTrace, Verdict
+from caspo.steps import Reading
 from caspo.trees import TreeBuilder, seed_of
 from tiny import bushy_tree, trace
 
 QUESTION = Question("?", "5", id="q")
+
+
+class Model:
+    """Who writes a tree: tokens by their bytes."""
+
+    reading = Reading()
+
+    def __init__(self, pieces: dict[int, bytes]) -> None:
+        self._pieces = pieces
+
+    def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
+        return [self._pieces.get(i, b"?") for i in token_ids]
 
 
 def step(text: str, *ids: int) -> Step:
@@ -45,31 +60,55 @@ def test_prefixes() -> None:
 
 def test_whole_solutions() -> None:
     """A sampled solution becomes a path; tokens and traces are cut at the same places; only the last step is final."""
-    builder = TreeBuilder(QUESTION, (1,))
-    pieces = ["a", " b\n", "c", "\n", "\n", "d", ""]
+    builder = TreeBuilder(QUESTION, (1,), Model({20: b"A", 21: b" b\n", 22: b"C", 23: b"\n", 24: b"\n", 25: b"D", 26: b""}))
     values = np.arange(7, dtype=np.float32)
     whole = TokenTrace(values, -values, -values, values / 10, values, "top_k", 3, values + 1)
-    last = builder.add_solution(range(20, 27), pieces, whole, final=True)
+    last = builder.add_solution(range(20, 27), whole, final=True)
     tree = builder.build()
-    assert [n.step.text for n in tree.path(last)] == ["a b\n", "c\n\n", "d"]
+    assert [n.step.text for n in tree.path(last)] == ["A b\n", "C\n\n", "D"]
     assert [n.step.token_ids for n in tree.nodes] == [(20, 21), (22, 23, 24), (25, 26)]
     assert [n.final for n in tree.nodes] == [False, False, True]
     for node, span in zip(tree.nodes, (slice(0, 2), slice(2, 5), slice(5, 7)), strict=True):
         for name in ("entropy", "logprob", "max_logprob", "margin", "varentropy", "entropy_upper"):
             np.testing.assert_array_equal(getattr(node.step.trace, name), getattr(whole, name)[span])
         assert (node.step.trace.kind, node.step.trace.k) == ("top_k", 3)
-    again = builder.add_solution(range(20, 25), pieces[:5], whole, final=False)
+    again = builder.add_solution(range(20, 25), whole, final=False)
     assert again == 1, "the shared beginning is merged"
     assert [n.count for n in builder.nodes] == [2, 2, 1]
 
 
 def test_blank_solutions() -> None:
     """Only EOS, or only line breaks, is one (blank) step; no tokens at all is none."""
-    builder = TreeBuilder(QUESTION, (1,))
-    assert builder.add_solution((), [], trace(0), final=False) == ROOT
-    assert builder.add_solution((9,), [""], trace(1), final=True) == 0
+    builder = TreeBuilder(QUESTION, (1,), Model({7: b"\n", 9: b""}))
+    assert builder.add_solution((), trace(0), final=False) == ROOT
+    assert builder.add_solution((9,), trace(1), final=True) == 0
     assert builder.nodes[0].final
-    assert builder.add_solution((7, 7), ["\n", "\n"], trace(2), final=False) == 1
+    assert builder.add_solution((7, 7), trace(2), final=False) == 1
+
+
+def test_a_path_that_goes_on_with_its_step_is_a_sibling_of_that_step() -> None:
+    """A tree's steps are those of its whole paths, wherever a path leaves another one."""
+    model = Model({n: letter.encode() for n, letter in enumerate("AB:\n")})
+    builder = TreeBuilder(QUESTION, (1,), model)
+    first = builder.add_steps(ROOT, (0, 3, 1, 3), trace(4), final=False)
+    assert [builder.nodes[n].step.text for n in first] == ["A\n", "B\n"]
+    assert builder.follows(first[0], (0,))
+    assert not builder.follows(first[0], (3,)), "nothing that begins a step"
+    (longer,) = builder.add_steps(first[0], (3,), trace(1), final=True)
+    assert (builder.nodes[longer].parent, builder.nodes[longer].step.text) == (ROOT, "A\n\n")
+    assert builder.nodes[longer].final
+
+
+def test_thinking_steps_are_marked_and_answer_nothing() -> None:
+    """What a path says is what stands after its thinking."""
+    text = "<think>A.\n\nB.\n</think>\n\nThe answer is 5."
+    builder = TreeBuilder(QUESTION, (1,), Model({n: c.encode() for n, c in enumerate(text)}))
+    nodes = builder.add_steps(ROOT, range(len(text)), trace(len(text)), final=True)
+    tree = builder.build()
+    assert [tree.nodes[n].step.thinking for n in nodes] == [True, True, False]
+    assert [tree.answer_text(n) for n in nodes] == ["", "", "The answer is 5."]
+    assert builder.said(text) == "\n\nThe answer is 5."
+    assert tree.steps == "reasoning"
 
 
 def test_verdicts_and_decisions() -> None:

@@ -150,5 +150,5 @@ class Counting(ScriptedEngine):
         completion = super().play(request)
         self.requests.append(request)
         name = text_of(self.pieces(request.prefix_ids)).partition("\n")[0]
-        self.tokens[name] = self.tokens.get(name, 0) + len(completion.token_ids)
+        self.tokens[name] = self.tokens.get(name, 0) + completion.decoded
         return completion

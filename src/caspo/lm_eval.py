@@ -166,7 +166,7 @@ class HarnessModel:
                 )
         method, engine = self._method(limits), self._engine
         trees = [TreeBuilder(question, self._prompt(question.text), engine) for question in questions]
-        searches = [until(method.search(t, engine, self._seed), stops, engine, len(t.prompt_ids)) for t in trees]
+        searches = [until(method.started(t, engine, self._seed), stops, engine, len(t.prompt_ids)) for t in trees]
         return [self._text(solution, stops) for solution in drive(searches, engine, lambda: on_done(1))]
 
     def _method(self, limits: Mapping[str, Any]) -> Method[Any]:

@@ -79,18 +79,15 @@ class TreeBuilder:
         """
         if not token_ids:
             return []
-        if not self.follows(parent, token_ids, final=final):
+        if not self.follows(parent, token_ids):
             step = self.nodes[parent].step
             whole = TokenTrace.join([step.trace, trace])
             return self.add_steps(self.nodes[parent].parent, (*step.token_ids, *token_ids), whole, final=final)
         pieces = self._pieces(token_ids)
         reader = self.reader(parent)
         known = reader.tokens
-        taken = [one for piece in pieces for one in reader.take(piece)]
-        rest = reader.copy().close()
-        ends = [(end - known, thinking) for end, thinking in (*taken, *rest[-1:]) if end > known]
-        if not ends or ends[-1][0] < len(token_ids):
-            ends.append((len(token_ids), reader.thinking))
+        taken = [one for piece in pieces for one in reader.take(piece)] + reader.close()
+        ends = [(end - known, thinking) for end, thinking in taken if end > known] or [(len(token_ids), reader.thinking)]
         nodes, start = list[int](), 0
         for end, thinking in ends:
             step = Step(text_of(pieces[start:end]), tuple(token_ids[start:end]), trace[start:end], thinking)
@@ -107,20 +104,12 @@ class TreeBuilder:
         step = Step(text_of(pieces), tuple(token_ids), trace, any(one.thinking for one in reader.copy().close()[-1:]))
         return self.add(parent, step, final=final)
 
-    def follows(self, parent: int, token_ids: Sequence[int], *, final: bool = False) -> bool:
-        """Whether these tokens begin a step after ``parent``, and do not go on with it (or tell neither).
-
-        ``final``: the solution ends with them: what has no content then goes with the step before.
-        """
-        if parent == ROOT:
-            return True
+    def follows(self, parent: int, token_ids: Sequence[int]) -> bool:
+        """Whether these tokens begin a step after ``parent``, and do not go on with it."""
         reader = self.reader(parent)
         known = reader.tokens
-        taken = [one.end for piece in self._pieces(token_ids) for one in reader.take(piece)]
-        if known in taken:
-            return True
-        ends = [one.end for one in reader.close()] if final else []
-        return known in ends
+        taken = [one for piece in self._pieces(token_ids) for one in reader.take(piece)] + reader.close()
+        return parent == ROOT or any(one.end == known for one in taken)
 
     def reader(self, node: int) -> StepReader:
         """A reader that has taken in all steps up to and including ``node``."""

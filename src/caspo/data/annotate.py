@@ -24,6 +24,10 @@ from caspo.trees import TreeBuilder, seed_of
 __all__ = ["AnnotateSettings", "annotate", "judge_trees"]
 
 
+_AHEAD = 8
+"""Tokens beyond a step's limit, to know whether it ended there."""
+
+
 class AnnotateSettings(Config):
     """How trees are sampled."""
 
@@ -89,17 +93,19 @@ class _Growing:
         asked = [(parent, sample) for parent in self._parents for sample in samples]
         found = yield [self._request(parent, sample) for parent, sample in asked]
         for (parent, _), one in zip(asked, found, strict=True):
-            if not builder.follows(parent, (*one.token_ids, *one.ahead), final=one.finish == "eos"):
+            if not builder.follows(parent, (*one.token_ids, *one.ahead)):
                 continue  # it goes on with the parent's step, which then is not the step that is to be continued
-            node = builder.add_step(parent, one.token_ids, one.trace, final=one.finish == "eos")
-            self._cut.setdefault(node, one.finish == "length")  # the first sample's tokens are the node's
+            most = self.settings.max_step_tokens
+            cut = one.finish == "length" or len(one.token_ids) > most
+            node = builder.add_step(parent, one.token_ids[:most], one.trace[:most], final=one.finish == "eos" and not cut)
+            self._cut.setdefault(node, cut)  # the first sample's tokens are the node's
 
     def _request(self, parent: int, sample: int) -> Request:
         settings, builder = self.settings, self.builder
         return Request(
             prefix_ids=builder.prefix_ids(parent),
             seed=seed_of("annotate", self.seed, builder.question.id, tuple(builder.texts(parent)), sample),
-            max_new_tokens=settings.max_step_tokens,
+            max_new_tokens=settings.max_step_tokens + _AHEAD,
             temperature=settings.temperature,
             top_p=settings.top_p,
             step=builder.reader(parent),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from caspo.engines.base import Completion, Engine, OnDone, Request
+from caspo.records import TokenTrace
 from caspo.steps import text_of
 
 __all__ = ["MemoEngine"]
@@ -69,11 +70,15 @@ class MemoEngine:
         """The continuation as the request's watch leaves it; it is not asked about the token that ends one by itself."""
         if request.watch is None:
             return whole
-        for length, (token, measured) in enumerate(zip(whole.token_ids[:-1], whole.measured()[:-1], strict=True), start=1):
+        decoded, trace, rows = whole.token_ids, whole.trace, whole.measured()
+        if whole.ahead and whole.top_k_logprob is None:
+            decoded, trace = decoded + whole.ahead, TokenTrace.join([trace, whole.ahead_trace])
+            rows += whole.ahead_trace.measured()
+        for length, (token, measured) in enumerate(zip(decoded[:-1], rows[:-1], strict=True), start=1):
             if not request.watch(token, measured):
-                ids = whole.token_ids[:length]
+                ids = decoded[:length]
                 top_k = None if whole.top_k_logprob is None else whole.top_k_logprob[:length]
-                return Completion(ids, text_of(self.pieces(ids)), whole.trace[:length], "abandoned", top_k)
+                return Completion(ids, text_of(self.pieces(ids)), trace[:length], "abandoned", top_k)
         return whole
 
 

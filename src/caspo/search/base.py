@@ -13,6 +13,7 @@ from caspo.core.config import Config
 from caspo.engines.base import Engine
 from caspo.engines.drive import Asking, drive
 from caspo.records import Question, Solution, Step
+from caspo.search.thinking import limited
 from caspo.trees import TreeBuilder
 
 __all__ = ["Method", "PathSettings", "Paths", "Search", "SignalName", "Tokens", "Unit", "numbers"]
@@ -44,9 +45,17 @@ class PathSettings(Config):
     """What all methods share."""
 
     max_tokens: Tokens = 512
-    """Tokens of one reasoning path, at most."""
+    """Tokens of one reasoning path, at most; of its answer alone where its thinking has a limit of its own."""
+    max_thinking_tokens: Annotated[int | None, Field(ge=1), Unit("tokens")] = None
+    """Tokens of the model's thinking (`<think>`), at most, besides ``max_tokens``. A path whose thinking is cut answers
+    nothing."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Tokens are drawn from the most probable ones that hold this share of the probability; 1 is all of them."""
+
+    @property
+    def longest_path(self) -> int:
+        """Tokens of one path, at most, its thinking included."""
+        return self.max_tokens + (self.max_thinking_tokens or 0)
 
     @property
     def rows(self) -> int:
@@ -57,7 +66,8 @@ class PathSettings(Config):
 def numbers(settings: PathSettings, unit: Literal["paths", "tokens"]) -> dict[str, int]:
     """The settings that count paths, or tokens of a path, by name."""
     fields = type(settings).model_fields
-    return {name: getattr(settings, name) for name, field in fields.items() if Unit(unit) in field.metadata}
+    found = {name: getattr(settings, name) for name, field in fields.items() if Unit(unit) in field.metadata}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 Search: TypeAlias = Asking[Solution]
@@ -103,6 +113,13 @@ class Method(ABC, Generic[S]):
     def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
         """Search for the answer to the tree's question, from its prompt on, growing the tree."""
 
+    def started(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
+        """The search as it is to be run: within the limits that the settings give thinking and answer."""
+        search, settings = self.search(tree, engine, seed), self.settings
+        if settings.max_thinking_tokens is None:
+            return search
+        return limited(search, tree, engine, settings.max_thinking_tokens, settings.max_tokens)
+
     def settles(self, step: Step) -> bool:
         """Whether the answer's path goes through this step, if the first path decoded does and did so in all steps before.
 
@@ -119,7 +136,7 @@ class Method(ABC, Generic[S]):
         were solved since the last call.
         """
         trees = [TreeBuilder(question, engine.prompt(self.asked(question.text)), engine) for question in questions]
-        searches = [self.search(tree, engine, seed) for tree in trees]
+        searches = [self.started(tree, engine, seed) for tree in trees]
         return drive(searches, engine, lambda: on_done(1) if on_done is not None else None)
 
     def asked(self, text: str) -> str:

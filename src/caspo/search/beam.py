@@ -81,7 +81,7 @@ class Beam(Method[BeamSettings]):
             spent += sum(one.decoded for one in found)
             children: dict[int, _Path] = {}
             for (path, _), one in zip(asked, found, strict=True):
-                if tree.follows(path.node, (*one.token_ids, *one.ahead), final=one.finish == "eos"):
+                if tree.follows(path.node, (*one.token_ids, *one.ahead)):
                     child = self._child(tree, path, one)
                     children.setdefault(child.node, child)
             live = self._kept(tree, list(children.values()), finished)
@@ -96,7 +96,7 @@ class Beam(Method[BeamSettings]):
         return Request(
             prefix_ids=tree.prefix_ids(path.node),
             seed=seed_of("beam", seed, tree.question.id, tuple(tree.texts(path.node)), child),
-            max_new_tokens=min(settings.max_step_tokens, settings.max_tokens - path.tokens),
+            max_new_tokens=min(settings.max_step_tokens, settings.longest_path - path.tokens),
             temperature=settings.temperature,
             top_p=settings.top_p,
             step=tree.reader(path.node),
@@ -113,7 +113,7 @@ class Beam(Method[BeamSettings]):
             score + (path.score if settings.score == "cumulative" else 0.0),
             tokens,
             stated_answer(tree.question, tree.answer_text(node), ended=completion.finish != "length"),
-            ended=completion.finish != "stop" or tokens >= settings.max_tokens,
+            ended=completion.finish != "stop" or tokens >= settings.longest_path,
         )
 
     def _kept(self, tree: TreeBuilder, children: list[_Path], finished: list[_Path]) -> list[_Path]:

@@ -190,7 +190,7 @@ class _Paths:
 
     def _room(self, branch: _Branch) -> int:
         """Tokens that a path from here may have."""
-        return self._settings.max_tokens - self._state[branch.parent].tokens - len(branch.head)
+        return self._settings.longest_path - self._state[branch.parent].tokens - len(branch.head)
 
     def _watch(self, branch: _Branch, room: int) -> Watch | None:
         settings = self._settings
@@ -248,7 +248,7 @@ class _Paths:
         ):
             tree.decide(leaf, "pruned")
             return
-        if completion.finish == "stop" and state.tokens < settings.max_tokens:
+        if completion.finish == "stop" and state.tokens < settings.longest_path:
             tree.decide(leaf, "dropped")  # unless it is gone on with
             self._open.append(_Branch(leaf, completion.ahead, completion.ahead_trace, priority=state.rank, odds=odds))
             return
@@ -317,7 +317,7 @@ class _Paths:
             return False
         if branch.rank == 1 or len(self._finished) < settings.min_survivors:
             return True  # of rank 1: its last step was looked at when it came in
-        best = best_possible(branch.trace, settings.prune_signal, settings.max_tokens)
+        best = best_possible(branch.trace, settings.prune_signal, settings.longest_path)
         return self._state[branch.parent].confidence * best >= settings.prune_below
 
     def _settled(self, left: int) -> bool:

@@ -86,7 +86,7 @@ def sample(tree: TreeBuilder, settings: PathSettings, name: str, seed: int, numb
     return Request(
         prefix_ids=tree.prompt_ids,
         seed=seed_of(name, seed, tree.question.id, number),
-        max_new_tokens=settings.max_tokens,
+        max_new_tokens=settings.longest_path,
         temperature=temperature,
         top_p=settings.top_p,
     )

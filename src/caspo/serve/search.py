@@ -36,7 +36,7 @@ class Running:
         self._told: list[Node] = []
         job = ticket.job
         self._tree = TreeBuilder(job.question, job.prompt_ids, engine)
-        search = _telling(job.method.search(self._tree, engine, job.seed), ticket, engine, self._tree)
+        search = _telling(job.method.started(self._tree, engine, job.seed), ticket, engine, self._tree)
         self._search: Underway[Solution] = Underway(until(search, job.stop, engine, len(job.prompt_ids)))
         self.waiting: deque[tuple[int, Request]] = deque(enumerate(self._search.begin()))
         """Requests of it that wait for a place in the batch, with their places in the search's turn."""

@@ -6,8 +6,8 @@
         "How many?\n2 + 3 = 6\n": [Scripted("The answer is 6.", eos=True)],
     })
 
-Keys are the whole text before the continuation: the question, a line break, and the steps so far. A request without a
-stop string goes on from entry to entry until one ends with EOS. Every character is a token, so every prefix of a text
+Keys are the whole text before the continuation: the question, a line break, and the steps so far. A request goes on from
+entry to entry until one ends with EOS, and may begin inside an entry. Every character is a token, so every prefix of a text
 is a prefix of its tokens. One that asks for a step ends with its entry where there is no entry after it.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.engines.base import Completion, Message, OnDone, Request
@@ -115,8 +115,17 @@ class ScriptedEngine:
                     break
         return row.completion()
 
-    def _scripted(self, text: str) -> Sequence[Scripted] | None:
-        return self._script(text) if callable(self._script) else self._script.get(text)
+    def _scripted(self, text: str) -> Sequence[Scripted]:
+        """What is written down after a text: an entry for it, or the rest of the entry in which it ends."""
+        for end in range(len(text), -1, -1):
+            found = (self._script(text[:end]) if callable(self._script) else self._script.get(text[:end])) or ()
+            if end == len(text) and found:
+                return found
+            begun = [_rest(option, text[end:]) for option in found if option.text.startswith(text[end:])]
+            rest = [option for option in begun if option.text or option.eos]
+            if rest:
+                return rest
+        return ()
 
     def _continuations(self, text: str) -> Sequence[Scripted]:
         found = self._scripted(text)
@@ -161,6 +170,14 @@ class ScriptedBatch:
     def close(self) -> None:
         """Give up what waits."""
         self._waiting.clear()
+
+
+def _rest(option: Scripted, begun: str) -> Scripted:
+    """An option of which the beginning was played already."""
+    entropy = option.entropy
+    if entropy is not None and not isinstance(entropy, (int, float)):
+        entropy = list(entropy)[len(begun) :]
+    return replace(option, text=option.text[len(begun) :], entropy=entropy)
 
 
 def _tokens(option: Scripted) -> list[int]:
