@@ -26,7 +26,7 @@ class Recording(ScriptedEngine):
 
     @property
     def tokens(self) -> int:
-        return sum(len(completion.token_ids) for completion in self.completions)
+        return sum(completion.decoded for completion in self.completions)
 
     def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
         """In order, or in an order drawn at random."""

@@ -207,7 +207,7 @@ def test_beam_keeps_the_best() -> None:
     assert [first[step.text].decision for step in steps] == ["expanded"] * 2 + ["dropped"] * 3
     assert sum(n.count for n in first.values()) == 60
     assert len(engine.requests) == 60 + 2 * 60
-    assert solution.generated_tokens == engine.tokens == 60 * len(steps[0].text) + 120 * (len(FIVE) + 1)
+    assert solution.generated_tokens == engine.tokens == 60 * (len(steps[0].text) + 2) + 120 * (len(FIVE) + 1)
     assert solution.answer == "0"
     assert all(request.keep for request in engine.requests), "what follows continues from the state that is there"
     assert len({request.seed for request in engine.requests}) == 180

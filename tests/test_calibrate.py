@@ -35,6 +35,8 @@ def script(text: str) -> list[Scripted]:
     right, wrong = f"{i} + 1 = {i + 1}\n", f"{i} + 1 = {i + 2}\n"
     unsure = i % 10 == 5
     if done:
+        if not done.endswith("\n"):
+            return []  # inside of a step
         return [Scripted(f"The answer is {done.split()[-1]}.", entropy=0.5 if unsure else 0.0, eos=True)]
     if unsure:
         return [Scripted(wrong, 0.4, 0.7), Scripted(right, 0.35, 0.7), Scripted(f"{right[:-1]} = {i + 1}\n", 0.25, 0.7)]

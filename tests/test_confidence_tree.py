@@ -83,17 +83,17 @@ def test_the_most_probable_answer_wins_not_the_most_probable_path() -> None:
 def test_no_token_is_decoded_twice() -> None:
     """A branch in the middle of a step starts there: its beginning, and all before it, is taken from the other path."""
     script = {
-        "Q\n": [Scripted("So:\n", 1)],
-        "Q\nSo:\n": [Scripted("2 + 3 = ", 1)],
-        "Q\nSo:\n2 + 3 = ": [Scripted("6\n", 0.4), Scripted("5\n", 0.35), Scripted("10 / 2 = 5\n", 0.25)],
-        "Q\nSo:\n2 + 3 = 6\n": end(6),
-        "Q\nSo:\n2 + 3 = 5\n": end(5),
-        "Q\nSo:\n2 + 3 = 10 / 2 = 5\n": end(5),
+        "Q\n": [Scripted("So.\n", 1)],
+        "Q\nSo.\n": [Scripted("2 + 3 = ", 1)],
+        "Q\nSo.\n2 + 3 = ": [Scripted("6\n", 0.4), Scripted("5\n", 0.35), Scripted("10 / 2 = 5\n", 0.25)],
+        "Q\nSo.\n2 + 3 = 6\n": end(6),
+        "Q\nSo.\n2 + 3 = 5\n": end(5),
+        "Q\nSo.\n2 + 3 = 10 / 2 = 5\n": end(5),
     }
     solution, engine = counted(script)
     assert solution.answer == "5"
-    assert {r.prefix_ids for r in starts(engine)[1:]} == {engine.prompt("Q\nSo:\n2 + 3 = ")[:-1]}
-    texts = ["So:\n2 + 3 = 6\n" + SIX, "5\n" + FIVE, "10 / 2 = 5\n" + FIVE]
+    assert {r.prefix_ids for r in starts(engine)[1:]} == {engine.prompt("Q\nSo.\n2 + 3 = ")[:-1]}
+    texts = ["So.\n2 + 3 = 6\n" + SIX, "5\n" + FIVE, "10 / 2 = 5\n" + FIVE]
     assert solution.generated_tokens == sum(map(len, texts)) + 3
     (so,) = solution.tree.children(ROOT)
     steps = solution.tree.children(so.id)

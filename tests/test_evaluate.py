@@ -24,8 +24,9 @@ from caspo.evaluate.step_figures import step_changes, step_rows
 from caspo.formats.parquet import write_trees
 from caspo.judges.base import StepJudge
 from caspo.records import ROOT, Label, Measured, Node, Question, Step, TokenTrace, Tree, Verdict
+from caspo.steps import text_of
 from caspo.tasks.base import grade
-from caspo.testing.scripted import Script, Scripted, ScriptedEngine
+from caspo.testing.scripted import EOS, Script, Scripted, ScriptedEngine
 from tiny import same_tree, trace
 
 
@@ -274,7 +275,7 @@ def test_method_figures(tmp_path: Path) -> None:
         store(tmp_path, "chain_of_thought", SAMPLED, outcomes, part)
     (method,) = round_metrics(tmp_path, Told(), only("chain_of_thought"))[0]["methods"].values()
     settings = method.pop("settings")
-    assert settings == {"max_tokens": 512, "top_p": 1.0, "temperature": 0.0}
+    assert settings == {"max_tokens": 512, "max_thinking_tokens": None, "top_p": 1.0, "temperature": 0.0}
     answers = method.pop("answers")
     assert {key: answers[key] for key in ("n", "ece", "ece_mass", "brier", "auroc", "aurc")} == {
         "n": 4, "ece": 0.0, "ece_mass": 0.0, "brier": 0.25, "auroc": 0.5, "aurc": 0.5,
@@ -391,27 +392,31 @@ def test_majority_of_all_samples_is_what_the_method_found(tmp_path: Path) -> Non
         assert [curve[-1]["low"], curve[-1]["high"]] == found["accuracy_ci95"]
 
 
-class SplitRoots(ScriptedEngine):
-    """Its root sign is made of several tokens: one by one they are no character, and only the whole text is right."""
+_ROOT = EOS + 1
 
-    def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        return [piece.replace("√", "\ufffd") for piece in super().pieces(token_ids)]
+
+class Roots(ScriptedEngine):
+    """Its root sign is made of several tokens: one by one they are no character."""
+
+    def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
+        root = "√".encode()
+        return [root[t - _ROOT :][:1] if t >= _ROOT else super(Roots, self).pieces([t])[0] for t in token_ids]
 
     def play(self, request: Request) -> Completion:
         text = "So it is.\nThe answer is √2." if request.seed % 2 else "The answer is 1."
-        ids = self.encode(text)
+        ids = [part for c in text for part in ((_ROOT, _ROOT + 1, _ROOT + 2) if c == "√" else (ord(c),))]
         trace = TokenTrace.of([Measured(0.1, -0.1, -0.1, 0.5, 0.1)] * len(ids))
-        return Completion(ids, text, trace, "eos")
+        return Completion(tuple(ids), text_of(self.pieces(ids)), trace, "eos")
 
 
-def test_samples_are_graded_by_their_whole_text(tmp_path: Path) -> None:
-    """Not by the tree's, which is put together token by token: pass@1 is the mean of what each sample came to."""
+def test_characters_of_several_tokens_are_answers(tmp_path: Path) -> None:
+    """A text is made of all its bytes, in samples and in trees: pass@1 is the mean of what each sample came to."""
 
-    class Roots(StoryTask):
+    class RootTask(StoryTask):
         def grade(self, question: Question, answer: str | None) -> bool:
             return answer == "√2"
 
-    evaluate_methods(Roots(), lambda: SplitRoots({}), SETTINGS.model_copy(update={"cat": None}), 3, tmp_path)
+    evaluate_methods(RootTask(), lambda: Roots({}), SETTINGS.model_copy(update={"cat": None}), 3, tmp_path)
     outcomes, _ = read_outcomes(tmp_path, "self_consistency")
     right = [sum(sample.correct for sample in outcome.samples) for outcome in outcomes]
     assert {sample.answer for outcome in outcomes for sample in outcome.samples} == {"√2", "1"}

@@ -151,7 +151,7 @@ def test_decoding_ends_at_until() -> None:
     assert whole.text.startswith(first.text)
     assert ".\nThe" in first.text
     assert ".\nThe" not in text_of(inner.pieces(first.token_ids[:-1]))
-    cut = next(n for n in range(len(first.token_ids)) if inner.pieces(first.token_ids[:n])[-1:] == ["\n"] and n > 2)
+    cut = next(n for n in range(len(first.token_ids)) if inner.pieces(first.token_ids[:n])[-1:] == [b"\n"] and n > 2)
     second = ended(ids + whole.token_ids[:cut])
     joined = text_of(inner.pieces(whole.token_ids[:cut])) + second.text
     assert joined.count(".\nThe") == 1

@@ -40,7 +40,7 @@ class AnnotateSettings(Config):
     it is in no pair. No: a tree ends there."""
     max_depth: int = Field(12, ge=1)
     """Steps of a path, at most."""
-    max_step_tokens: int = Field(64, ge=1)
+    max_step_tokens: int = Field(512, ge=1)
     """Tokens of one step, at most; a longer one is cut and its verdict is unknown."""
     temperature: float = Field(1.0, gt=0)
     """Logits are divided by it before a token is drawn."""

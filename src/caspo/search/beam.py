@@ -42,7 +42,7 @@ class BeamSettings(PathSettings):
     """Measured over each step, higher is better; `perplexity` is the mean log p of its tokens, nats."""
     score: Literal["cumulative", "last"] = "cumulative"
     """A path is as good as the product of its steps' scores, or as its last step's score."""
-    max_step_tokens: Tokens = 128
+    max_step_tokens: Tokens = 512
     """Tokens of one step, at most; a longer one ends its path without an answer."""
 
     @property

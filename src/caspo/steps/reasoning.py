@@ -135,12 +135,10 @@ class Reasoning:
             return True
         if listed is not None:
             return self._terse
-        begun = text.lstrip("*_\"'“‘(")
-        if not begun:
-            return None
         if self._last == "display":
-            return self._terse and self._by_line > 0 and not begun[0].islower()
-        return self._whole or (self._terse and not begun[0].islower())
+            begun = text.lstrip("*_\"'“‘(")
+            return (self._terse and self._by_line > 0 and not begun[0].islower()) if begun else None
+        return self._whole or self._terse
 
     @property
     def _terse(self) -> bool:
