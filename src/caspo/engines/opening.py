@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from caspo.core.config import settings_from
 from caspo.core.errors import ConfigError
 from caspo.engines.base import ServingEngine
-from caspo.engines.prompts import INSTRUCTION
+from caspo.engines.prompts import INSTRUCTION, Example
 from caspo.engines.remote.settings import RemoteSettings
 
 if TYPE_CHECKING:
@@ -65,8 +65,9 @@ def model_settings(
     return settings_from(ModelSettings, {"name": name, "engine": chosen, "urls": urls, **settings}, "This model")
 
 
-def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngine:
-    """The engine for a recipe's model, or for another model (a round's) with the same settings.
+def open_engine(settings: ModelSettings, name: str | None = None, examples: Sequence[Example] = ()) -> ServingEngine:
+    """The engine for a recipe's model, or for another model (a round's) with the same settings. ``examples`` are shown
+    before every question (`caspo.engines.prompts.asking`).
 
     Raises:
         ConfigError: another model than the one that the servers or the GGUF file hold.
@@ -74,18 +75,19 @@ def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngi
     if settings.engine == "openai_compatible" and name in (None, settings.name):
         from caspo.engines.remote.engine import OpenAICompatibleEngine
 
-        return OpenAICompatibleEngine(settings, settings.name, settings.instruction)
+        return OpenAICompatibleEngine(settings, settings.name, settings.instruction, examples)
     if settings.engine == "llama_cpp" and name in (None, settings.name):
         from caspo.engines.llama.engine import open_llama_cpp
 
         return open_llama_cpp(
             settings.name,
             instruction=settings.instruction,
+            examples=examples,
             dtype=settings.dtype,
             device=settings.device,
             max_rows=settings.max_rows,
         )
-    return open_local(settings, name)
+    return open_local(settings, name, examples)
 
 
 def check_local(settings: ModelSettings, what: str) -> None:
@@ -97,8 +99,8 @@ def check_local(settings: ModelSettings, what: str) -> None:
         )
 
 
-def open_local(settings: ModelSettings, name: str | None = None) -> HFEngine:
-    """The engine `hf`, for what needs the model itself.
+def open_local(settings: ModelSettings, name: str | None = None, examples: Sequence[Example] = ()) -> HFEngine:
+    """The engine `hf`, for what needs the model itself; see `open_engine`.
 
     Raises:
         ConfigError: the recipe's model is on a server.
@@ -110,4 +112,6 @@ def open_local(settings: ModelSettings, name: str | None = None) -> HFEngine:
     model, tokenizer = load(
         name or settings.name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
     )
-    return HFEngine(model, tokenizer, name=settings.name, instruction=settings.instruction, max_rows=settings.max_rows)
+    return HFEngine(
+        model, tokenizer, name=settings.name, instruction=settings.instruction, examples=examples, max_rows=settings.max_rows
+    )

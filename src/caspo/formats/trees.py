@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from caspo.engines.prompts import INSTRUCTION, prompt_ids
+from caspo.engines.prompts import INSTRUCTION, prompt_ids, step_ids
 from caspo.formats.labelled import LabelledSolution
 from caspo.records import ROOT, Label, Step, TokenTrace, Tree, Verdict
 from caspo.steps import step_key
@@ -37,7 +37,8 @@ def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instr
     """One tree for each question, its solutions merged where they begin alike; labels become verdicts of judge ``labels``.
 
     Without a tokenizer the steps have no tokens. Steps that are labelled differently are unknown; what
-    follows a wrong one is not judged. Every step ends with a line break, the last of a solution that ended with EOS.
+    follows a wrong one is not judged. Every step ends with a line break, the last of a solution that ended as a turn of the
+    model does.
     """
     builders: dict[str, TreeBuilder] = {}
     for solution in solutions:
@@ -46,10 +47,10 @@ def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instr
             prompt = () if tokenizer is None else prompt_ids(tokenizer, solution.question.text, instruction)
             builders[key] = TreeBuilder(solution.question, prompt)
         builder = builders[key]
-        parent = ROOT
-        for place, (text, label) in enumerate(zip(solution.steps, solution.labels, strict=True)):
-            final = solution.ended and place == len(solution.steps) - 1
-            parent = builder.add(parent, _step(text, tokenizer, final=final), final=final)
+        parent, last = ROOT, len(solution.steps) - 1
+        for place, (step, label) in enumerate(zip(_steps(solution, tokenizer), solution.labels, strict=True)):
+            final = solution.ended and place == last
+            parent = builder.add(parent, step, final=final)
             if solution.first_error is not None and place > solution.first_error:
                 continue
             before = builder.nodes[parent].verdict
@@ -58,11 +59,17 @@ def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instr
     return [builder.build() for builder in builders.values()]
 
 
-def _step(text: str, tokenizer: Any, *, final: bool) -> Step:
-    whole = text.strip() if final else f"{text.strip()}\n"
-    ids: tuple[int, ...] = ()
-    if tokenizer is not None:
-        ids = tuple(tokenizer(whole, add_special_tokens=False)["input_ids"])
-        ids += (tokenizer.eos_token_id,) if final else ()
-    nothing = np.full(len(ids), np.nan, dtype=np.float32)
-    return Step(whole, ids, TokenTrace(nothing, nothing, nothing, nothing, nothing, kind="none"))
+def _steps(solution: LabelledSolution, tokenizer: Any) -> list[Step]:
+    texts = [f"{text.strip()}\n" for text in solution.steps]
+    if solution.ended:
+        texts[-1] = texts[-1].removesuffix("\n")
+    if tokenizer is None:
+        found: list[tuple[int, ...]] = [()] * len(texts)
+    else:
+        found = step_ids(tokenizer, texts, ended=solution.ended)
+    return [Step(text, ids, _no_trace(len(ids))) for text, ids in zip(texts, found, strict=True)]
+
+
+def _no_trace(length: int) -> TokenTrace:
+    nothing = np.full(length, np.nan, dtype=np.float32)
+    return TokenTrace(nothing, nothing, nothing, nothing, nothing, kind="none")
