@@ -13,9 +13,8 @@ from caspo.core.rows import lone_surrogate
 from caspo.engines.base import Message
 
 __all__ = [
-    "DATE", "INSTRUCTION", "PLAIN_TEMPLATE", "TODAY", "Example", "asking", "begin_ids", "beginning", "chat_ids", "end_of_turn",
-    "prompt_ids", "refuse_halves", "solution_ids", "step_ids", "template_of",
-    "turn_ends",
+    "DATE", "INSTRUCTION", "PLAIN_TEMPLATE", "TODAY", "Example", "asking", "begin_ids", "beginning", "chat_ids",
+    "end_of_turn", "prompt_ids", "refuse_halves", "solution_ids", "step_ids", "template_of", "turn_ends",
 ]  # fmt: skip
 
 INSTRUCTION = "Solve the problem step by step, one short step a line. The last line is: The answer is X."
@@ -78,7 +77,7 @@ def prompt_ids(
     Raises:
         DataError: the question is empty, or the template cannot render it, or leaves out the examples.
     """
-    if examples and _answered(tokenizer) is None:
+    if examples and not _shows_earlier(tokenizer):
         raise DataError(
             "The model's chat template does not show what was answered before, so it cannot show examples. Set "
             "task.examples to 0, or correct the template."
@@ -134,7 +133,7 @@ def end_of_turn(tokenizer: Any) -> int | None:
 
     It may be another one than EOS: a base model ends its texts with <|endoftext|>, and a turn in ChatML with <|im_end|>.
     """
-    after = (_answered(tokenizer) or "").lstrip()
+    after = _after_an_answer(tokenizer).lstrip()
     if not after:
         return None
     first = int(tokenizer(after, add_special_tokens=False)["input_ids"][0])
@@ -161,10 +160,12 @@ def step_ids(tokenizer: Any, steps: Sequence[str], *, ended: bool) -> list[tuple
     """
     borders = list(accumulate(map(len, steps)))
     cuts = _cuts(tokenizer, "".join(steps), borders)
-    found = [_after_a_line(tokenizer, step) for step in steps] if cuts is None else cuts
+    if cuts is None:
+        first = tuple(tokenizer(steps[0], add_special_tokens=False)["input_ids"])
+        cuts = [first, *(_after_a_line(tokenizer, step) for step in steps[1:])]
     if ended:
-        found[-1] = (*found[-1], _end(tokenizer))
-    return found
+        cuts[-1] = (*cuts[-1], _end(tokenizer))
+    return cuts
 
 
 def _cuts(tokenizer: Any, text: str, borders: Sequence[int]) -> list[tuple[int, ...]] | None:
@@ -200,14 +201,24 @@ def _end(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id) if end is None else end
 
 
-def _answered(tokenizer: Any) -> str | None:
-    """What the chat template puts behind an answer; None where it does not show answers."""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _CONTENT}]
+_TURNS = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _CONTENT}]
+
+
+def _after_an_answer(tokenizer: Any) -> str:
+    """What the chat template puts behind an answer; nothing where it does not show it."""
     try:
-        _, shown, after = _render(tokenizer, turns, answered=True).rpartition(_CONTENT)
+        _, shown, after = _render(tokenizer, _TURNS, answered=True).rpartition(_CONTENT)
     except Exception:  # a template that takes no such conversation: it raises jinja2 errors of its own
-        return None
-    return after if shown else None
+        return ""
+    return after if shown else ""
+
+
+def _shows_earlier(tokenizer: Any) -> bool:
+    """Whether the chat template shows what was answered before."""
+    try:
+        return _CONTENT in _render(tokenizer, [*_TURNS, _TURNS[0]])
+    except Exception:
+        return False
 
 
 def template_of(tokenizer: Any) -> str:

@@ -44,8 +44,8 @@ class TaskSettings(Config):
     test: Path | None = None
     """`jsonl`: file of the questions to evaluate on, as `train`."""
     examples: int = Field(0, ge=0)
-    """Solved questions of the training split that stand in the prompt before the one that is asked (few-shot): the first that
-    have a solution. GSM8K's marks are taken out, and each ends in "The answer is X.". 0: none."""
+    """Few-shot: so many questions of the training split stand before the one that is asked, with their solutions: the first
+    that have one. Marks of GSM8K's are taken out, and each ends in "The answer is X."."""
     skip_bad: bool = False
     """Leave out rows of these files that cannot be used, and tell which; by default the first of them is an error."""
     judge: JudgeSettings | None = None
@@ -92,8 +92,8 @@ def open_examples(settings: TaskSettings) -> tuple[Example, ...]:
         task = open_task(settings, "train")
     except ConfigError as error:
         raise ConfigError(
-            f"task.examples is {settings.examples}: these are questions of the training split, and {settings.name} has none. "
-            "Set task.train to a JSONL of question, answer and solution, or task.examples to 0."
+            f"task.examples is {settings.examples}: they are of the training split, which {settings.name} lacks. Set "
+            "task.train to a JSONL of question, answer and solution, or task.examples to 0."
         ) from error
     return solved_examples(task, settings.examples)
 

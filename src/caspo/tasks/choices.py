@@ -43,8 +43,8 @@ def listed(question: Question, where: str) -> str:
 def with_letters(question: Question, where: str) -> Question:
     """A row with ``choices`` as it is asked: the options under the question, and the letter of the right one as its answer.
 
-    The row may name the right one by its letter or by its text; of options that read the same the first is named. Where the
-    options are letters themselves, they are no names of others: they stay as they are.
+    The row may name the right one by its letter or by its text; of options that read the same the first is named. Where an
+    option is a letter itself, letters are no names: they stay as they are.
 
     Raises:
         DataError: the choices are no list of texts, or more than there are letters; the answer is none of them.
@@ -52,7 +52,7 @@ def with_letters(question: Question, where: str) -> Question:
     choices = _texts(question.meta["choices"], where)
     answer, said = question.answer, _SAID.fullmatch(question.answer)
     letters = string.ascii_uppercase[: len(choices)]
-    if all(re.fullmatch(r"[A-Z]", choice) for choice in choices):
+    if any(re.fullmatch(r"[A-Z]", choice) for choice in choices):
         if answer not in choices:
             raise DataError(
                 f"{where}: the answer {answer!r} is none of the choices {', '.join(choices)}. Correct one of them."

@@ -41,14 +41,17 @@ def solved_examples(task: Task, number: int) -> tuple[tuple[str, str], ...]:
     """
     wanted = number + 1
     rows = task.questions("train", len(task) if isinstance(task, QuestionSet) else wanted, 0)
-    found = {question.text.strip(): worked(question) for question in reversed(rows) if (question.solution or "").strip()}
+    found: dict[str, str] = {}
+    for question in rows:
+        if (question.solution or "").strip():
+            found.setdefault(question.text.strip(), worked(question))
     if len(found) < wanted:
         raise DataError(
             f"task.examples is {number}, and the training split of {task.name} has {len(found)} questions with a solution; "
             f"{wanted} are needed, as no question is shown with its own solution. Give task.train a file whose rows have a "
             "'solution', or set task.examples lower."
         )
-    return tuple(list(found.items())[::-1][:wanted])
+    return tuple(found.items())[:wanted]
 
 
 def fingerprint(examples: Sequence[tuple[str, str]]) -> str:
