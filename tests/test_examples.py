@@ -10,11 +10,14 @@ import pytest
 import yaml
 
 from caspo.core.errors import ConfigError, DataError
+from caspo.engines.opening import ModelSettings
 from caspo.formats.parquet import read_trees
 from caspo.loop.recipe import recipe_inputs
 from caspo.loop.task import TaskSettings, open_examples
+from caspo.loop.thresholds import asked_as
 from caspo.model import load
 from caspo.records import Question
+from caspo.search.threshold import Thresholds
 from caspo.tasks.examples import fingerprint, worked
 
 Command = Callable[..., tuple[int, str, str]]
@@ -63,9 +66,9 @@ def test_what_cannot_be_shown(tmp_path: Path) -> None:
     train = rows(tmp_path / "a.jsonl", TRAIN)
     with pytest.raises(DataError, match="has 3 questions with a solution; 4 are needed"):
         open_examples(TaskSettings(name="jsonl", train=train, examples=3))
-    with pytest.raises(ConfigError, match="of the training split, which jsonl lacks. Set task.train"):
+    with pytest.raises(ConfigError, match=r"of the training split, which jsonl lacks. Set task.train"):
         open_examples(TaskSettings(name="jsonl", test=train, examples=1))
-    with pytest.raises(ConfigError, match="of the training split, which aime24 lacks. Set task.train"):
+    with pytest.raises(ConfigError, match=r"of the training split, which aime24 lacks. Set task.train"):
         open_examples(TaskSettings(name="aime24", examples=1))
 
 
@@ -121,13 +124,30 @@ def test_the_training_file_is_an_input_of_an_evaluation(tmp_path: Path) -> None:
 
 def test_solve_shows_them(tmp_path: Path, caspo: Command) -> None:
     """And thresholds that were calibrated with others hold for others."""
-    code, out, err = caspo(
-        "solve", "stories", "--model", "stories-tiny", "--limit", 1, "--examples", 2, "--method", "chain_of_thought"
-    )
+    shown = ("--model", "stories-tiny", "--examples", 2)
+    code, _, err = caspo("solve", "stories", *shown, "--limit", 1, "--method", "chain_of_thought")
     assert code == 0, err
-    code, _, err = caspo("solve", "How many?", "--model", "stories-tiny", "--examples", 2)
+    code, _, err = caspo("solve", "How many?", *shown)
     assert code != 0
     assert "is no task" in err
+    found = open_examples(TaskSettings(examples=2))
+    file = tmp_path / "thresholds.json"
+    for examples, asked in ((found[1:], shown), (found, shown[:2])):
+        thresholds(examples).save(file)
+        code, _, err = caspo("solve", "stories", *asked, "--thresholds", file)
+        assert code != 0
+        assert "examples" in err
+    thresholds(found).save(file)
+    code, _, err = caspo("solve", "stories", *shown, "--limit", 1, "--thresholds", file)
+    assert code == 0, err
+
+
+def thresholds(examples: tuple[tuple[str, str], ...]) -> Thresholds:
+    return Thresholds(
+        model=asked_as(ModelSettings(name="stories-tiny"), examples), settings={"max_tokens": 64}, prune_below=0.0,
+        abstain_below=0.0, alpha=0.1, delta=0.1, n_pruning=100, n_abstention=100, lost=0.0, kept=1.0, wrong=0.0,
+        date="2026-01-01",
+    )  # fmt: skip
 
 
 def test_examples_have_a_fingerprint() -> None:
