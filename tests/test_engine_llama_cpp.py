@@ -295,6 +295,21 @@ def test_a_prompt_of_one_token(ours: LlamaCppEngine, hf: HFEngine) -> None:
         np.testing.assert_allclose(mine.trace.entropy, theirs.trace.entropy, atol=1e-3)
 
 
+def test_bos_and_the_end_of_a_turn_are_the_files(tmp_path: Path) -> None:
+    """BOS once, as the file says; the token that the template puts behind an answer ends one."""
+    model, tokenizer = load("stories-tiny")
+    pad = tokenizer.pad_token_id
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|pad|>{% endfor %}"
+    turns = LlamaCppEngine(write_gguf(tmp_path / "turns.gguf", model, tokenizer), cells=512)
+    assert {pad, tokenizer.eos_token_id} <= turns.tokenizer.eos_ids
+    assert turns.encode("Hi", begins=True) == turns.encode("Hi")
+    tokenizer.chat_template = None
+    begun = LlamaCppEngine(write_gguf(tmp_path / "begun.gguf", model, tokenizer, bos=pad), cells=512)
+    assert begun.encode("Hi", begins=True) == begun.encode("<|pad|>Hi", begins=True) == (pad, *begun.encode("Hi"))
+    assert begun.prompt("How?")[:2] == (pad, turns.encode("Question")[0])
+    assert pad not in begun.tokenizer.eos_ids
+
+
 def test_a_file_without_a_template_gets_the_plain_one(tmp_path: Path) -> None:
     model, tokenizer = load("stories-tiny")
     tokenizer.chat_template = None

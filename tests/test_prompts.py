@@ -103,8 +103,8 @@ def test_the_bundled_models_are_asked_as_they_were_trained() -> None:
     assert turn_ends(given) == {given.eos_token_id}
     adapted = read_tokenizer(resolve("smollm2-135m-stories"))
     assert prompt_ids(adapted, text) == (
-        17872, 42, 8581, 553, 216, 35, 10720, 351, 216, 36, 24193, 281, 971, 30, 1073, 800, 24193, 553, 384, 47, 198, 21350, 42,
-        198,
+        17872, 42, 8581, 553, 216, 35, 10720, 351, 216, 36, 24193, 281, 971, 30, 1073, 800, 24193, 553, 384, 47, 198, 21350,
+        42, 198,
     )  # fmt: skip
     assert turn_ends(adapted) == {adapted.eos_token_id}
 

@@ -117,7 +117,7 @@ class LlamaCppEngine:
 
 
 def open_llama_cpp(
-    name: str, *, instruction: str, examples: Sequence[Example], dtype: str, device: str, max_rows: int
+    name: str, *, instruction: str, dtype: str, device: str, max_rows: int, examples: Sequence[Example] = ()
 ) -> LlamaCppEngine:
     """The engine for a GGUF file, or for a bundled model that is one, with the settings of a recipe."""
     if name in BUNDLED:
