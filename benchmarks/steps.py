@@ -1,8 +1,8 @@
 """Where steps end: against people's marks, what it costs, and what it does to the confidence of steps.
 
 `boundary_f1_real`: the rule `reasoning` on the solutions in tests/data/marked_steps.jsonl, whose steps were marked by hand
-from the definition before the rule was finished (`_held_out`: those that were marked after it was). A boundary is right if it
-is at the same character. `boundary_f1_processbench` needs ``--data FOLDER`` with ``processbench_steps.jsonl``: steps that
+from the definition before the rule was finished (`_held_out`: those that were marked after it was). A boundary is right if
+it is at the same character. `boundary_f1_processbench` needs ``--data FOLDER`` with ``processbench_steps.jsonl``: steps that
 people labelled, joined by blank lines. `_line` are the same for the rule that a step is a line.
 
 `segment_microseconds_per_token` is the time of `StepReader.take` for the tokens of the marked solutions, and

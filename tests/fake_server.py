@@ -45,8 +45,8 @@ class FakeServer:
     or an HTTP status, whose number then is the seconds of Retry-After.
     """
 
-    def __init__(self, shape: str, scaled: bool = False, key: str = "", most: int = 1000) -> None:
-        self.shape, self.scaled, self.key, self.most = shape, scaled, key, most
+    def __init__(self, shape: str, scaled: bool = False, key: str = "", most: int = 1000, bos: str = "") -> None:
+        self.shape, self.scaled, self.key, self.most, self.bos = shape, scaled, key, most, bos
         self.faults: list[tuple[str | int, float] | None] = []
         self.bodies: list[dict[str, Any]] = []
         """Of the streamed requests."""
@@ -88,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
             text = body.get("content", body.get("prompt"))
             if fake.shape == "vllm" and "messages" in body:
                 text = "".join(f"{m['role']}: {m['content']}\n" for m in body["messages"]) + "assistant:"
+            if body.get("add_special_tokens" if fake.shape == "vllm" else "add_special") and "messages" not in body:
+                text = fake.bos + text
             self._json(200, {"tokens": [ord(c) for c in text]})
         elif self.path == "/detokenize" and fake.shape in ("vllm", "llama.cpp"):
             text = "".join(map(chr, body["tokens"]))
@@ -101,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(400, {"error": {"message": f"logprobs must be at most {fake.most}"}})
             return
         prompt = body["prompt"]
-        text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
+        text = fake.bos + prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
         if not body.get("stream"):
             token, logs = self._sampled(text, body, 0)
             choice = self._choice(body, [token], [logs]) | {"finish_reason": "length"}

@@ -22,8 +22,9 @@ _LAYER = {
 }
 
 
-def write_gguf(file: Path, model: Any, tokenizer: Any, pre: str = "smollm") -> Path:
-    """Write both; ``pre`` names how text is cut before BPE (smollm: digits one by one, then as GPT-2)."""
+def write_gguf(file: Path, model: Any, tokenizer: Any, pre: str = "smollm", bos: int | None = None) -> Path:
+    """Write both; ``pre`` names how text is cut before BPE (smollm: digits one by one, then as GPT-2). ``bos``: a token that
+    every text begins with."""
     config, inner = model.config, json.loads(tokenizer._tokenizer.to_str())["model"]
     out = GGUFWriter(file, "llama")
     out.add_context_length(config.max_position_embeddings)
@@ -44,7 +45,9 @@ def write_gguf(file: Path, model: Any, tokenizer: Any, pre: str = "smollm") -> P
     out.add_token_types([TokenType.CONTROL if i in special else TokenType.NORMAL for i in range(len(tokens))])
     out.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in inner["merges"]])
     out.add_eos_token_id(tokenizer.eos_token_id)
-    out.add_add_bos_token(False)
+    out.add_add_bos_token(bos is not None)
+    if bos is not None:
+        out.add_bos_token_id(bos)
     if tokenizer.chat_template:
         out.add_chat_template(tokenizer.chat_template)
     for name, tensor in model.state_dict().items():

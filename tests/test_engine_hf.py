@@ -251,9 +251,9 @@ def test_an_error_of_a_callback_ends_the_call() -> None:
     ours = engine()
 
     def fail(place: int, completion: Completion) -> list[Request]:
-        return [Request((2,), 0)]
+        return [Request((), 0)]
 
-    with pytest.raises(EngineError, match="two tokens"):
+    with pytest.raises(EngineError, match="at least one token"):
         ours.generate(sampled(8), fail)
     same(ours.generate(sampled(8))[3], engine().generate(sampled(8))[3])
 

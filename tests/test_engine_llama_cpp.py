@@ -198,8 +198,8 @@ def test_what_can_never_fit_says_what_to_raise(gguf: Path) -> None:
 
 
 def test_limits_of_a_request(ours: LlamaCppEngine) -> None:
-    with pytest.raises(EngineError, match="at least two tokens"):
-        ours.generate([Request((5,), 0, 1)])
+    with pytest.raises(EngineError, match="at least one token"):
+        ours.generate([Request((), 0, 1)])
     with pytest.raises(EngineError, match="leaves no room in the context"):
         ours.generate([Request((5,) * 1024, 0, 1)])
     with pytest.raises(EngineError, match="tokens that tiny does not have"):
@@ -281,6 +281,34 @@ def test_names_of_special_tokens_in_a_text_are_text(ours: LlamaCppEngine) -> Non
     ids = ours.encode("a <|end|> b")
     assert not ours.tokenizer.eos_ids & set(ids)
     assert text_of(ours.pieces(ids)) == "a <|end|> b"
+    assert ours.tokenizer.eos_token_id in ours.encode("a <|end|> b", begins=True), "a prompt that somebody wrote in full"
+
+
+def test_a_prompt_of_one_token(ours: LlamaCppEngine, hf: HFEngine) -> None:
+    """With nothing decoded before, and beside longer ones."""
+    ours.forget()
+    for _ in range(2):
+        alone = Request((40,), 3, 6, temperature=0)
+        longer = Request(ours.prompt("How many?"), 3, 6, temperature=0)
+        mine, other = ours.generate([alone, longer])
+        theirs, its = hf.generate([alone, longer])
+        assert (mine.token_ids, other.token_ids) == (theirs.token_ids, its.token_ids)
+        np.testing.assert_allclose(mine.trace.entropy, theirs.trace.entropy, atol=1e-3)
+
+
+def test_bos_and_the_end_of_a_turn_are_the_files(tmp_path: Path) -> None:
+    """BOS once, as the file says; the token that the template puts behind an answer ends one."""
+    model, tokenizer = load("stories-tiny")
+    pad = tokenizer.pad_token_id
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|pad|>{% endfor %}"
+    turns = LlamaCppEngine(write_gguf(tmp_path / "turns.gguf", model, tokenizer), cells=512)
+    assert {pad, tokenizer.eos_token_id} <= turns.tokenizer.eos_ids
+    assert turns.encode("Hi", begins=True) == turns.encode("Hi")
+    tokenizer.chat_template = None
+    begun = LlamaCppEngine(write_gguf(tmp_path / "begun.gguf", model, tokenizer, bos=pad), cells=512)
+    assert begun.encode("Hi", begins=True) == begun.encode("<|pad|>Hi", begins=True) == (pad, *begun.encode("Hi"))
+    assert begun.prompt("How?")[:2] == (pad, turns.encode("Question")[0])
+    assert pad not in begun.tokenizer.eos_ids
 
 
 def test_a_file_without_a_template_gets_the_plain_one(tmp_path: Path) -> None:
@@ -391,8 +419,10 @@ def test_gemma3_has_the_same_prompts_and_continues_across_its_window() -> None:
     ours = open_llama_cpp("gemma3-270m", instruction="", dtype="float32", device="cpu", max_rows=4)
     hf = HFEngine(*load("gemma3-270m"), instruction="")
     bos = ours.tokenizer.bos_token_id
-    for text in ODD:  # the file says that a prompt begins with BOS; the converted tokenizer has lost that
-        assert ours.prompt(text) in (hf.prompt(text), (bos, *hf.prompt(text)))
+    for text in ODD:
+        assert ours.prompt(text) == hf.prompt(text)
+        assert ours.encode(text, begins=True) == hf.encode(text, begins=True)
+        assert hf.prompt(text).count(bos) == 1
     prefix = ours.prompt(" ".join(f"{i} and {i + 1} make {2 * i + 1}." for i in range(60)))
     assert len(prefix) > 600
     ours.generate([Request(prefix, 0, 8, temperature=0, keep=True)])

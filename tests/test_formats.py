@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from caspo.data.pairs import PairSettings, build_pairs
+from caspo.engines.prompts import INSTRUCTION
 from caspo.formats import (
     LabelledSolution,
     pairs_as_step_dpo,
@@ -22,7 +25,8 @@ from caspo.formats import (
 from caspo.formats.math_shepherd import with_headers
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.records import Label, Question, Tree
-from tiny import tokenizer
+from small_tokenizers import CHATML, made
+from tiny import build, tokenizer
 
 # A step is a line of visible text; the marks of Math-Shepherd are tested apart.
 WORDS = st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="ки"), min_size=1, max_size=6)
@@ -209,3 +213,30 @@ def test_solutions_of_an_annotated_tree() -> None:
         (0, ("wrong", "unknown"), "level 2"),
         (None, ("right",), "level 2"),
     ]
+
+
+def test_imported_steps_are_written_as_the_model_would_write_them() -> None:
+    """A space before the first step and before no other one; the end of a turn as the template has it; the instruction."""
+    given_ = made("sentencepiece", CHATML, eos="<|endoftext|>")
+    found = LabelledSolution("a", Question("Q?", "5", id="q"), ("2 + 3 = 5", "It is 5."), ("right", "right"), "all")
+    (tree,) = trees_of([found], given_, "Be brief.")
+    first, second = (given_.convert_ids_to_tokens(list(node.step.token_ids)) for node in tree.nodes)
+    assert first[0].startswith("▁")
+    assert not second[0].startswith("▁")
+    assert second[-1] == "<|im_end|>"
+    assert "Be brief." in given_.decode(tree.prompt_ids)
+
+
+def test_import_takes_the_instruction_of_the_recipe(tmp_path: Path, caspo: Callable[..., tuple[int, str, str]]) -> None:
+    row = {"id": "a", "question": "Q?", "steps": ["2 + 3 = 5", "It is 5."], "first_error": -1}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    model = tmp_path / "model"
+    tokenizer().save_pretrained(model)
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    build("llama").save_pretrained(model)
+    for given_, wanted in (((), INSTRUCTION), (("--instruction", "Be brief."), "Be brief."), (("--instruction", ""), "")):
+        out = tmp_path / "trees.parquet"
+        code, _, err = caspo("import", tmp_path / "a.jsonl", "--model", model, "--out", out, *given_)
+        assert code == 0, err
+        (tree,) = read_trees(out)
+        assert tokenizer().decode(tree.prompt_ids) == (f"{wanted}\nQ?\n" if wanted else "Q?\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from caspo.answers import stated_answer
 from caspo.core.errors import ConfigError, DataError
 from caspo.records import Question
 from caspo.tasks.base import Task, grade
@@ -25,11 +26,11 @@ def test_a_row_becomes_a_question(tmp_path: Path) -> None:
     """Ids default to the line, numbers become text, and whatever else a row holds is kept."""
     path = _file(
         tmp_path,
-        {"question": "1 + 1?", "answer": 2, "choices": ["1", "2"], "meta": {"level": 1}},
+        {"question": "1 + 1?", "answer": 2, "hint": ["1", "2"], "meta": {"level": 1}},
         {"id": 7, "question": "a?", "answer": "b", "solution": "It is b.", "source": "me"},
     )
     assert JsonlTask(path).questions("test") == [
-        Question("1 + 1?", "2", id="rows-1", meta={"level": 1, "choices": ["1", "2"]}),
+        Question("1 + 1?", "2", id="rows-1", meta={"level": 1, "hint": ["1", "2"]}),
         Question("a?", "b", id="7", solution="It is b.", meta={"source": "me"}),
     ]
 
@@ -133,3 +134,79 @@ def test_shared_benchmarks_load_and_grade_their_own_answers(name: str, rows: int
     questions = task.questions("test")
     assert len(questions) == rows
     assert all(task.grade(question, question.answer) for question in questions)
+
+
+def _choice(tmp_path: Path, choices: object, answer: object, text: str = "Which?") -> Question:
+    task = JsonlTask(_file(tmp_path, {"question": text, "answer": answer, "choices": choices}))
+    (question,) = task.questions("test")
+    return question
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "letter"),
+    [
+        (["a cat", "a dog"], "B", "B"), (["a cat", "a dog"], "b", "B"), (["a cat", "a dog"], "(B)", "B"),
+        (["a cat", "a dog"], "a dog", "B"), ([3, 5, 4], 5, "B"), (["3", "5", "5"], "5", "B"), (["yes", "no"], "no", "B"),
+        ([f"{i}!" for i in range(26)], "25!", "Z"),
+    ],
+)  # fmt: skip
+def test_choices_are_shown_and_graded_by_letter(tmp_path: Path, choices: list[object], answer: object, letter: str) -> None:
+    """Whether the row names the right one by its letter or by its text."""
+    question = _choice(tmp_path, choices, answer)
+    assert question.answer == letter
+    assert question.text.startswith(f"Which?\n\n(A) {choices[0]}\n(B) {choices[1]}")
+    assert question.text.endswith("\n\nAnswer with the letter of the right option.")
+    task = JsonlTask(tmp_path / "rows.jsonl")
+    right = str(choices["ABCDEFGHIJKLMNOPQRSTUVWXYZ".index(letter)])
+    for said in (f"The answer is ({letter}).", f"The answer is {right}."):
+        assert task.grade(question, stated_answer(question, said))
+    assert not task.grade(question, stated_answer(question, "The answer is (A)."))
+    assert not task.grade(question, None)
+
+
+def test_choices_that_read_the_same_are_the_same(tmp_path: Path) -> None:
+    question = _choice(tmp_path, ["3", "5", "5"], "C")
+    task = JsonlTask(tmp_path / "rows.jsonl")
+    assert [task.grade(question, letter) for letter in "ABC"] == [False, True, True]
+
+
+@pytest.mark.parametrize("text", ["Which?\nA. a cat\nB. a dog", "Which? (A) a cat (B) a  dog", "Which?\nA) a cat\nB) a dog"])
+def test_choices_that_the_question_lists_are_not_shown_twice(tmp_path: Path, text: str) -> None:
+    assert _choice(tmp_path, ["a cat", "a dog"], "A", text).text == f"{text}\n\nAnswer with the letter of the right option."
+
+
+@pytest.mark.parametrize("text", ["Which has A. a cat?", "Which?\nA. a category\nB. a dog", "Is it a cat or a dog?"])
+def test_choices_that_are_only_named_are_shown(tmp_path: Path, text: str) -> None:
+    assert "\n\n(A) a cat\n(B) a dog\n\n" in _choice(tmp_path, ["a cat", "a dog"], "A", text).text
+
+
+def test_letters_as_choices_are_no_names_of_others(tmp_path: Path) -> None:
+    question = _choice(tmp_path, ["C", "A", "D"], "A", "Which vitamin?")
+    assert question.text == "Which vitamin?\n\nOptions: C, A, D"
+    task = JsonlTask(tmp_path / "rows.jsonl")
+    assert [task.grade(question, stated_answer(question, f"The answer is {said}.")) for said in "CAD"] == [
+        False,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "message"),
+    [
+        (["a", "b"], "c", "neither one of the choices .* nor the letter of one .A to B."),
+        (["x y"], "x y", "two options or more"),
+        (["x", ""], "x", "two options or more"), ("x y", "x", "of type str, not a list"), ({"A": "x"}, "A", "of type dict"),
+        ([f"{i}!" for i in range(27)], "3!", "27 choices are more than there are letters"),
+        (["A", "B"], "C", "is none of the choices A, B"),
+    ],
+)  # fmt: skip
+def test_choices_that_cannot_be_asked(tmp_path: Path, choices: object, answer: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        _choice(tmp_path, choices, answer)
+
+
+def test_a_row_that_names_its_kind_of_answer_is_asked_as_it_stands(tmp_path: Path) -> None:
+    row = {"question": "?", "answer": "5", "choices": ["4", "5"], "meta": {"answer_type": "math"}}
+    (question,) = JsonlTask(_file(tmp_path, row)).questions("test")
+    assert (question.text, question.answer) == ("?", "5")

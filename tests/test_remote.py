@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from caspo.records import FIRST_PIECE, Question, Tree
 from caspo.search import ChainOfThought, ConfidenceTree, ConfidenceTreeSettings
 from caspo.train.checks import check_tokens
 from fake_server import EOS, VOCABULARY, FakeServer, distribution, serving
+from small_tokenizers import CHATML, GEMMA, made
 
 SHAPES = ["vllm", "sglang", "llama-cpp-python", "llama.cpp"]
 FAST: dict[str, Any] = {"timeout": 5.0, "token_timeout": 1.0, "patience": 4.0, "vocab_size": VOCABULARY}
@@ -336,3 +338,42 @@ def test_the_key_is_sent_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch, capl
             assert greedy(engine).finish == "eos"
             assert "secret" not in repr(engine.settings) + repr(engine.features) + repr(vars(engine.pool))
         assert "right-secret" not in caplog.text
+
+
+@pytest.mark.parametrize("shape", ["vllm", "llama.cpp"])
+def test_bos_is_sent_once_as_an_id(shape: str) -> None:
+    """In front of a prompt that begins a text, also of one that has it already, and of nothing else."""
+    with serving(shape, bos="\x02") as server, engine_for(server) as engine:
+        hi = tuple(map(ord, "Hi"))
+        assert engine.encode("Hi") == hi
+        assert engine.encode("Hi", begins=True) == engine.encode("\x02Hi", begins=True) == (2, *hi)
+        assert engine.encode("", begins=True) == (2,)
+        engine.generate([Request(engine.encode("q:", begins=True), 0, max_new_tokens=1)])
+        assert server.bodies[-1]["prompt"] == [2, ord("q"), ord(":")]
+    with serving(shape) as server, engine_for(server) as engine:
+        assert engine.encode("Hi", begins=True) == hi
+
+
+def test_bos_is_left_to_a_server_that_takes_texts(tmp_path: Path) -> None:
+    """It puts BOS before a text, whether or not there is one."""
+    tokenizer = made("bytes", GEMMA, bos=True)
+    tokenizer.save_pretrained(tmp_path)
+    with serving("sglang") as server, engine_for(server, tokenizer=str(tmp_path)) as engine:
+        sent = [engine.prompt("How?"), engine.encode("<s>Hi", begins=True), engine.encode("Hi", begins=True)]
+        assert not engine.features.ids
+        engine.generate([Request(ids, 0, max_new_tokens=1) for ids in sent])
+        prompts = sorted(body["prompt"] for body in server.bodies)
+    assert prompts[1:] == ["Hi", "Hi"]
+    assert prompts[0].startswith("<|im_start|>user")
+
+
+def test_a_known_templates_end_of_turn_ends_a_continuation(tmp_path: Path) -> None:
+    """Of a server that would go on: it knows the EOS of the base model only."""
+    tokenizer = made("bytes", CHATML, eos="<|endoftext|>")
+    tokenizer.save_pretrained(tmp_path)
+    end, letter = tokenizer.convert_tokens_to_ids("<|im_end|>"), ord("a")
+    with serving("vllm") as server, engine_for(server, tokenizer=str(tmp_path)) as engine:
+        assert engine.ends(end, None)
+        assert engine.ends(None, "<|im_end|>")
+        assert engine.ends(tokenizer.eos_token_id, None)
+        assert not engine.ends(letter, "a")

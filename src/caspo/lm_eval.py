@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from caspo.core.config import settings_from
 from caspo.core.errors import ConfigError, DataError
 from caspo.engines.drive import drive
+from caspo.engines.prompts import TODAY, template_of
 from caspo.engines.until import cut, until
 from caspo.records import Question, Solution
 from caspo.search import DEFAULT_METHOD, METHODS, Method, answer_path
@@ -102,7 +103,7 @@ class HarnessModel:
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template of `--apply_chat_template`, for the harness's records."""
-        return str(self._engine.tokenizer.chat_template) if chat_template else None
+        return template_of(self._engine.tokenizer) if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as the text that the model continues."""
@@ -111,9 +112,11 @@ class HarnessModel:
             raise ConfigError("This model has no chat template. Leave out --apply_chat_template.")
         text = tokenizer.apply_chat_template(
             chat_history,
+            chat_template=template_of(tokenizer),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
+            **TODAY,
         )
         return str(text)
 
@@ -174,10 +177,8 @@ class HarnessModel:
         return self._kind(settings_from(self._kind.settings_type, [*given, *self._settings]))
 
     def _prompt(self, text: str) -> tuple[int, ...]:
-        """Tokens of the text, with the special tokens that its tokenizer begins with, unless they are there already."""
-        tokenizer = self._engine.tokenizer
-        begun = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-        ids = tuple(tokenizer(text, add_special_tokens=not begun)["input_ids"])
+        """Tokens of the text, with BOS if the model knows texts with it, unless it is there already."""
+        ids = self._engine.encode(text, begins=True)
         if not ids:
             raise DataError("The harness asks to continue an empty text. Give the task a prompt or few-shot examples.")
         return ids

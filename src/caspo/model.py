@@ -133,18 +133,20 @@ def _asked(question: str | Question) -> Question:
 
 
 def load(
-    name: str | os.PathLike[str], *, url: str | Sequence[str] | None = None, engine: str | None = None, **settings: Any
-) -> Model:
+    name: str | os.PathLike[str], *, url: str | Sequence[str] | None = None, engine: str | None = None,
+    examples: Sequence[tuple[str, str]] = (), **settings: Any,
+) -> Model:  # fmt: skip
     """Load a model.
 
     Args:
         name: a bundled name (README.md lists them), a folder, a hub name, a GGUF file, or the name that a server gives it.
         url: of a server that has the model, or of several.
         engine: `hf`, `llama_cpp` or `openai_compatible`; by default what ``name`` and ``url`` suggest.
+        examples: questions with their solutions, shown before every question; the last takes the place of one that is asked.
         settings: of `caspo.engines.ModelSettings`, such as ``device="cuda"``, ``dtype="bfloat16"`` or ``instruction``.
 
     Raises:
         ConfigError: no such setting, a value it cannot have, or a server that cannot be used.
         ModelError: there is no such model, or it cannot be loaded.
     """
-    return Model(open_engine(model_settings(os.fspath(name), url=url, engine=engine, **settings)))
+    return Model(open_engine(model_settings(os.fspath(name), url=url, engine=engine, **settings), examples=examples))

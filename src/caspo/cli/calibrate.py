@@ -38,12 +38,13 @@ def calibrate(
 
     from caspo.cli.show import bars, output, tell_left_out
     from caspo.engines.opening import open_engine
+    from caspo.loop.task import open_examples
     from caspo.loop.thresholds import CalibrateSettings, calibrate_stage
 
     loaded = load(recipe, overrides, skip_bad=skip_bad)
     tell_left_out(loaded.task, ["train"])
     settings = CalibrateSettings(recipe=loaded, alpha=alpha, delta=delta, questions=questions)
-    engine = cache(lambda: open_engine(loaded.model))
+    engine = cache(lambda: open_engine(loaded.model, examples=open_examples(loaded.task)))
     with bars() as show:
         found = calibrate_stage(settings, engine, out, show.stage)
     output.print(_pruning_table(found), _abstention_table(found), sep="\n")

@@ -75,6 +75,9 @@ def import_labelled(
     ],
     model: Annotated[str, typer.Option(help="Whose tokenizer and prompt: bundled name, folder or hub name.")],
     out: Annotated[Path, typer.Option(help="File of trees to write, *.parquet.")],
+    instruction: Annotated[
+        str | None, typer.Option(help="System message of the prompt, as in the recipe (model.instruction).")
+    ] = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Make annotated trees of labelled solutions; `caspo annotate --rescore` then gives them a model's entropies."""
@@ -82,6 +85,7 @@ def import_labelled(
     from caspo.core.folders import check_output_file
     from caspo.core.rows import BadRows
     from caspo.engines.models import model_inputs, read_tokenizer, resolve
+    from caspo.engines.prompts import INSTRUCTION
     from caspo.formats import read_labelled, trees_of
     from caspo.formats.parquet import write_trees
 
@@ -90,7 +94,7 @@ def import_labelled(
     empty: list[str] = []
     solutions = read_labelled(source, bad, empty)
     tell(bad, empty)
-    trees = trees_of(solutions, read_tokenizer(resolve(model)))
+    trees = trees_of(solutions, read_tokenizer(resolve(model)), INSTRUCTION if instruction is None else instruction)
     write_trees(out, trees)
     steps = sum(len(tree.nodes) for tree in trees)
     output.print(f"{len(solutions)} solutions: {len(trees)} trees with {steps} distinct steps in {out}")

@@ -39,6 +39,9 @@ def solve(
         Path | None, typer.Option(help="File of `caspo calibrate`: CaT with its settings and guarantees.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON Lines file for the solutions.")] = None,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Solved questions of a benchmark's training split, shown before each question.")
+    ] = 0,
     skip_bad: SkipBad = False,
 ) -> None:
     """Solve questions with CaT (or another method) and show each step with the model's confidence in it."""
@@ -50,15 +53,18 @@ def solve(
     from caspo.core.storage import write_text
     from caspo.engines.models import model_inputs
     from caspo.model import load
+    from caspo.tasks.examples import fingerprint
 
-    chosen, told = choose(thresholds, method, settings, model, engine=engine, instruction=instruction)
+    shown = _examples(question, examples, data)
+    prints = fingerprint(shown) if shown else None
+    chosen, told = choose(thresholds, method, settings, model, engine=engine, instruction=instruction, examples=prints)
     bad = BadRows() if skip_bad else None
     questions, grade, files = _questions(question, limit, seed, data, run_code, bad)
     if out is not None:
         read = {"QUESTION": files, "--thresholds": [] if thresholds is None else [thresholds]}
         check_output_file(out, {**read, **model_inputs({"--model": model, "--tokenizer": tokenizer})})
     tell(bad)
-    loaded = load(model, url=url, tokenizer=tokenizer, device=device, **told)
+    loaded = load(model, url=url, tokenizer=tokenizer, device=device, examples=shown, **told)
     done = 0
     with bars() as show:
 
@@ -98,13 +104,17 @@ def solve(
 def choose(
     thresholds: Path | None, method: str, settings: Sequence[str] | None, model: str, **asked: str | None
 ) -> tuple[Method[Any], dict[str, str]]:
-    """The method, and what of the model's settings is told: as given, or as ``thresholds`` were calibrated."""
+    """The method, and what of the model's settings is told: as given, or as ``thresholds`` were calibrated.
+
+    ``asked``: what is given of ``engine`` and ``instruction``, and the fingerprint of ``examples``, which is no setting."""
     from caspo.search import method_of
 
     told = {key: value for key, value in asked.items() if value is not None}
     if thresholds is None:
-        return method_of(method, settings or ()), told
-    return _calibrated(thresholds, method, settings, model, told)
+        chosen: Method[Any] = method_of(method, settings or ())
+    else:
+        chosen, told = _calibrated(thresholds, method, settings, model, told)
+    return chosen, {key: value for key, value in told.items() if key != "examples"}
 
 
 def _calibrated(
@@ -113,7 +123,7 @@ def _calibrated(
     """CaT as it was calibrated, and what of the model's settings it was calibrated with.
 
     Raises:
-        ConfigError: something else is asked for (``asked``: what is given of ``engine`` and ``instruction``), or no
+        ConfigError: something else is asked for (``asked``: as `choose` has it), or no
             threshold was shown to keep the share of wrong answers, so that every answer would be given.
     """
     from caspo.core.config import settings_from
@@ -122,7 +132,9 @@ def _calibrated(
     from caspo.search.threshold import Thresholds
 
     found = Thresholds.load(file)
-    other = [f"{key} {value!r}" for key, value in asked.items() if value != found.model[key]]
+    other = [f"{key} {value!r}" for key, value in asked.items() if value != found.model.get(key)]
+    if "examples" in found.model and "examples" not in asked:
+        other.append("a prompt without the examples that it was calibrated with")
     name = found.model["name"]
     if model != name and not (Path(model).exists() and Path(model).resolve() == Path(name).resolve()):
         other.append(f"model {model!r}")
@@ -144,6 +156,22 @@ def _calibrated(
     limits = {"prune_below": found.prune_below, "abstain_below": found.abstain_below}
     chosen = ConfidenceTree(settings_from(ConfidenceTreeSettings, {**found.settings, **limits}, f"The settings in {file}"))
     return chosen, {key: value for key, value in found.model.items() if key != "name"}
+
+
+def _examples(question: str, number: int, data: Path | None) -> tuple[tuple[str, str], ...]:
+    """What is shown before every question."""
+    from caspo.core.errors import ConfigError
+    from caspo.loop.task import TaskSettings, open_examples
+    from caspo.tasks.benchmarks import BENCHMARKS
+
+    if not number:
+        return ()
+    if question != "stories" and question not in BENCHMARKS:
+        raise ConfigError(
+            f"--examples are of a task's training split, and {question[:60]!r} is no task. In a recipe: task.examples, "
+            "with task.train and task.test."
+        )
+    return open_examples(TaskSettings(name=question, data=data, run_code=True, examples=number))
 
 
 def _questions(

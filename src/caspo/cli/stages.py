@@ -54,7 +54,7 @@ def annotate(
     from caspo.formats.parquet import tree_files
     from caspo.loop.recipe import recipe_inputs, training_questions
     from caspo.loop.stages import ANNOTATE_WRITES, annotate_stage, rescore_stage
-    from caspo.loop.task import open_judge
+    from caspo.loop.task import open_examples, open_judge
 
     settings = load(recipe, overrides, skip_bad=skip_bad)
     inputs = recipe_inputs(settings, ["train"] if rescore is None else [])
@@ -66,7 +66,7 @@ def annotate(
         else:
             tell_left_out(settings.task, ["train"])
             questions = training_questions(settings, 1)
-            engine = cache(lambda: open_engine(settings.model))
+            engine = cache(lambda: open_engine(settings.model, examples=open_examples(settings.task)))
             with bars() as show:
                 trees = annotate_stage(
                     questions,

@@ -150,8 +150,9 @@ class ServingEngine(Engine, Protocol):
     def context_length(self) -> int:
         """Tokens of prompt and continuation together, at most."""
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text as it is: no template, no special token added."""
+    def encode(self, text: str, *, begins: bool = False) -> tuple[int, ...]:
+        """Tokens of a text as it is: no template, no special token added. ``begins``: the text is a prompt of its own, with
+        BOS in front, once, where the model knows texts with it; names of special tokens in it are meant."""
 
     def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the prompt that asks for the assistant's next message. `prompt` is this with the engine's instruction

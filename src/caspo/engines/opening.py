@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from caspo.core.config import settings_from
 from caspo.core.errors import ConfigError
 from caspo.engines.base import ServingEngine
-from caspo.engines.prompts import INSTRUCTION
+from caspo.engines.prompts import INSTRUCTION, Example
 from caspo.engines.remote.settings import RemoteSettings
 from caspo.steps import rule_name
 
@@ -77,8 +77,9 @@ def model_settings(
     return settings_from(ModelSettings, {"name": name, "engine": chosen, "urls": urls, **settings}, "This model")
 
 
-def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngine:
-    """The engine for a recipe's model, or for another model (a round's) with the same settings.
+def open_engine(settings: ModelSettings, name: str | None = None, examples: Sequence[Example] = ()) -> ServingEngine:
+    """The engine for a recipe's model, or for another model (a round's) with the same settings. ``examples`` are shown
+    before every question (`caspo.engines.prompts.asking`).
 
     Raises:
         ConfigError: another model than the one that the servers or the GGUF file hold.
@@ -87,7 +88,7 @@ def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngi
         from caspo.engines.remote.engine import OpenAICompatibleEngine
 
         return OpenAICompatibleEngine(
-            settings, settings.name, settings.instruction, steps=settings.steps, thinking=settings.thinking
+            settings, settings.name, settings.instruction, examples, steps=settings.steps, thinking=settings.thinking
         )
     if settings.engine == "llama_cpp" and name in (None, settings.name):
         from caspo.engines.llama.engine import open_llama_cpp
@@ -95,13 +96,14 @@ def open_engine(settings: ModelSettings, name: str | None = None) -> ServingEngi
         return open_llama_cpp(
             settings.name,
             instruction=settings.instruction,
+            examples=examples,
             dtype=settings.dtype,
             device=settings.device,
             max_rows=settings.max_rows,
             steps=settings.steps,
             thinking=settings.thinking,
         )
-    return open_local(settings, name)
+    return open_local(settings, name, examples)
 
 
 def check_local(settings: ModelSettings, what: str) -> None:
@@ -113,8 +115,8 @@ def check_local(settings: ModelSettings, what: str) -> None:
         )
 
 
-def open_local(settings: ModelSettings, name: str | None = None) -> HFEngine:
-    """The engine `hf`, for what needs the model itself.
+def open_local(settings: ModelSettings, name: str | None = None, examples: Sequence[Example] = ()) -> HFEngine:
+    """The engine `hf`, for what needs the model itself; see `open_engine`.
 
     Raises:
         ConfigError: the recipe's model is on a server.
@@ -131,6 +133,7 @@ def open_local(settings: ModelSettings, name: str | None = None) -> HFEngine:
         tokenizer,
         name=settings.name,
         instruction=settings.instruction,
+        examples=examples,
         max_rows=settings.max_rows,
         steps=settings.steps,
         thinking=settings.thinking,

@@ -123,10 +123,10 @@ def check(request: Request, context_length: int, name: str) -> None:
     """Refuse a request that no model with this context can serve.
 
     Raises:
-        EngineError: its prefix is shorter than two tokens, or leaves no room.
+        EngineError: its prefix is empty, or leaves no room.
     """
-    if len(request.prefix_ids) < 2:
-        raise EngineError("A prompt needs at least two tokens. Is the question or the chat template empty?")
+    if not request.prefix_ids:
+        raise EngineError("A prompt needs at least one token. Is the question or the chat template empty?")
     if len(request.prefix_ids) >= context_length:
         raise EngineError(
             f"A prompt of {len(request.prefix_ids)} tokens leaves no room in the context of {name} "

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from caspo.engines.prompts import INSTRUCTION, prompt_ids
+from caspo.engines.prompts import INSTRUCTION, prompt_ids, step_ids
 from caspo.formats.labelled import LabelledSolution, bare
 from caspo.records import ROOT, Label, Step, TokenTrace, Tree, Verdict
 from caspo.steps import step_key
@@ -38,7 +38,7 @@ def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instr
 
     Without a tokenizer the steps have no tokens. Steps that are labelled differently are unknown; what
     follows a wrong one is not judged. A step keeps the white space behind it, or gets a line break where there is none; the
-    last of a solution that ended ends with EOS.
+    last of a solution that ended ends as a turn of the model does.
     """
     builders: dict[str, TreeBuilder] = {}
     for solution in solutions:
@@ -47,10 +47,10 @@ def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instr
             prompt = () if tokenizer is None else prompt_ids(tokenizer, solution.question.text, instruction)
             builders[key] = TreeBuilder(solution.question, prompt)
         builder = builders[key]
-        parent = ROOT
-        for place, (text, label) in enumerate(zip(_texts(solution), solution.labels, strict=True)):
-            final = solution.ended and place == len(solution.steps) - 1
-            parent = builder.add(parent, _step(text, tokenizer, final=final), final=final)
+        parent, last = ROOT, len(solution.steps) - 1
+        for place, (step, label) in enumerate(zip(_steps(solution, tokenizer), solution.labels, strict=True)):
+            final = solution.ended and place == last
+            parent = builder.add(parent, step, final=final)
             if solution.first_error is not None and place > solution.first_error:
                 continue
             before = builder.nodes[parent].verdict
@@ -59,16 +59,18 @@ def trees_of(solutions: Sequence[LabelledSolution], tokenizer: Any = None, instr
     return [builder.build() for builder in builders.values()]
 
 
-def _texts(solution: LabelledSolution) -> list[str]:
+def _steps(solution: LabelledSolution, tokenizer: Any) -> list[Step]:
     """The steps as a tree has them."""
     texts = [text if text.endswith(("\n", " ", "\t")) else f"{text}\n" for text in solution.steps]
-    return [*texts[:-1], bare(texts[-1])] if solution.ended else texts
+    if solution.ended:
+        texts[-1] = bare(texts[-1])
+    if tokenizer is None:
+        found: list[tuple[int, ...]] = [()] * len(texts)
+    else:
+        found = step_ids(tokenizer, texts, ended=solution.ended)
+    return [Step(text, ids, _no_trace(len(ids))) for text, ids in zip(texts, found, strict=True)]
 
 
-def _step(text: str, tokenizer: Any, *, final: bool) -> Step:
-    ids: tuple[int, ...] = ()
-    if tokenizer is not None:
-        ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-        ids += (tokenizer.eos_token_id,) if final else ()
-    nothing = np.full(len(ids), np.nan, dtype=np.float32)
-    return Step(text, ids, TokenTrace(nothing, nothing, nothing, nothing, nothing, kind="none"))
+def _no_trace(length: int) -> TokenTrace:
+    nothing = np.full(length, np.nan, dtype=np.float32)
+    return TokenTrace(nothing, nothing, nothing, nothing, nothing, kind="none")

@@ -27,6 +27,7 @@ from caspo.core.folders import claimed
 from caspo.core.storage import read_json, write_json
 from caspo.engines.base import Engine
 from caspo.engines.opening import ModelSettings, check_local, open_engine, open_local
+from caspo.engines.prompts import Example
 from caspo.evaluate.estimates import paired_difference
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
@@ -35,7 +36,7 @@ from caspo.formats.parquet import read_trees
 from caspo.judges.base import Judge
 from caspo.loop.recipe import CaspoRecipe, check_rounds, recipe_inputs, training_questions
 from caspo.loop.stages import annotate_stage, pairs_stage, train_stage
-from caspo.loop.task import open_judge, open_task
+from caspo.loop.task import open_examples, open_judge, open_task
 from caspo.report.page import write_report
 from caspo.search import METHODS, ChainOfThought
 from caspo.train.trainer import remove_checkpoints
@@ -227,9 +228,11 @@ def _model_of(recipe: CaspoRecipe, out: Path, index: int) -> str:
 
 
 @contextmanager
-def _lazy_engine(recipe: CaspoRecipe, name: str, opened: Callable[[ModelSettings, str], E]) -> Iterator[Callable[[], E]]:
+def _lazy_engine(
+    recipe: CaspoRecipe, name: str, opened: Callable[[ModelSettings, str, Sequence[Example]], E]
+) -> Iterator[Callable[[], E]]:
     """An engine that is loaded when first used (a resumed stage may need none) and freed at the end."""
-    engine = cache(lambda: opened(recipe.model, name))
+    engine = cache(lambda: opened(recipe.model, name, open_examples(recipe.task)))
     try:
         yield engine
     finally:

@@ -6,23 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from caspo.core.config import Config
 from caspo.core.errors import ConfigError
 from caspo.core.rows import BadRows
 from caspo.engines.opening import ModelSettings, open_local
+from caspo.engines.prompts import Example
 from caspo.judges.base import Judge
 from caspo.judges.choose import ArithmeticSettings, JudgeSettings, LabelsSettings, ReferenceSettings, make_judge
 from caspo.tasks.base import Task
 from caspo.tasks.benchmarks import TABLE, benchmark_files, open_benchmark
+from caspo.tasks.examples import solved_examples
 from caspo.tasks.jsonl import JsonlTask
 from caspo.tasks.stories import StoriesTask
 
 if TYPE_CHECKING:
     from caspo.engines.local.engine import HFEngine
 
-__all__ = ["TaskSettings", "open_judge", "open_task", "task_files"]
+__all__ = ["TaskSettings", "open_examples", "open_judge", "open_task", "task_files"]
 
 
 class TaskSettings(Config):
@@ -41,6 +43,9 @@ class TaskSettings(Config):
     with gzip or not, or Parquet."""
     test: Path | None = None
     """`jsonl`: file of the questions to evaluate on, as `train`."""
+    examples: int = Field(0, ge=0)
+    """Few-shot: so many questions of the training split stand before the one that is asked, with their solutions: the first
+    that have one. Marks of GSM8K's are taken out, and each ends in "The answer is X."."""
     skip_bad: bool = False
     """Leave out rows of these files that cannot be used, and tell which; by default the first of them is an error."""
     judge: JudgeSettings | None = None
@@ -75,10 +80,28 @@ def open_task(settings: TaskSettings, split: Literal["train", "test"], bad: BadR
     return JsonlTask(path, split=split, bad=left_out)
 
 
+def open_examples(settings: TaskSettings) -> tuple[Example, ...]:
+    """What an engine shows before every question of the task; none where the recipe asks for none.
+
+    Raises:
+        ConfigError, DataError: the task has no training split, or not so many questions with a solution.
+    """
+    if not settings.examples:
+        return ()
+    try:
+        task = open_task(settings, "train")
+    except ConfigError as error:
+        raise ConfigError(
+            f"task.examples is {settings.examples}: they are of the training split, which {settings.name} lacks. Set "
+            "task.train to a JSONL of question, answer and solution, or task.examples to 0."
+        ) from error
+    return solved_examples(task, settings.examples)
+
+
 def task_files(settings: TaskSettings, splits: Sequence[Literal["train", "test"]]) -> dict[str, list[Path]]:
     """The files that the questions of these splits and the labels of the judge are read from, by their keys."""
     found: dict[str, list[Path]] = {}
-    for split in splits:
+    for split in [*splits, *(["train"] if settings.examples and "train" not in splits else [])]:
         if settings.name in TABLE and (split == "test" or settings.train is None):
             if settings.data is not None:
                 found.setdefault("task.data", []).extend(benchmark_files(settings.name, settings.data, split))
@@ -102,6 +125,8 @@ def open_judge(settings: TaskSettings, model: ModelSettings | None = None, cache
         if model is None and name is None:
             raise ConfigError(f"The judge {chosen.kind!r} samples from the model of a recipe. Use it in a recipe.")
         base = model or ModelSettings(name=name or "")
-        return open_local(base if instruction is None else base.model_copy(update={"instruction": instruction}), name)
+        if instruction is None:  # it goes on where solutions were sampled: by the same prompts
+            return open_local(base, name, open_examples(settings))
+        return open_local(base.model_copy(update={"instruction": instruction}), name)
 
     return make_judge(chosen, engine, model.name if model else "", cache)

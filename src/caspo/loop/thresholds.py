@@ -31,10 +31,11 @@ from caspo.data.annotate import judge_trees
 from caspo.engines.base import Engine
 from caspo.engines.memo import MemoEngine
 from caspo.engines.opening import ModelSettings
+from caspo.engines.prompts import Example
 from caspo.evaluate.step_figures import step_calibrator, step_rows
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.loop.recipe import CaspoRecipe, recipe_inputs, training_questions, validation_questions
-from caspo.loop.task import open_judge, open_task
+from caspo.loop.task import open_examples, open_judge, open_task
 from caspo.records import Question, Solution, Tree
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
 from caspo.search.threshold import (
@@ -48,6 +49,7 @@ from caspo.search.threshold import (
     questions_needed,
 )
 from caspo.tasks.base import Task
+from caspo.tasks.examples import fingerprint
 
 __all__ = ["PRUNE_GRID", "CalibrateSettings", "Calibration", "calibrate_stage", "calibration_questions", "right_path"]
 
@@ -176,7 +178,7 @@ def _calibrate(
     passed = next((test for test in tests if test.below == abstain_below), None)
 
     thresholds = Thresholds(
-        model=asked_as(recipe.model),
+        model=asked_as(recipe.model, open_examples(recipe.task)),
         settings=cat.model_dump(mode="json", exclude={"prune_below", "abstain_below"}),
         prune_below=prune_below,
         abstain_below=abstain_below,
@@ -198,9 +200,10 @@ def _calibrate(
     return Calibration(thresholds, tuple(risks), tuple(tokens.tolist()), tuple(tests), calibrator)
 
 
-def asked_as(model: ModelSettings) -> dict[str, str]:
+def asked_as(model: ModelSettings, examples: Sequence[Example]) -> dict[str, str]:
     """What decides which texts a model writes, as it stands in ``thresholds.json``."""
-    return {"name": model.name, "engine": model.engine, "dtype": model.dtype, "instruction": model.instruction}
+    asked = {"name": model.name, "engine": model.engine, "dtype": model.dtype, "instruction": model.instruction}
+    return {**asked, "examples": fingerprint(examples)} if examples else asked
 
 
 def _search_grid(

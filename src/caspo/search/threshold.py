@@ -180,8 +180,8 @@ class Thresholds:
     """What `caspo calibrate` found, kept beside the model as ``thresholds.json``."""
 
     model: Mapping[str, str]
-    """What decides which texts are written: the model's name, engine, dtype and instruction. With others nothing is
-    guaranteed."""
+    """What decides which texts are written: the model's name, engine, dtype and instruction, and a fingerprint of the
+    examples in the prompt where there are any. With others nothing is guaranteed."""
     settings: Mapping[str, Any]
     """Settings of the search, all but the two thresholds. With others nothing is guaranteed."""
     prune_below: float
@@ -238,7 +238,7 @@ def _valid(found: Thresholds) -> bool:
         and all(0 < probability < 1 for probability in (found.alpha, found.delta))
         and min(found.n_pruning, found.n_abstention) > 0
         and isinstance(found.model, Mapping)
-        and found.model.keys() == {"name", "engine", "dtype", "instruction"}
+        and found.model.keys() - {"examples"} == {"name", "engine", "dtype", "instruction"}
         and isinstance(found.settings, Mapping)
     )
 

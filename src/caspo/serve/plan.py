@@ -88,7 +88,7 @@ class Plan:
                 text = last["content"]
                 ids = engine.chat([*before, {**last, "content": text + after}])
             elif isinstance(prompt, str):
-                text, ids = prompt, engine.encode(prompt + after)
+                text, ids = prompt, engine.encode(prompt + after, begins=True)
             elif max(prompt) >= engine.vocab_size:  # it would take the whole batch down with it
                 known = engine.vocab_size - 1
                 raise invalid(f"The prompt holds {max(prompt)}; the model's tokens end at {known}.", "prompt")
@@ -99,8 +99,8 @@ class Plan:
             raise invalid(str(error), self._field) from error
         except EngineError as error:
             raise ApiError(503, f"The engine cannot tell the prompt's tokens: {error}") from error
-        if len(ids) < 2:  # engines decode after the prompt but its last token, which must be something
-            raise invalid("The prompt has fewer than two tokens: there is too little to continue.", "prompt")
+        if not ids:
+            raise invalid("The prompt has no token: there is nothing to continue.", "prompt")
         return text, ids
 
     def _within(self, prompt: int, context: int) -> Method[Any]:

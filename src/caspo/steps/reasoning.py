@@ -109,20 +109,19 @@ class Reasoning:
         return None if not whole and (_PERHAPS_LABEL.fullmatch(text) or text.startswith(("**", "__"))) else False
 
     def _splits(self, kind: _Kind, text: str, indent: int, blanks: int) -> bool | None:
-        """Whether a line of this kind begins a step here; None: the first letter has to be known."""
-        listed = self._list
+        """Whether a line of this kind begins a step here; None: its first letter has to be known."""
         if self._announces or (self._unfinished and not blanks):
             return False
         if kind == "heading":
             return True
-        if listed is not None and indent >= listed.indent + 2:
+        inside = self._list is not None and indent >= self._list.indent + 2
+        if inside or kind == "display":
             return False
-        if kind == "display":
-            return False
-        if kind == "table" and self._last == "table":
-            return blanks > 0
-        if blanks:
-            return True
+        return True if blanks else self._splits_paragraph(kind, text, indent)
+
+    def _splits_paragraph(self, kind: _Kind, text: str, indent: int) -> bool | None:
+        """The same, with no blank line before."""
+        listed = self._list
         if kind in ("table", "fence"):
             return False
         if kind in ("bullet", "numbered"):
@@ -131,14 +130,10 @@ class Reasoning:
             return self._terse or (kind == "numbered" and listed is not None)
         if indent >= self._indent + 2:
             return False
-        if self._last in ("table", "fence"):
-            return True
-        if listed is not None:
-            return self._terse
         if self._last == "display":
             begun = text.lstrip("*_\"'“‘(")
             return (self._terse and self._by_line > 0 and not begun[0].islower()) if begun else None
-        return self._whole or self._terse
+        return self._last in ("table", "fence") or self._terse or (self._whole and listed is None)
 
     @property
     def _terse(self) -> bool:

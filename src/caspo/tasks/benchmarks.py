@@ -4,7 +4,7 @@ A benchmark is read from a folder (``<name>.jsonl`` or ``<name>_<split>.jsonl``,
 of `jsonl`) or from the hub (`hub`). Either way the text of a question holds all a model needs (options with letters, table,
 code), and ``meta`` says what kind of answer is wanted: see `caspo.answers.stated_answer`.
 
-What is not covered: few-shot examples, and prompts that promise a benchmark's published figures.
+What is not covered: prompts that promise a benchmark's published figures.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from caspo.answers import options
 from caspo.core.errors import ConfigError, DataError
 from caspo.core.rows import BadRows
 from caspo.records import Question
 from caspo.tasks import hub
 from caspo.tasks.base import QuestionSet
+from caspo.tasks.choices import LETTER, listed
 from caspo.tasks.grading import GRADERS
 from caspo.tasks.hub import Hub, hub_rows
-from caspo.tasks.jsonl import JsonlTask, question_of
+from caspo.tasks.jsonl import question_of, read_questions
 from caspo.tasks.programs import grade_code
 
 __all__ = ["BENCHMARKS", "TABLE", "Benchmark", "benchmark_files", "open_benchmark"]
@@ -45,7 +45,6 @@ class Benchmark:
     """Keys of ``meta`` that a row must bring."""
 
 
-_LETTER = "Answer with the letter of the right option."
 _CODE = "Give the whole program in one fenced Python block."
 _LCB_FILES = ("test.jsonl", *(f"test{i}.jsonl" for i in range(2, 7)))
 
@@ -138,7 +137,7 @@ TABLE: dict[str, Benchmark] = {
         "MMLU-Pro: science, engineering, maths, economics; up to ten options",
         "choice",
         Hub("TIGER-Lab/MMLU-Pro", hub.mmlu_pro, revision="b189ec765aa7ed75c8acfea42df31fdae71f97be"),
-        ask=_LETTER,
+        ask=LETTER,
     ),
     "humaneval": Benchmark(
         "HumanEval: 164 Python functions to complete; needs run_code",
@@ -163,7 +162,7 @@ TABLE: dict[str, Benchmark] = {
         "RACE: reading comprehension of English exams",
         "choice",
         Hub("ehovy/race", hub.race, "all", {"test": "test", "train": "train"}, "2fec9fd81f1dc971569a9b729c43f2f0e6436637"),
-        ask=_LETTER,
+        ask=LETTER,
     ),
     "multiarith": Benchmark(
         "MultiArith: 600 two-step word problems",
@@ -200,7 +199,7 @@ def open_benchmark(
         )
     if data is not None:
         file = _file(data, name, split)
-        raw, source = JsonlTask(file, split=split, bad=bad).questions(split), str(file)
+        raw, source = read_questions(file, bad), str(file)
     else:
         source = f"{benchmark.hub.path} on the hub"
         raw = [
@@ -255,26 +254,12 @@ def _prepared(benchmark: Benchmark, question: Question, source: str) -> Question
         )
     text, answer = question.text.rstrip(), question.answer
     if benchmark.answer_type == "choice":
-        text += _listed(replace(question, meta=meta), where)
+        text += listed(replace(question, meta=meta), where)
     if benchmark.answer_type == "code":
         answer = question.solution or answer  # the indentation of a body matters
         if "prompt" in meta:
             text = f"```python\n{text}\n```"
     return replace(question, text=f"{text}\n\n{benchmark.ask}".rstrip(), answer=answer, meta=meta)
-
-
-def _listed(question: Question, where: str) -> str:
-    """The options, each with its letter; nothing where the options are words like yes and no."""
-    known = options(question)
-    if not known:
-        raise DataError(f"{where} has no choices. A question of choice needs them: add 'choices', a list.")
-    if question.answer not in known:
-        raise DataError(
-            f"{where}: the answer {question.answer!r} is none of {', '.join(map(repr, known))}. "
-            "Correct the answer or the choices."
-        )
-    lettered = [f"({key}) {option.strip()}" for key, option in known.items() if key != option]
-    return "\n\n" + "\n".join(lettered) if lettered else ""
 
 
 def _refuse(name: str) -> Callable[[Question, str | None], bool]:

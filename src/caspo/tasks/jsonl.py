@@ -1,26 +1,27 @@
 """Questions from any file of rows (`caspo.core.rows`) with ``question`` and ``answer``, above all JSONL.
 
-Optional keys: ``id`` (default: file name and line number), ``solution``, ``choices``, ``meta`` (an object). ``choices``
-and every other key are kept in ``Question.meta``. An answer may be a number. GSM8K's own format, where "answer" holds
-the whole solution and ends in ``#### 18``, is understood: the solution is that text, the answer what follows the mark.
-
-What is not covered: putting ``choices`` into the question's text, which is a prompt's business.
+Optional keys: ``id`` (default: file name and line number), ``solution``, ``choices``, ``meta`` (an object). ``choices``, a
+list, are shown under the question and graded by letter (`choices`). Every other key is kept in ``Question.meta``. An answer
+may be a number. GSM8K's own format, where "answer" holds the whole solution and ends in ``#### 18``, is understood: the
+solution is that text, the answer what follows the mark.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from caspo.core.errors import DataError
 from caspo.core.rows import BadRows, read_rows, stem_of
 from caspo.records import Question
-from caspo.tasks.base import QuestionSet
+from caspo.tasks.base import QuestionSet, grade
+from caspo.tasks.choices import with_letters
+from caspo.tasks.grading import grade_choice
 
-__all__ = ["JsonlTask", "question_of"]
+__all__ = ["JsonlTask", "question_of", "read_questions"]
 
 _OWN_KEYS = ("id", "question", "answer", "solution", "meta")
 
@@ -34,14 +35,26 @@ class JsonlTask(QuestionSet):
         """``split`` is what the file is; asking for another one is an error, so that no test set is trained on. ``bad``
         takes the rows that cannot be used; without it the first of them is an error."""
         self.path = Path(path)
-        super().__init__(name or stem_of(self.path), split, _read(self.path, bad), str(self.path))
+        super().__init__(name or stem_of(self.path), split, read_questions(self.path, bad, _asked), str(self.path), _grade)
 
 
-def _read(path: Path, bad: BadRows | None) -> list[Question]:
+def _asked(question: Question, where: str) -> Question:
+    """A row as it is asked; one that says itself what kind its answer is of is asked as it stands."""
+    return with_letters(question, where) if "choices" in question.meta and "answer_type" not in question.meta else question
+
+
+def _grade(question: Question, answer: str | None) -> bool:
+    return (grade_choice if question.meta.get("answer_type") == "choice" else grade)(question, answer)
+
+
+def read_questions(
+    path: Path, bad: BadRows | None = None, asked: Callable[[Question, str], Question] = lambda question, where: question
+) -> list[Question]:
+    """The rows of a file, each ``asked`` in its way, given where it stands; ``bad`` as `JsonlTask` has it."""
     places: dict[str, str] = {}
 
     def use(row: Mapping[str, Any], where: str, default_id: str) -> list[Question]:
-        question = question_of(row, where, default_id)
+        question = asked(question_of(row, where, default_id), where)
         first = places.setdefault(question.id, where)
         if first != where:
             place = first.rpartition(", ")[2]

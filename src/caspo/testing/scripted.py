@@ -75,8 +75,8 @@ class ScriptedEngine:
         """As `prompt` for a single question; of more messages one a line."""
         return self.prompt("\n".join(message["content"] for message in messages))
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """The text's characters."""
+    def encode(self, text: str, *, begins: bool = False) -> tuple[int, ...]:
+        """The text's characters; there is no BOS."""
         return tuple(map(ord, text))
 
     def pieces(self, token_ids: Sequence[int]) -> list[bytes]:

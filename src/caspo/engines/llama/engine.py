@@ -22,7 +22,7 @@ from caspo.engines.llama.batch import LlamaBatch
 from caspo.engines.llama.context import LlamaContext
 from caspo.engines.llama.tokens import GgufTokenizer
 from caspo.engines.models import BUNDLED, gguf_file
-from caspo.engines.prompts import INSTRUCTION, chat_ids, prompt_ids
+from caspo.engines.prompts import INSTRUCTION, Example, begin_ids, chat_ids, prompt_ids
 from caspo.engines.reading import reading_of
 from caspo.engines.run import run
 
@@ -36,6 +36,7 @@ class LlamaCppEngine:
         file: the file; of a model in several files the first.
         name: for records; the file's by default.
         instruction: what the prompt asks for, besides the question.
+        examples: what it shows before the question, see `asking`.
         max_rows: requests decoded at once, at most half of the sequences llama.cpp can tell apart (256).
         cells: tokens held at once, of all requests and of what is kept to be continued; every one costs memory from the
             start, and time at each step once it was used.
@@ -55,6 +56,7 @@ class LlamaCppEngine:
         *,
         name: str = "",
         instruction: str = INSTRUCTION,
+        examples: Sequence[Example] = (),
         max_rows: int = 64,
         cells: int = 16384,
         chunk: int = 512,
@@ -63,7 +65,7 @@ class LlamaCppEngine:
         steps: str = "reasoning",
         thinking: Sequence[str] | None = None,
     ) -> None:
-        self.name, self.instruction = name or file.stem, instruction
+        self.name, self.instruction, self.examples = name or file.stem, instruction, tuple(examples)
         self.context = context = LlamaContext(
             file, name=self.name, cells=cells, chunk=chunk, dtype=dtype, device_layers=device_layers
         )
@@ -78,14 +80,17 @@ class LlamaCppEngine:
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Tokens of the prompt that asks ``question``, in the chat template of the file if it has one."""
-        return prompt_ids(self.tokenizer, question, self.instruction)
+        return prompt_ids(self.tokenizer, question, self.instruction, self.examples)
 
     def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the prompt that asks for the assistant's next message."""
         return chat_ids(self.tokenizer, messages)
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text as it is; names of special tokens in it are text."""
+    def encode(self, text: str, *, begins: bool = False) -> tuple[int, ...]:
+        """Tokens of a text as it is; names of special tokens in it are text. Of one that ``begins`` a sequence they are
+        meant, and BOS is in front if the model knows texts with it."""
+        if begins:
+            return begin_ids(self.tokenizer, text)
         return tuple(self.tokenizer.tokens(text, special=False))
 
     def pieces(self, token_ids: Sequence[int]) -> list[bytes]:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from caspo.engines.prompts import turn_ends
+
 __all__ = ["GgufTokenizer"]
 
 
@@ -28,16 +30,18 @@ class GgufTokenizer:
         self.bos_token_id = self._known(api.llama_vocab_bos(self._vocab))
         self.eos_token_id = self._known(api.llama_vocab_eos(self._vocab))
         self.add_bos_token = bool(api.llama_vocab_get_add_bos(self._vocab))
-        self.eos_ids = frozenset(i for i in range(self.size) if api.llama_vocab_is_eog(self._vocab, i))
-        """All that end a generation: llama.cpp knows further ones by their names (end of turn, end of text)."""
         template = api.llama_model_chat_template(model, None)
         self.chat_template = template.decode("utf-8") if template else None
         self.piece = cache(self._piece)
+        known = (i for i in range(self.size) if api.llama_vocab_is_eog(self._vocab, i))
+        self.eos_ids = frozenset(known) | turn_ends(self)
+        """All that end a generation: llama.cpp knows further ones by their names (end of turn, end of text)."""
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> Mapping[str, list[int]]:
-        """Tokens of a rendered prompt: special tokens written in it are meant. None are added."""
-        assert not add_special_tokens, "templates write their own"
-        return {"input_ids": self.tokens(text, special=True)}
+        """Tokens of a rendered prompt: special tokens written in it are meant. Of others BOS alone is added, if asked for
+        and if the file says that texts begin with it."""
+        added = [self.bos_token_id] if add_special_tokens and self.add_bos_token and self.bos_token_id is not None else []
+        return {"input_ids": added + self.tokens(text, special=True)}
 
     def tokens(self, text: str, *, special: bool) -> list[int]:
         """Tokens of a text; with ``special`` those of special tokens written in it."""
@@ -54,9 +58,10 @@ class GgufTokenizer:
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def apply_chat_template(
-        self, messages: list[Mapping[str, str]], *, chat_template: str, tokenize: bool, add_generation_prompt: bool
-    ) -> str:
-        """The text of a prompt. Templates raise errors of their own kinds."""
+        self, messages: list[Mapping[str, str]], *, chat_template: str, tokenize: bool, add_generation_prompt: bool,
+        **more: str,
+    ) -> str:  # fmt: skip
+        """The text of a prompt; ``more`` is what else the template may use. Templates raise errors of their own kinds."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         assert not tokenize
@@ -66,6 +71,7 @@ class GgufTokenizer:
             chat_template=chat_template,
             add_generation_prompt=add_generation_prompt,
             **{name: self._piece(i, special=True).decode("utf-8") for name, i in named.items() if i is not None},
+            **more,
         )
         return str(rendered[0])
 

@@ -16,6 +16,7 @@ from caspo.core.errors import ModelError
 from caspo.engines.base import Request
 from caspo.engines.local.kv import Prefix, PrefixStore, RowPool, owned
 from caspo.engines.pieces import Pieces
+from caspo.engines.prompts import turn_ends
 from caspo.engines.reading import shown_ids
 from caspo.engines.rows import SHARED, check, shared_length
 from caspo.steps import Reading
@@ -49,9 +50,11 @@ class Decoder:
         """Bytes of one token's keys and values."""
         self.store = PrefixStore(store_bytes)
         self._pool: RowPool | None = None
+        self._nothing: Prefix | None = None
+        """That of no tokens, which a prompt of a single one is continued from."""
         generation = getattr(model.generation_config, "eos_token_id", None)
         listed = generation if isinstance(generation, list) else [generation]
-        self.eos_ids = frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)
+        self.eos_ids = frozenset(i for i in listed if i is not None) | turn_ends(tokenizer)
         if not self.eos_ids:
             raise ModelError(
                 f"{name} has no end-of-sequence token, so no solution would ever end. "
@@ -71,7 +74,7 @@ class Decoder:
     def prefixes(self, sequences: Sequence[tuple[int, ...]]) -> list[Prefix]:
         """The keys and values of each sequence, computed where they are not there."""
         needed = list(dict.fromkeys(sequences))
-        found = {ids: self.store.get(ids) for ids in needed}
+        found = {ids: self.store.get(ids) if ids else self._empty() for ids in needed}
         missing = [ids for ids in needed if found[ids] is None]
         shared = _common_prefix(missing)
         if len(missing) > 1 and len(shared) >= SHARED and _length(self._beginning(shared)) < len(shared) - 1:
@@ -93,6 +96,13 @@ class Decoder:
             assert prefix is not None
             prefixes.append(prefix)
         return prefixes
+
+    def _empty(self) -> Prefix:
+        """The keys and values of no tokens: tensors (H, 0, D), as the model's layers have them."""
+        if self._nothing is None:
+            token = (0,)
+            self._nothing = [(keys[:, :0], values[:, :0]) for keys, values in self._prefill({token: None})[token]]
+        return self._nothing
 
     def _beginning(self, ids: tuple[int, ...]) -> Prefix | None:
         """Keys and values that are there of the beginning of ``ids``, if worth it; at least one token is left to compute."""

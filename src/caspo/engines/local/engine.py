@@ -17,7 +17,7 @@ from typing import Any
 from caspo.engines.base import Completion, Message, OnDone, Request
 from caspo.engines.local.batch import HFBatch
 from caspo.engines.local.decoder import Decoder
-from caspo.engines.prompts import INSTRUCTION, chat_ids, prompt_ids
+from caspo.engines.prompts import INSTRUCTION, Example, begin_ids, chat_ids, prompt_ids
 from caspo.engines.reading import reading_of
 from caspo.engines.run import run
 
@@ -32,6 +32,7 @@ class HFEngine:
         tokenizer: its tokenizer.
         name: for records.
         instruction: what the prompt asks for, besides the question.
+        examples: what it shows before the question, see `asking`.
         max_rows: rows decoded at once.
         pool_bytes: memory for the rows' keys and values; fewer rows are used when they would need more. A search whose
             rows grow longer on the way may exceed it until some of them end.
@@ -47,13 +48,14 @@ class HFEngine:
         *,
         name: str = "",
         instruction: str = INSTRUCTION,
+        examples: Sequence[Example] = (),
         max_rows: int = 256,
         pool_bytes: int = 4 << 30,
         store_bytes: int = 1 << 30,
         steps: str = "reasoning",
         thinking: Sequence[str] | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.instruction = model, tokenizer, instruction
+        self.model, self.tokenizer, self.instruction, self.examples = model, tokenizer, instruction, tuple(examples)
         self.name = name or str(getattr(model.config, "name_or_path", "")) or model.config.model_type
         self.reading = reading_of(tokenizer.chat_template, steps=steps, thinking=thinking)
         self.decoder = decoder = Decoder(
@@ -64,14 +66,16 @@ class HFEngine:
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Tokens of the prompt that asks ``question``, in the model's chat template if it has one."""
-        return prompt_ids(self.tokenizer, question, self.instruction)
+        return prompt_ids(self.tokenizer, question, self.instruction, self.examples)
 
     def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the prompt that asks for the assistant's next message."""
         return chat_ids(self.tokenizer, messages)
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text as it is."""
+    def encode(self, text: str, *, begins: bool = False) -> tuple[int, ...]:
+        """Tokens of a text as it is; of one that ``begins`` a sequence, with BOS if the model knows texts with it."""
+        if begins:
+            return begin_ids(self.tokenizer, text)
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def pieces(self, token_ids: Sequence[int]) -> list[bytes]:

@@ -23,7 +23,17 @@ from typing import Any
 
 from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.engines.base import Completion, Message, OnDone, Request
-from caspo.engines.prompts import INSTRUCTION, chat_ids, refuse_halves
+from caspo.engines.prompts import (
+    INSTRUCTION,
+    TODAY,
+    Example,
+    asking,
+    begin_ids,
+    beginning,
+    chat_ids,
+    refuse_halves,
+    turn_ends,
+)
 from caspo.engines.reading import reading_of
 from caspo.engines.remote.batch import RemoteBatch
 from caspo.engines.remote.pool import Endpoint, Pool
@@ -56,6 +66,7 @@ class OpenAICompatibleEngine:
         settings: where they are.
         name: the model's name there.
         instruction: what the prompt asks for, besides the question.
+        examples: what it shows before the question, see `asking`.
 
     Raises:
         ConfigError: no server answers, or one cannot be used for this; the message says what it lacks.
@@ -66,17 +77,19 @@ class OpenAICompatibleEngine:
         settings: RemoteSettings,
         name: str,
         instruction: str = INSTRUCTION,
+        examples: Sequence[Example] = (),
         *,
         steps: str = "reasoning",
         thinking: Sequence[str] | None = None,
     ) -> None:
         if not settings.urls:
             raise ConfigError("The engine openai_compatible needs urls: where the servers are (--url, or model.urls).")
-        self.name, self.instruction, self.settings = name, instruction, settings
+        self.name, self.instruction, self.settings, self.examples = name, instruction, settings, tuple(examples)
         self._steps, self._thinking = steps, thinking
         self.known = TopLists()
         self._texts: dict[int, str] = {}
         self._ends: set[int] = set()
+        self._end_texts: set[str] = set()
         self._pieces: list[str] = []
         self._numbers: dict[str, int] = {}
         self._prompts: OrderedDict[int, str] = OrderedDict()
@@ -105,8 +118,9 @@ class OpenAICompatibleEngine:
         )
         self.vocab_size, self.k = size, min(self.settings.top_logprobs, found.top_logprobs, size)
         self.context_length = found.context_length or _ANY_LENGTH
-        if self._tokenizer is not None and self._tokenizer.eos_token_id is not None:
-            self._ends.add(int(self._tokenizer.eos_token_id))
+        if self._tokenizer is not None:
+            self._ends |= turn_ends(self._tokenizer)
+            self._end_texts = {str(self._tokenizer.decode([token])) for token in self._ends}
         self.reading = self._reading()
         log.info("%s", self.features.describe())
         if self.k < self.settings.top_logprobs and self.k < size:
@@ -154,10 +168,7 @@ class OpenAICompatibleEngine:
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Tokens of the prompt that asks ``question``, in the model's chat template if anyone knows it."""
-        if not question.strip():
-            raise DataError("The question is empty: there is nothing to solve. Give a question with some text.")
-        system = [{"role": "system", "content": self.instruction}] if self.instruction else []
-        return self.chat([*system, {"role": "user", "content": question.strip()}])
+        return self.chat(asking(question, self.instruction, self.examples))
 
     def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the prompt that asks for the assistant's next message.
@@ -169,9 +180,10 @@ class OpenAICompatibleEngine:
         if self._tokenizer is not None:
             ids = chat_ids(self._tokenizer, messages)
             return ids if self.features.ids else self._prompt_number(str(self._tokenizer.decode(ids)))
-        if not self.features.template:
-            questions = [m["content"] for m in messages if m["role"] == "user"]
-            return self.encode("".join(f"Question: {question}\nAnswer:\n" for question in questions))
+        if not self.features.template:  # as `PLAIN_TEMPLATE` has it
+            forms = {"user": "Question: {}\nAnswer:\n", "assistant": "{}\n\n"}
+            shown = (forms[m["role"]].format(m["content"]) for m in messages if m["role"] in forms)
+            return self.encode("".join(shown), begins=True)
         try:
             return self._rendered(list(messages))
         except EngineError as error:
@@ -182,19 +194,21 @@ class OpenAICompatibleEngine:
 
     def _rendered(self, messages: Sequence[Message]) -> tuple[int, ...]:
         if self.features.server == "llama.cpp":
-            text = str(self._ask("/apply-template", {"messages": messages}, "prompt"))
-            return self._encoded(text, special=True) if self.features.ids else self._prompt_number(text)
-        body = {"model": self.name, "messages": messages, "add_generation_prompt": True}
+            text = str(self._ask("/apply-template", {"messages": messages, "chat_template_kwargs": TODAY}, "prompt"))
+            return self.encode(text, begins=True)
+        body = {"model": self.name, "messages": messages, "add_generation_prompt": True, "chat_template_kwargs": TODAY}
         ids = tuple(int(token) for token in self._ask("/tokenize", body, "tokens"))
         return ids if self.features.ids else self._prompt_number(self._detokenized(ids))
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text as it is."""
+    def encode(self, text: str, *, begins: bool = False) -> tuple[int, ...]:
+        """Tokens of a text as it is; of one that ``begins`` a sequence, with BOS if the model knows texts with it."""
         if not self.features.ids:
             return self._prompt_number(text) if text else ()
         if self._tokenizer is not None:
-            return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        return self._encoded(text, special=False)
+            bare = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+            return begin_ids(self._tokenizer, text) if begins else bare
+        ids, first = self._encoded(text, special=False), self._bos if begins else ()
+        return ids if ids[: len(first)] == first else (*first, *ids)
 
     def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
         """The bytes of each token; special tokens have none."""
@@ -246,8 +260,7 @@ class OpenAICompatibleEngine:
 
     def ends(self, token: int | None, text: str | None) -> bool:
         """Whether a token is known to end a text."""
-        known = None if self._tokenizer is None else self._tokenizer.eos_token
-        return token in self._ends or (text is not None and text == known)
+        return token in self._ends or text in self._end_texts
 
     def prompt_of(self, ids: Sequence[int]) -> str | list[int]:
         """What to send for a prefix."""
@@ -277,12 +290,20 @@ class OpenAICompatibleEngine:
             return (self._numbers[text],)
 
     def _prompt_number(self, text: str) -> tuple[int]:
+        """A number for the text of a prompt, as it is sent: servers put BOS before a text, also before one that has it."""
+        first = "" if self._tokenizer is None else str(self._tokenizer.decode(beginning(self._tokenizer)))
         with self._lock:
             number, self._next_prompt = self._next_prompt, self._next_prompt + 1
-            self._prompts[number] = text
+            self._prompts[number] = text.removeprefix(first)
             if len(self._prompts) > _PROMPTS:
                 self._prompts.popitem(last=False)
             return (number,)
+
+    @cached_property
+    def _bos(self) -> tuple[int, ...]:
+        """What the server puts before every text."""
+        bare, whole = (self._encoded("a", special=special) for special in (False, True))
+        return whole[: len(whole) - len(bare)] if whole[len(whole) - len(bare) :] == bare else ()
 
     def _encoded(self, text: str, *, special: bool) -> tuple[int, ...]:
         found = self._ask("/tokenize", _tokenize(self.name, text, special=special), "tokens")
