@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"engines", "search", "confidence", "report"},
     "loop": {
         "data", "train", "evaluate", "engines", "tasks", "judges", "formats", "confidence", "answers", "search", "report",
+        "trees",
     },
 }  # fmt: skip
 FOUNDATION: dict[str, set[str]] = {

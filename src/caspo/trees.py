@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from caspo.core.errors import ConfigError
 from caspo.records import GIVEN, ROOT, Decision, Node, Question, Step, TokenTrace, Tree, Verdict, after_thinking
 from caspo.steps import Reading, StepReader, step_key, text_of
 
-__all__ = ["TreeBuilder", "seed_of"]
+__all__ = ["Reads", "TreeBuilder", "check_rules", "seed_of"]
 
 
 def seed_of(*parts: object) -> int:
@@ -21,6 +22,20 @@ def seed_of(*parts: object) -> int:
 
 _PROMPT_END = 16
 """Tokens of the prompt's end in which the mark that opens the model's thinking is looked for."""
+
+
+def check_rules(trees: Iterable[Tree], what: str) -> None:
+    """Refuse trees whose steps were cut by different rules: confidence and verdicts of their steps are not comparable.
+
+    Raises:
+        ConfigError: there are several rules.
+    """
+    rules = sorted({tree.steps for tree in trees})
+    if len(rules) > 1:
+        raise ConfigError(
+            f"The trees for {what} were cut into steps by different rules ({', '.join(rules)}): what is a step in one is several "
+            "in another, so confidence and verdicts cannot be compared. Give trees of one rule (model.steps)."
+        )
 
 
 class Reads(Protocol):

@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperOption
 
 __all__ = [
     "METHODS_HERE", "EngineOption", "MethodOption", "MethodSettings", "ModelOption", "NamesMethods", "SkipBad",
-    "TokenizerOption", "UrlOption",
+    "StepsOption", "TokenizerOption", "UrlOption",
 ]  # fmt: skip
 
 METHODS_HERE = "{methods}"
@@ -38,6 +38,9 @@ EngineOption = Annotated[str | None, typer.Option(help="hf, llama_cpp, or openai
 UrlOption = Annotated[list[str] | None, typer.Option(help="Address of a server of the model; once for every server.")]
 TokenizerOption = Annotated[
     str | None, typer.Option(help="Hub name or folder of a server's tokenizer, where it tells no vocabulary (vLLM).")
+]
+StepsOption = Annotated[
+    str | None, typer.Option(help="What a step is (docs/steps.md): reasoning, line, paragraph, sentence, or delimiter:TEXT.")
 ]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out rows of the file that cannot be used, and tell which and why.")

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caspo.cli.options import EngineOption, MethodOption, MethodSettings, ModelOption, TokenizerOption, UrlOption
+from caspo.cli.options import (
+    EngineOption,
+    MethodOption,
+    MethodSettings,
+    ModelOption,
+    StepsOption,
+    TokenizerOption,
+    UrlOption,
+)
 
 if TYPE_CHECKING:
     from caspo.serve.scheduler import Scheduler
@@ -32,6 +40,7 @@ def serve(
     instruction: Annotated[
         str | None, typer.Option(help="System message of conversations that have none; '' for none.")
     ] = None,
+    steps: StepsOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     host: Annotated[str, typer.Option(help="Address; other than loopback only with API keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
@@ -54,7 +63,7 @@ def serve(
     from caspo.cli.solve import choose
     from caspo.engines.prompts import INSTRUCTION
 
-    chosen, told = choose(thresholds, method, settings, model, engine=engine, instruction=instruction)
+    chosen, told = choose(thresholds, method, settings, model, engine=engine, instruction=instruction, steps=steps)
     configured = _settings(
         host=host,
         port=port,

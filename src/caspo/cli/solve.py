@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caspo.cli.options import EngineOption, MethodOption, MethodSettings, ModelOption, SkipBad, TokenizerOption, UrlOption
+from caspo.cli.options import (
+    EngineOption,
+    MethodOption,
+    MethodSettings,
+    ModelOption,
+    SkipBad,
+    StepsOption,
+    TokenizerOption,
+    UrlOption,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from caspo.core.rows import BadRows
@@ -32,6 +41,7 @@ def solve(
     limit: Annotated[int, typer.Option(min=1, help="Questions of a file, at most.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of sampling and of the choice of questions.")] = 0,
     instruction: Annotated[str | None, typer.Option(help="System message of the prompt.")] = None,
+    steps: StepsOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     data: Annotated[Path | None, typer.Option(help="Folder of a benchmark's JSONL; the hub by default.")] = None,
     run_code: Annotated[bool, typer.Option("--run-code", help="Run what the model writes, to grade it.")] = False,
@@ -57,7 +67,9 @@ def solve(
 
     shown = _examples(question, examples, data)
     prints = fingerprint(shown) if shown else None
-    chosen, told = choose(thresholds, method, settings, model, engine=engine, instruction=instruction, examples=prints)
+    chosen, told = choose(
+        thresholds, method, settings, model, engine=engine, instruction=instruction, steps=steps, examples=prints
+    )
     bad = BadRows() if skip_bad else None
     questions, grade, files = _questions(question, limit, seed, data, run_code, bad)
     if out is not None:
@@ -106,7 +118,7 @@ def choose(
 ) -> tuple[Method[Any], dict[str, str]]:
     """The method, and what of the model's settings is told: as given, or as ``thresholds`` were calibrated.
 
-    ``asked``: what is given of ``engine`` and ``instruction``, and the fingerprint of ``examples``, which is no setting."""
+    ``asked``: what is given of ``engine``, ``instruction`` and ``steps``, and the fingerprint of ``examples``, which is no setting."""
     from caspo.search import method_of
 
     told = {key: value for key, value in asked.items() if value is not None}
@@ -143,8 +155,9 @@ def _calibrated(
     if other:
         raise ConfigError(
             f"{file} holds for method cat with the settings in it and the model {name}, engine {found.model['engine']}, "
-            f"instruction {found.model['instruction']!r}; with {', '.join(other)} nothing is guaranteed. Give "
-            f"--model {name}, no other method, engine or instruction and no KEY=VALUE; or leave out --thresholds."
+            f"instruction {found.model['instruction']!r}, steps {found.model['steps']}; with {', '.join(other)} nothing is "
+            f"guaranteed. Give --model {name}, no other method, engine, instruction or steps and no KEY=VALUE; or leave out "
+            "--thresholds."
         )
     if found.abstain_below is None:
         raise ConfigError(

@@ -34,6 +34,7 @@ from caspo.engines.rows import shared_length
 from caspo.formats.parquet import read_table, write_table
 from caspo.records import Node, StepPair, Tree
 from caspo.steps import equations
+from caspo.trees import check_rules
 
 __all__ = ["PairReport", "PairSettings", "build_pairs", "check_pairs", "read_pairs", "write_pairs"]
 
@@ -85,7 +86,13 @@ class PairReport:
 
 
 def build_pairs(trees: Sequence[Tree], settings: PairSettings) -> tuple[list[StepPair], PairReport]:
-    """All pairs of the trees, in the order of the trees, and a report. A pure function of its arguments."""
+    """All pairs of the trees, in the order of the trees, and a report. A pure function of its arguments.
+
+    Raises:
+        ConfigError: trees whose steps were cut by different rules.
+        DataError: trees without the tokens of a model.
+    """
+    check_rules(trees, "pairs")
     for tree in trees:
         if tree.token_source == "pieces":
             raise DataError(

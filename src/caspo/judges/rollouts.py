@@ -351,5 +351,5 @@ def fixed_sample(settings: RolloutSettings) -> int:
 
 
 def _text(steps: Sequence[str]) -> str:
-    """Steps as they stand, indentation and blank lines included; one without a line break at its end gets one."""
-    return "".join(step if step.endswith("\n") or not step else f"{step}\n" for step in steps)
+    """Steps as they stand, indentation and blank lines included; one without white space at its end gets a line break."""
+    return "".join(step if not step or step[-1].isspace() else f"{step}\n" for step in steps)

@@ -25,13 +25,14 @@ from caspo.engines.models import cache_dir, load, model_inputs
 from caspo.engines.opening import ModelSettings, check_local
 from caspo.formats.parquet import read_trees, tree_files, write_trees
 from caspo.judges.base import Judge
-from caspo.records import Question, StepPair, Tree
+from caspo.records import GIVEN, Question, StepPair, Tree
 from caspo.train.checks import check_tokens
 from caspo.train.reference import rescore, score_trees
 from caspo.train.scoring import Scorer, check_packing
 from caspo.train.step_dpo import StepDPOSettings, reference_of, train_step_dpo
 from caspo.train.trainer import has_ended, remove_checkpoints
 from caspo.train.units import judged_nodes
+from caspo.trees import check_rules
 
 __all__ = [
     "ANNOTATE_WRITES", "PAIRS_WRITES", "TRAIN_WRITES", "TrainingData", "annotate_stage", "pairs_stage",
@@ -122,7 +123,12 @@ def read_rounds(trees: Sequence[Path], pairs: Sequence[Path]) -> list[TrainingDa
 
 
 def trees_and_pairs(data: Sequence[TrainingData]) -> tuple[list[Tree], list[StepPair]]:
-    """The trees of all rounds, of two of one question the newer one, and the pairs that point into them."""
+    """The trees of all rounds, of two of one question the newer one, and the pairs that point into them.
+
+    Raises:
+        ConfigError: their steps were cut by different rules; trees that came cut from elsewhere go with any.
+    """
+    check_rules((tree for trees, _ in data for tree in trees if tree.steps != GIVEN), "training")
     newest = {tree.question.id: (number, tree) for number, (trees, _) in enumerate(data) for tree in trees}
     pairs = [
         pair

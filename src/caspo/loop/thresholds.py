@@ -202,7 +202,7 @@ def _calibrate(
 
 def asked_as(model: ModelSettings, examples: Sequence[Example]) -> dict[str, str]:
     """What decides which texts a model writes, as it stands in ``thresholds.json``."""
-    asked = {"name": model.name, "engine": model.engine, "dtype": model.dtype, "instruction": model.instruction}
+    asked = {name: getattr(model, name) for name in ("name", "engine", "dtype", "instruction", "steps")}
     return {**asked, "examples": fingerprint(examples)} if examples else asked
 
 

@@ -180,8 +180,8 @@ class Thresholds:
     """What `caspo calibrate` found, kept beside the model as ``thresholds.json``."""
 
     model: Mapping[str, str]
-    """What decides which texts are written: the model's name, engine, dtype and instruction, and a fingerprint of the
-    examples in the prompt where there are any. With others nothing is guaranteed."""
+    """What decides which texts are written and where their steps end: the model's name, engine, dtype, instruction and rule
+    for steps, and a fingerprint of the examples in the prompt where there are any. With others nothing is guaranteed."""
     settings: Mapping[str, Any]
     """Settings of the search, all but the two thresholds. With others nothing is guaranteed."""
     prune_below: float
@@ -221,6 +221,8 @@ class Thresholds:
             raise DataError(f"{path} holds no thresholds of schema {SCHEMA}. {advice}")
         try:
             found = cls(**{key: value for key, value in raw.items() if key != "schema"})
+            if isinstance(found.model, dict):  # before there were other rules, a step was a line
+                found.model.setdefault("steps", "line")
             datetime.date.fromisoformat(found.date)
             valid = _valid(found)
         except (TypeError, ValueError) as error:
@@ -238,7 +240,7 @@ def _valid(found: Thresholds) -> bool:
         and all(0 < probability < 1 for probability in (found.alpha, found.delta))
         and min(found.n_pruning, found.n_abstention) > 0
         and isinstance(found.model, Mapping)
-        and found.model.keys() - {"examples"} == {"name", "engine", "dtype", "instruction"}
+        and found.model.keys() - {"examples"} == {"name", "engine", "dtype", "instruction", "steps"}
         and isinstance(found.settings, Mapping)
     )
 
