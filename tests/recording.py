@@ -78,6 +78,8 @@ def wild(seed: int) -> Script:
     """A random but fixed model that ends within some lines, with an answer or without."""
 
     def script(text: str) -> list[Scripted]:
+        if not text.endswith("\n"):
+            return []  # inside an entry
         rng = random.Random(f"{seed} {text}")
         lines = text.count("\n")
         options = []
@@ -86,5 +88,27 @@ def wild(seed: int) -> Script:
             line = f"The answer is {rng.randint(1, 3)}." if end and rng.random() < 0.8 else f"{i} + {lines} = {i + lines}"
             options.append(Scripted(line if end else f"{line}\n", rng.randint(1, 9), eos=end))
         return options
+
+    return script
+
+
+PROSE = [
+    "Tom has 3 pens.\n", "3 + 4 = 7\n", "So the total is:\n\n", "1. First\n", "2. Second: 3 = 3\n", "- one\n",
+    "  more\n", "\\[\nx = 1\n\\]\n", "```\ny\n```\n", "### Part\n", "Step 2: Count\n", "**Bold**\n", "½ of it.\n\n",
+    "| a |\n", "---\n", "<think>\n", "</think>\n", "Then it is so, ", "A. ",
+]  # fmt: skip
+"""What real models write, to be put together."""
+
+
+def prose(seed: int) -> Script:
+    """A random but fixed model that writes paragraphs, lists, formulas and thinking, and ends within some pieces."""
+
+    def script(text: str) -> list[Scripted]:
+        if not text.endswith(("\n", ", ", "A. ")):
+            return []  # inside an entry
+        rng = random.Random(f"{seed} {text}")
+        long = len(text) > 120
+        options = [Scripted(piece, rng.randint(1, 9), rng.random()) for piece in rng.sample(PROSE, rng.randint(1, 4))]
+        return options if not long else [Scripted(f"The answer is {rng.randint(1, 3)}.", 1, rng.random(), eos=True)]
 
     return script

@@ -33,8 +33,8 @@ def check_rules(trees: Iterable[Tree], what: str) -> None:
     rules = sorted({tree.steps for tree in trees})
     if len(rules) > 1:
         raise ConfigError(
-            f"The trees for {what} were cut into steps by different rules ({', '.join(rules)}): what is a step in one is several "
-            "in another, so confidence and verdicts cannot be compared. Give trees of one rule (model.steps)."
+            f"The trees for {what} were cut into steps by different rules ({', '.join(rules)}): what is a step in one is "
+            "several in another, so confidence and verdicts cannot be compared. Give trees of one rule (model.steps)."
         )
 
 

@@ -1,0 +1,142 @@
+"""Steps while they are decoded: a request ends with its step, trees are cut as their whole texts are, turns end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caspo.data.annotate import AnnotateSettings, annotate
+from caspo.engines.base import Completion, Request
+from caspo.judges.base import Chain
+from caspo.records import ROOT, Question, Tree, Verdict
+from caspo.search import METHODS
+from caspo.steps import Reading, split_steps
+from caspo.testing.scripted import Scripted, ScriptedEngine
+from caspo.trees import TreeBuilder
+from recording import Q, prose
+
+RULES = ["reasoning", "line", "paragraph", "sentence", "delimiter:;"]
+
+
+def cut_as_a_whole(tree: Tree, rule: str) -> None:
+    """Every path of the tree has the steps of its whole text."""
+    inner = {node.parent for node in tree.nodes}
+    for leaf in tree.nodes:
+        if leaf.id not in inner:
+            steps = [node.step.text for node in tree.path(leaf.id)]
+            assert steps == (split_steps("".join(steps), rule) or steps)
+
+
+class Everything:
+    """Calls every step right, so that trees grow."""
+
+    name, instant = "everything", True
+
+    def judge(self, chains: Sequence[Chain]) -> list[list[Verdict]]:
+        return [[Verdict("right")] * (len(chain.steps) - chain.given) for chain in chains]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), rule=st.sampled_from(RULES))
+def test_trees_have_the_steps_of_their_texts(name: str, seed: int, rule: str) -> None:
+    """Whole samples, step by step, or branches in the middle of a step: the same steps as the finished text's."""
+    engine = ScriptedEngine(prose(seed), reading=Reading(rule))
+    kind = METHODS[name]
+    more: dict[str, Any] = {"max_tokens": 200}
+    if name == "cat":
+        more |= {"paths": 6, "children": 4, "branch_below": 0.9, "prune_below": 0.0}
+    (solution,) = kind(kind.settings_type(**more)).solve([Q], engine, seed)
+    assert solution.tree.steps == rule
+    cut_as_a_whole(solution.tree, rule)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), rule=st.sampled_from(RULES))
+def test_annotated_trees_have_the_steps_of_their_texts(seed: int, rule: str) -> None:
+    """What does not begin a new step after the prefix is no continuation of it."""
+    engine = ScriptedEngine(prose(seed), reading=Reading(rule))
+    (tree,) = annotate([Q], engine, Everything(), AnnotateSettings(samples=4, max_depth=6), seed)
+    cut_as_a_whole(tree, rule)
+    for node in tree.nodes:
+        assert node.step.token_ids
+
+
+def one(engine: ScriptedEngine, done: str = "", **more: Any) -> Completion:
+    tree = TreeBuilder(Q, engine.prompt("Q"), engine)
+    node = tree.add_solution(engine.encode(done), _trace(len(done)), final=False) if done else ROOT
+    (found,) = engine.generate([Request(tree.prefix_ids(node), 0, temperature=0.0, step=tree.reader(node), **more)])
+    return found
+
+
+def _trace(n: int) -> Any:
+    from tiny import trace
+
+    return trace(n)
+
+
+def test_a_request_ends_with_its_step() -> None:
+    """Its tokens are the step's; what told that it had ended is ahead, and was paid for."""
+    engine = ScriptedEngine({"Q\n": [Scripted("The sum is:\n\n3 + 4 = 7\n\nSo it is 7.", eos=True)]})
+    found = one(engine)
+    assert (found.text, found.finish) == ("The sum is:\n\n3 + 4 = 7\n\n", "stop")
+    assert "".join(map(chr, found.ahead)) == "So", "a single letter may begin an item"
+    assert found.decoded == len(found.token_ids) + 2 == len(found.trace) + len(found.ahead_trace)
+    last = one(engine, done=found.text)
+    assert (last.text, last.finish, last.ahead) == ("So it is 7.", "eos", ())
+    short = one(engine, max_new_tokens=5)
+    assert (short.text, short.finish, short.ahead) == ("The s", "length", ())
+
+
+def test_an_invented_question_ends_the_turn() -> None:
+    """A base model that goes on with another question has ended its solution; that question's answer is not its own."""
+
+    def ending(text: str) -> ScriptedEngine:
+        return ScriptedEngine({"Q\n": [Scripted(text, eos=True)]}, reading=Reading(turn="Question:"))
+
+    said = "3 + 4 = 7\nThe answer is 7.\n\n"
+    engine = ending(f"{said}Question: What is 1 + 1?\nAnswer:\nThe answer is 2.")
+    (whole,) = engine.generate([Request(engine.prompt("Q"), 0)])
+    assert (whole.text, whole.finish, "".join(map(chr, whole.ahead))) == (said, "eos", "Question:")
+    for name in ("chain_of_thought", "cat", "beam"):
+        solution = METHODS[name]().solve([Q], engine)[0]
+        assert solution.answer == "7", name
+        assert max(solution.tree.nodes, key=lambda node: node.depth).step.text == "The answer is 7.\n\n"
+    stepwise = one(engine, done="3 + 4 = 7\n")
+    assert (stepwise.text, stepwise.finish) == ("The answer is 7.\n\n", "eos")
+    at_once = one(engine, done=said)
+    assert (at_once.token_ids, at_once.finish) == ((), "eos")
+    quick = ending("Quickly: 7.\nQuestions follow.")
+    assert one(quick).text == "Quickly: 7.\n", "other words that begin so are not taken for it"
+    assert METHODS["chain_of_thought"]().solve([Q], ending("Question: no"))[0].answer is None
+
+
+def test_thinking_and_answer_have_limits_of_their_own() -> None:
+    """Neither takes from the other; a path whose thinking is cut answers nothing."""
+    thought = "<think>" + "Is it 7? Yes.\n\n" * 3 + "</think>"
+    engine = ScriptedEngine({"Q\n": [Scripted(f"{thought}The answer is 7.", eos=True)]})
+    for name in ("chain_of_thought", "cat", "self_consistency", "beam"):
+        kind = METHODS[name]
+
+        def solved(kind: Any = kind, **more: int) -> Any:
+            return kind(kind.settings_type(**more)).solve([Q], engine)[0]
+
+        whole = solved(max_tokens=30, max_thinking_tokens=60)
+        assert whole.answer == "7", name
+        assert [n.step.thinking for n in whole.tree.path(max(n.id for n in whole.tree.nodes))] == [True, True, True, False]
+        assert solved(max_tokens=30, max_thinking_tokens=30).answer is None, name
+        assert solved(max_tokens=5, max_thinking_tokens=100).answer is None, name
+        assert solved(max_tokens=100).answer == "7", "one limit for both"
+
+
+def test_a_question_is_answered_after_its_thinking_only() -> None:
+    """An answer that was considered is none."""
+    engine = ScriptedEngine({"Q\n": [Scripted("<think>The answer is 3.</think>Well, the answer is 4.", eos=True)]})
+    assert METHODS["self_consistency"]().solve([Question("Q", "4")], engine)[0].answer == "4"
+    open_end = ScriptedEngine({"Q\n": [Scripted("<think>The answer is 3.\n\nHm.", eos=True)]})
+    for name in ("chain_of_thought", "cat", "beam"):
+        assert METHODS[name]().solve([Q], open_end)[0].answer is None, name
