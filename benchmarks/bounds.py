@@ -63,7 +63,7 @@ def measured(engine: HFEngine, question: int, prompt: tuple[int, ...], ids: tupl
     for k in KS:
         lower[k], upper[k] = entropy_bounds(best_TK[:, :k], logs_TV.shape[-1])
         plain[k] = -(np.exp(best_TK[:, :k]) * best_TK[:, :k]).sum(-1)
-    return Measured(question, exact_T, lower, upper, plain, split_tokens(ids, engine.pieces(ids)) or [(0, len(ids))])
+    return Measured(question, exact_T, lower, upper, plain, split_tokens(engine.pieces(ids)) or [(0, len(ids))])
 
 
 def figures(paths: list[Measured]) -> dict[str, Figure]:

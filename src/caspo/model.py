@@ -14,7 +14,7 @@ from caspo.records import Node, Question, Solution
 from caspo.report import notebook_tree
 from caspo.search import Method, answer_path, method_of
 
-__all__ = ["Model", "Solved", "load"]
+__all__ = ["Model", "Solved", "indented", "load"]
 
 
 class Solved(Solution):
@@ -46,7 +46,7 @@ class Solved(Solution):
         return f"= {answer}  (vote {self.confidence:.0%}, {self.generated_tokens} tokens)"
 
     def __str__(self) -> str:
-        lines = [f"{confidence:4.2f}  {text}" for confidence, text in self.steps]
+        lines = [f"{confidence:4.2f}  {indented(text)}" for confidence, text in self.steps]
         return "\n  ".join([self.question.text, *lines, self.outcome])
 
     def __repr__(self) -> str:
@@ -68,6 +68,11 @@ class Solved(Solution):
             ],
             self.outcome,
         )
+
+
+def indented(step: str) -> str:
+    """A step as it stands behind its confidence: the lines after its first one below that."""
+    return step.replace("\n", "\n" + " " * 8)
 
 
 def _confidence(node: Node) -> float:

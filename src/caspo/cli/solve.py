@@ -226,10 +226,11 @@ def _show(solution: Solved, right: bool | None) -> None:
     from rich.text import Text
 
     from caspo.cli.show import output
+    from caspo.model import indented
 
     output.print(Text(solution.question.text, style="bold"))
     for score, text in solution.steps:
         style = "green" if score >= 0.8 else "yellow" if score >= 0.5 else "red"
-        output.print(Text.assemble((f"  {score:4.2f}  ", style), text))
+        output.print(Text.assemble((f"  {score:4.2f}  ", style), indented(text)))
     mark = {True: "right", False: f"wrong, it is {solution.question.answer}", None: ""}[right]
     output.print(Text(f"  {solution.outcome}  {mark}\n"))
