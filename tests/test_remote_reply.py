@@ -128,4 +128,4 @@ def test_the_appended_token_is_cut_off_and_ids_are_read_wherever_they_stand() ->
     assert (found.taken.token, found.top[0].token) == (7, None)
     part = {"id": 5, "token": "\ufffd", "bytes": [0xF0, 0x9F], "logprob": -1.0}
     (found,) = positions({"logprobs": {"content": [part | {"top_logprobs": [part]}]}}, 2)
-    assert found.taken == Entry(5, "\ufffd", -1.0)
+    assert found.taken == Entry(5, b"\xf0\x9f", -1.0)
