@@ -97,6 +97,14 @@ def test_thinking_is_told_apart_without_its_marks(text: str, prompt: str, by_byt
         assert notes == [True, True, False, False]
 
 
+def test_the_tree_has_no_marks_and_says_what_is_thinking() -> None:
+    with thinking(f"<think>\n{THOUGHT}</think>\n\n{SAID}") as client:
+        choice = client.chat(caspo={**CHAIN["caspo"], "tree": True}).json()["choices"][0]
+        told = [(node["text"], node["thinking"]) for node in choice["caspo"]["tree"]["nodes"]]
+        assert told == [(step["text"], step["thinking"]) for step in choice["caspo"]["steps"]]
+        assert [thinking for _, thinking in told] == [True, True, False, False]
+
+
 def test_completions_are_the_text_as_it_is() -> None:
     text = f"<think>\n{THOUGHT}</think>\n\n{SAID}"
     with thinking(text) as client:

@@ -167,7 +167,7 @@ class Choice:
         """
         match event:
             case Grown(nodes):
-                yield Chunk(None, {"nodes": [_node(node, self._path_confidence) for node in nodes]})
+                yield Chunk(None, {"nodes": [_node(node, self._path_confidence, self._parting) for node in nodes]})
             case Settled(_, text, confidence, thinking):
                 if not self._plan.withheld:
                     yield from self._step(text, round(confidence, 4), thinking)
@@ -210,7 +210,7 @@ class Choice:
             "steps": _steps(path, parts),
         }
         if plan.tree:
-            caspo["tree"] = _tree(solution.tree)
+            caspo["tree"] = _tree(solution.tree, self._parting)
         text, reasoning = ("".join(part.text for part in parts if part.thinking is side) for side in (False, True))
         whole = len(text) == sum(len(node.step.text) for node in path)
         shown = None if whole and not plan.logprobs else _shown(path, self._engine, cut)
@@ -237,12 +237,12 @@ def usage(outcomes: Sequence[Outcome], prompt_tokens: int) -> Usage:
     }
 
 
-def _tree(tree: Tree) -> TreeOut:
+def _tree(tree: Tree, parting: Parting | None) -> TreeOut:
     path_confidence = {ROOT: 1.0}
-    return {"nodes": [_node(node, path_confidence) for node in tree.nodes], "prompt_tokens": len(tree.prompt_ids)}
+    return {"nodes": [_node(node, path_confidence, parting) for node in tree.nodes], "prompt_tokens": len(tree.prompt_ids)}
 
 
-def _node(node: Node, path_confidence: dict[int, float]) -> NodeOut:
+def _node(node: Node, path_confidence: dict[int, float], parting: Parting | None) -> NodeOut:
     """A node whose parent's path confidence is known; its own is noted."""
     confidence = _confidence(node)
     path_confidence[node.id] = round(path_confidence[node.parent] * confidence, 4)
@@ -250,7 +250,7 @@ def _node(node: Node, path_confidence: dict[int, float]) -> NodeOut:
         "id": node.id,
         "parent": node.parent,
         "depth": node.depth,
-        "text": node.step.text,
+        "text": node.step.text if parting is None else parting.plain(node.step.text),
         "confidence": confidence,
         "path_confidence": path_confidence[node.id],
         "tokens": len(node.step.token_ids),

@@ -46,6 +46,10 @@ class Parting:
         """One that goes on from here by itself."""
         return copy.copy(self)
 
+    def plain(self, text: str) -> str:
+        """A piece of a text without the marks in it, whichever side it is of."""
+        return re.sub(rf"(?:{self._pattern.pattern})\s*", "", text)
+
     def feed(self, text: str) -> list[Part]:
         """Take a piece in; what is known by now."""
         text = self._held = self._held + text
