@@ -374,6 +374,6 @@ def test_a_known_templates_end_of_turn_ends_a_continuation(tmp_path: Path) -> No
     end, letter = tokenizer.convert_tokens_to_ids("<|im_end|>"), ord("a")
     with serving("vllm") as server, engine_for(server, tokenizer=str(tmp_path)) as engine:
         assert engine.ends(end, None)
-        assert engine.ends(None, "<|im_end|>")
+        assert engine.ends(None, b"<|im_end|>")
         assert engine.ends(tokenizer.eos_token_id, None)
         assert not engine.ends(letter, "a")

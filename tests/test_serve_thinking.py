@@ -31,7 +31,7 @@ class Bytes(ScriptedEngine):
 
     vocab_size = EOS + 1
 
-    def encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str, *, begins: bool = False) -> tuple[int, ...]:
         return tuple(text.encode())
 
     def prompt(self, question: str) -> tuple[int, ...]:
