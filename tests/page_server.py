@@ -28,7 +28,7 @@ def node(number: int, parent: int, depth: int, text: str, confidence: float, pat
     """A node of the wire's tree."""
     return {
         "id": number, "parent": parent, "depth": depth, "text": text, "confidence": confidence, "path_confidence": path,
-        "tokens": len(text) // 3 + 1, "decision": decision, "final": decision == "finished",
+        "tokens": len(text) // 3 + 1, "decision": decision, "final": decision == "finished", "thinking": False,
     }  # fmt: skip
 
 
@@ -94,7 +94,10 @@ class Fake:
         answer: dict[str, Any] = {
             "answer": HOSTILE if "hostile" in question else "27", "confidence": 0.8712, "abstained": False, "method": "cat",
             "generated_tokens": 214,
-            "steps": [{"text": (nodes or TREE)[i]["text"], "confidence": TREE[i]["confidence"]} for i in ANSWER],
+            "steps": [
+                {"text": one["text"], "confidence": one["confidence"], "thinking": one["thinking"]}
+                for one in map((nodes or TREE).__getitem__, ANSWER)
+            ],
         }  # fmt: skip
         for place, one in enumerate(nodes[:10]):
             yield sse({"delta": {}, "caspo": {"nodes": [{**one, "decision": "dropped", "final": False}]}})
@@ -117,8 +120,8 @@ class Fake:
             for index, step in enumerate(answer["steps"]):
                 yield sse(
                     {
-                        "delta": {"content": step["text"]},
-                        "caspo": {"step": {"index": index, "confidence": step["confidence"]}},
+                        "delta": {"reasoning_content" if step["thinking"] else "content": step["text"]},
+                        "caspo": {"step": {"index": index, **{k: step[k] for k in ("confidence", "thinking")}}},
                     }
                 )
         yield sse({"delta": {}, "finish_reason": "stop", "caspo": answer | {"tree": {"nodes": nodes, "prompt_tokens": 40}}})
@@ -131,6 +134,9 @@ def grown(question: str) -> list[dict[str, Any]]:
     nodes = [dict(one) for one in TREE]
     if "hostile" in question:
         nodes[0]["text"], nodes[3]["text"] = HOSTILE + "\n", LONG
+    if "thinking" in question:
+        for one in nodes[:2]:
+            one["thinking"] = True
     if "marked" in question:
         nodes[0]["text"] = MARKED
     if "thousands" in question:

@@ -311,6 +311,16 @@ def test_bos_and_the_end_of_a_turn_are_the_files(tmp_path: Path) -> None:
     assert pad not in begun.tokenizer.eos_ids
 
 
+def test_marks_of_thinking_are_text_and_end_nothing(ours: LlamaCppEngine, gguf: Path) -> None:
+    ends = ours.tokenizer.eos_ids
+    special = next(i for i in range(ours.tokenizer.size) if not ours.pieces([i])[0] and i not in ends)
+    name, end = (ours.tokenizer.decode([i], skip_special_tokens=False) for i in (special, ours.tokenizer.eos_token_id))
+    thinking = LlamaCppEngine(gguf, cells=512, thinking=(name, f"{end} {name}"))
+    assert thinking.pieces([special]) == [name.encode()]
+    assert thinking.tokenizer.eos_ids == {ours.tokenizer.eos_token_id}, "what the file itself names ends a text"
+    assert ours.pieces([special]) == [b""]
+
+
 def test_a_file_without_a_template_gets_the_plain_one(tmp_path: Path) -> None:
     model, tokenizer = load("stories-tiny")
     tokenizer.chat_template = None

@@ -279,6 +279,19 @@ def test_markdown_and_latex_are_rendered_under_the_policy_and_shown_as_written_o
     assert step.locator("math").count() == 1
 
 
+def test_thinking_is_folded_and_no_part_of_the_answers_text(visit) -> None:
+    tab = visit()
+    tab.ask("thinking, please")
+    assert tab.rows(".thinking") == [TREE[i]["text"].strip() for i in (0, 1)]
+    assert tab.rows(".answer:not(.question)") == [TREE[i]["text"].strip() for i in ANSWER]
+    assert tab.page.get_attribute("#tree .row.thinking", "aria-label").startswith("Thinking: Mia buys")
+    heard = tab.page.text_content("#heard")
+    assert "Thinking, step 1" in heard
+    assert "Step 3" in heard
+    tab.page.click("[data-copy=text]")
+    assert tab.page.input_value("#copied") == "".join(TREE[i]["text"] for i in ANSWER[2:]).rstrip("\n") + "\n"
+
+
 def test_an_abstention_is_said_plainly_with_its_reason(visit) -> None:
     tab = visit()
     tab.ask("unsure", "abstained")

@@ -60,7 +60,7 @@ def test_every_shape_of_reply_gives_the_same_text_and_bounds_around_the_entropy(
         assert engine.features.ids == (shape in ("vllm", "llama.cpp"))
         shown = shape != "llama-cpp-python"  # whether EOS is among the tokens
         assert len(found.token_ids) == len(found.text) + shown
-        assert engine.pieces(found.token_ids) == [*found.text, *([""] if shown else [])]
+        assert engine.pieces(found.token_ids) == [*(c.encode() for c in found.text), *([b""] if shown else [])]
         trace = found.trace
         assert (trace.kind, trace.k) == ("top_k", 20)
         for place in range(len(found.token_ids)):
@@ -374,6 +374,6 @@ def test_a_known_templates_end_of_turn_ends_a_continuation(tmp_path: Path) -> No
     end, letter = tokenizer.convert_tokens_to_ids("<|im_end|>"), ord("a")
     with serving("vllm") as server, engine_for(server, tokenizer=str(tmp_path)) as engine:
         assert engine.ends(end, None)
-        assert engine.ends(None, "<|im_end|>")
+        assert engine.ends(None, b"<|im_end|>")
         assert engine.ends(tokenizer.eos_token_id, None)
         assert not engine.ends(letter, "a")

@@ -20,6 +20,7 @@ from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load, resolve
 from caspo.engines.remote.engine import OpenAICompatibleEngine
 from caspo.engines.remote.settings import RemoteSettings
+from caspo.engines.remote.token_bytes import TokenBytes
 from caspo.records import Question
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
 from llama_server import CONTEXT, LlamaServer, available
@@ -93,7 +94,7 @@ def test_prompts_and_pieces_are_those_of_the_models_tokenizer(remote: OpenAIComp
 def test_a_tokenizer_of_ours_stands_in_for_the_servers(server: LlamaServer, remote: OpenAICompatibleEngine) -> None:
     engine = engine_of(server, tokenizer=str(resolve("smollm2-135m")))
     assert engine.prompt(TEXT) == remote.prompt(TEXT)
-    assert engine.pieces(engine.prompt(TEXT))[0] == "", "it knows what is special"
+    assert engine.pieces(engine.prompt(TEXT))[0] == b"", "it knows what is special"
     assert (
         greedy(engine, engine.prompt(TEXT), max_new_tokens=3).text
         == greedy(remote, remote.prompt(TEXT), max_new_tokens=3).text
@@ -135,7 +136,7 @@ def test_a_solution_ends_with_its_eos_token(remote: OpenAICompatibleEngine, loca
     found = greedy(remote, prompt, max_new_tokens=60)
     assert found.finish == "eos"
     assert found.token_ids[-1] in local.eos_ids
-    assert remote.pieces(found.token_ids)[-1] == ""
+    assert remote.pieces(found.token_ids)[-1] == b""
     assert len(found.trace) == len(found.token_ids)
     assert "<|im_end|>" not in found.text
 
@@ -209,10 +210,40 @@ def test_a_prompt_beyond_the_context_is_refused_and_others_go_on(remote: OpenAIC
     assert greedy(remote, remote.prompt(TEXT), max_new_tokens=2).finish == "length"
 
 
-def test_a_character_of_several_tokens_is_an_error_and_not_a_gap(remote: OpenAICompatibleEngine) -> None:
+def test_characters_of_several_tokens_come_out_whole(remote: OpenAICompatibleEngine, local: HFEngine) -> None:
+    """The server leaves out all tokens of them but the last; they are found, and measured as hf measures them."""
     prompt = remote.encode("Repeat: \U0001f984\U0001f984\U0001f984\U0001f984\U0001f984\U0001f984\U0001f984")
+    found = greedy(remote, prompt, max_new_tokens=12)
+    assert found.text == "\U0001f984" * 4
+    assert found.token_ids == greedy(local, prompt, max_new_tokens=12).token_ids
+    assert remote.pieces(found.token_ids) == local.pieces(found.token_ids)
+    wanted = exact(local, prompt, found.token_ids)
+    assert found.trace.entropy_upper is not None
+    assert np.maximum(found.trace.entropy - wanted, wanted - found.trace.entropy_upper).max() < TOLERANCE
+
+
+def test_a_limit_in_the_middle_of_a_character_leaves_its_tokens_out(remote: OpenAICompatibleEngine) -> None:
+    prompt = remote.encode("Repeat: \U0001f984\U0001f984\U0001f984\U0001f984\U0001f984\U0001f984\U0001f984")
+    found = greedy(remote, prompt, max_new_tokens=5)
+    assert (found.text, found.finish, len(found.token_ids)) == ("\U0001f984", "length", 3)
     with pytest.raises(EngineError, match="told of"):
-        greedy(remote, prompt, max_new_tokens=12)
+        greedy(remote, prompt, max_new_tokens=2)
+
+
+def test_a_stop_string_of_several_tokens_cuts_exactly(remote: OpenAICompatibleEngine) -> None:
+    prompt = remote.encode("Repeat: \U0001f984\U0001f984\U0001f984\U0001f984\U0001f984\U0001f984\U0001f984")
+    found = greedy(remote, prompt, max_new_tokens=30, stop=("\U0001f984\U0001f984",))
+    assert (found.text, found.finish) == ("\U0001f984" * 3, "stop"), "behind the first one, before which nothing stands"
+
+
+ODD = "√ ≈ ÷ ≤ ½ ⅓ ⅔ ² ü ñ ₹ ✅ Привет 日本 🦄\n  x\0"
+
+
+def test_bytes_are_told_of_a_server_that_only_decodes(remote: OpenAICompatibleEngine, local: HFEngine) -> None:
+    """As of vLLM without a local tokenizer: its ids come alone, and a part of a character is decoded to U+FFFD."""
+    asked = TokenBytes(lambda text: remote._encoded(text, special=False), remote._detokenized)
+    for token in local.encode(ODD):
+        assert [asked(token)] == local.pieces([token])
 
 
 def test_nothing_is_lost_when_the_server_is_killed_in_mid_load_and_started_again() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caspo.engines.remote.reply import BadReply, Entry, Position, measure, positions
+from caspo.engines.remote.reply import BadReply, Entry, Position, measure, positions, repaired
 
 LISTS = {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"a": -0.5, "b": -1.5}]}
 
@@ -128,4 +128,32 @@ def test_the_appended_token_is_cut_off_and_ids_are_read_wherever_they_stand() ->
     assert (found.taken.token, found.top[0].token) == (7, None)
     part = {"id": 5, "token": "\ufffd", "bytes": [0xF0, 0x9F], "logprob": -1.0}
     (found,) = positions({"logprobs": {"content": [part | {"top_logprobs": [part]}]}}, 2)
-    assert found.taken == Entry(5, "\ufffd", -1.0)
+    assert found.taken == Entry(5, b"\xf0\x9f", -1.0)
+
+
+def test_a_text_of_bytes_is_read_as_bytes() -> None:
+    written = {"tokens": ["bytes:\\xe2\\x88"], "token_logprobs": [-1.0], "top_logprobs": [{"bytes:\\xe2\\x88": -1.0}]}
+    (found,) = positions({"logprobs": written}, 2)
+    assert found.taken == found.top[0] == Entry(None, b"\xe2\x88", -1.0)
+
+
+LOST = "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("texts", "text", "pieces"),
+    [
+        (["a", LOST, LOST, " b"], "a√ b", ["a", "", "√", " b"]),
+        ([LOST, LOST], "√", ["", "√"]),
+        ([LOST], "", [""]),
+        ([LOST, "a"], "a", ["", "a"]),
+        ([" " + LOST, LOST + "a", "b"], " √ab", ["", " √a", "b"]),
+        (["a", LOST, "x"], "something else", ["a", LOST, "x"]),
+        ([LOST], LOST, [LOST]),
+    ],
+)
+def test_what_tokens_lost_is_read_from_the_text(texts: list[str], text: str, pieces: list[str]) -> None:
+    """Of a server without ids, which shows the parts of a character as U+FFFD; the text has the whole character."""
+    entries = [Entry(None, one.encode(), -1.0) for one in texts]
+    found = repaired([Position(entry, (entry,)) for entry in entries], text)
+    assert [position.taken.piece for position in found] == [piece.encode() for piece in pieces]

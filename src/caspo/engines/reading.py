@@ -12,7 +12,11 @@ __all__ = ["reading_of", "shown_ids"]
 
 _MARKS = (
     THINKING,  # Qwen3, DeepSeek-R1, SmolLM3, GLM, MiniMax
-    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
+    # gpt-oss: messages to itself, then one to the user; what stands between two messages is part of the mark.
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("<|channel|>commentary<|message|>", "<|channel|>final<|message|>"),
+    ("<|end|><|start|>assistant<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+    ("<|end|><|start|>assistant<|channel|>commentary<|message|>", "<|channel|>final<|message|>"),
     ("<seed:think>", "</seed:think>"),
     ("[THINK]", "[/THINK]"),  # Magistral
     ("<|begin_of_thought|>", "<|end_of_thought|>"),

@@ -1,7 +1,8 @@
 """From a search's events to what its choice says, whole or in chunks. Pure translation: no HTTP, nothing awaited.
 
-A `Choice` reads the events of one search. Its content is the text of the answer's path, cut exactly before the first stop
-string; a stream and a whole answer come from the same cut, so that the chunks joined are the content.
+A `Choice` reads the events of one search. Its content is what the model says on the answer's path, cut exactly before the
+first stop string; what it thinks there is told apart from it. A stream and a whole answer come from the same cut, so that
+the chunks joined are the content.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from caspo.records import ROOT, Node, Tree
 from caspo.serve.job import Done, Grown, Settled
 from caspo.serve.plan import Plan
 from caspo.serve.response_schema import CaspoOut, NodeOut, NodesCaspo, StepCaspo, StepOut, TreeOut, Usage
+from caspo.steps import Characters, Part, Parting
 
 __all__ = ["Choice", "Chunk", "Outcome", "StopCut", "usage"]
 
@@ -56,10 +58,79 @@ class StopCut:
         return held
 
 
+class _Cut:
+    """Tells apart what is said and what is thought in a text that arrives in pieces, and cuts it at a stop string in the
+    former."""
+
+    def __init__(self, stops: Sequence[str], parting: Parting | None) -> None:
+        self._stop, self._parting = StopCut(stops), None if parting is None else parting.copy()
+        self.length = 0
+        """Characters taken in."""
+        self._parts: list[Part] = []
+        """What may be shown so far."""
+        self._waiting: list[Part] = []
+        """What is said, and held back."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether there was a stop string: nothing after it is shown."""
+        return self._stop.stopped
+
+    @property
+    def parts(self) -> list[Part]:
+        """All that may be shown so far, in the order of the text."""
+        joined: list[Part] = []
+        for part in sorted(self._parts):
+            last = joined[-1] if joined else None
+            if last and last.thinking == part.thinking and last.start + len(last.text) == part.start:
+                joined[-1] = last._replace(text=last.text + part.text)
+            else:
+                joined.append(part)
+        return joined
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """What of it is (said, thought), as far as it may be shown now."""
+        part = Part(self.length, text, False)
+        self.length += len(text)
+        return self._take([part] if self._parting is None else self._parting.feed(text))
+
+    def rest(self) -> tuple[str, str]:
+        """What was held back, once no more text comes."""
+        said, thought = self._take([] if self._parting is None else self._parting.rest())
+        return said + self._show(self._stop.rest()), thought
+
+    def _take(self, parts: Sequence[Part]) -> tuple[str, str]:
+        said, thought = "", ""
+        for part in parts:
+            if self.stopped:
+                break
+            if part.thinking:
+                thought += part.text
+                self._parts.append(part)
+            else:
+                self._waiting.append(part)
+                said += self._show(self._stop.feed(part.text))
+        return said, thought
+
+    def _show(self, text: str) -> str:
+        """Note where in the whole text this is that may be shown now."""
+        left = len(text)
+        while left:
+            part = self._waiting.pop(0)
+            shown, held = part.text[:left], part.text[left:]
+            left -= len(shown)
+            self._parts.append(part._replace(text=shown))
+            if held:
+                self._waiting.insert(0, part._replace(start=part.start + len(shown), text=held))
+        return text
+
+
 class Outcome(NamedTuple):
     """What one search came to."""
 
     text: str
+    reasoning: str
+    """The model's thinking."""
     finish: Literal["stop", "length"]
     refusal: str | None
     caspo: CaspoOut
@@ -74,14 +145,16 @@ class Chunk(NamedTuple):
 
     text: str | None
     caspo: StepCaspo | NodesCaspo | None = None
+    reasoning: str = ""
+    """The model's thinking."""
 
 
 class Choice:
-    """Reads the events of one search."""
+    """Reads the events of one search; ``parting`` as in `Job`."""
 
-    def __init__(self, plan: Plan, engine: ServingEngine) -> None:
-        self._plan, self._engine = plan, engine
-        self._cut = StopCut(plan.stop)
+    def __init__(self, plan: Plan, engine: ServingEngine, parting: Parting | None) -> None:
+        self._plan, self._engine, self._parting = plan, engine, parting
+        self._cut = _Cut(plan.stop, parting)
         self._steps = 0
         """Steps that were shown."""
         self._path_confidence = {ROOT: 1.0}
@@ -94,51 +167,61 @@ class Choice:
         """
         match event:
             case Grown(nodes):
-                yield Chunk(None, {"nodes": [_node(node, self._path_confidence) for node in nodes]})
-            case Settled(_, text, confidence):
+                yield Chunk(None, {"nodes": [_node(node, self._path_confidence, self._parting) for node in nodes]})
+            case Settled(_, text, confidence, thinking):
                 if not self._plan.withheld:
-                    yield from self._step(text, round(confidence, 4))
+                    yield from self._step(text, round(confidence, 4), thinking)
             case Done(solution, path):
                 if not solution.abstained:
                     for node in path[self._steps :]:
-                        yield from self._step(node.step.text, _confidence(node))
-                    if rest := self._cut.rest():
-                        yield Chunk(rest)
+                        yield from self._step(node.step.text, _confidence(node), node.step.thinking)
+                    said, thought = self._cut.rest()
+                    if said or thought:
+                        yield Chunk(said, None, thought)
 
-    def _step(self, text: str, confidence: float) -> Iterator[Chunk]:
+    def _step(self, text: str, confidence: float, thinking: bool) -> Iterator[Chunk]:
         index, self._steps = self._steps, self._steps + 1
         if not self._cut.stopped:
-            yield Chunk(self._cut.feed(text), {"step": {"index": index, "confidence": confidence}})
+            said, thought = self._cut.feed(text)
+            note: StepCaspo = {"step": {"index": index, "confidence": confidence, "thinking": thinking}}
+            yield Chunk(None if thought and not said else said, note, thought)
 
     def outcome(self, done: Done) -> Outcome:
         """The whole answer. May ask the engine for the tokens' texts."""
         plan, solution, path = self._plan, done.solution, done.path
-        text, stopped = _content(path, plan.stop)
         refusal = None
         if solution.abstained:
-            text, path, stopped = "", (), False
+            path = ()
             refusal = (
                 f"Abstained: the confidence in the answer is {solution.confidence:.4g}, under the threshold "
                 f"abstain_below of {plan.method.settings.abstain_below:.4g}."
             )
+        cut = _Cut(plan.stop, self._parting)
+        for node in path:
+            cut.feed(node.step.text)
+        cut.rest()
+        parts = cut.parts
         caspo: CaspoOut = {
             "answer": solution.answer,
             "confidence": round(solution.confidence, 4),
             "abstained": solution.abstained,
             "method": plan.method.name,
             "generated_tokens": solution.generated_tokens,
-            "steps": _steps(path, len(text)),
+            "steps": _steps(path, parts),
         }
         if plan.tree:
-            caspo["tree"] = _tree(solution.tree)
-        shown = _shown(path, self._engine, text) if stopped or plan.logprobs else None
+            caspo["tree"] = _tree(solution.tree, self._parting)
+        text, reasoning = ("".join(part.text for part in parts if part.thinking is side) for side in (False, True))
+        whole = len(text) == sum(len(node.step.text) for node in path)
+        shown = None if whole and not plan.logprobs else _shown(path, self._engine, cut)
         return Outcome(
             text,
-            "stop" if stopped or _ended(path, plan.method.settings.max_tokens) else "length",
+            reasoning,
+            "stop" if cut.stopped or _ended(path, plan.method.settings.max_tokens) else "length",
             refusal,
             caspo,
             _length(path) if shown is None else len(shown),
-            shown if plan.logprobs else None,
+            [token for token in shown if token[0]] if shown is not None and plan.logprobs else None,
         )
 
 
@@ -154,12 +237,12 @@ def usage(outcomes: Sequence[Outcome], prompt_tokens: int) -> Usage:
     }
 
 
-def _tree(tree: Tree) -> TreeOut:
+def _tree(tree: Tree, parting: Parting | None) -> TreeOut:
     path_confidence = {ROOT: 1.0}
-    return {"nodes": [_node(node, path_confidence) for node in tree.nodes], "prompt_tokens": len(tree.prompt_ids)}
+    return {"nodes": [_node(node, path_confidence, parting) for node in tree.nodes], "prompt_tokens": len(tree.prompt_ids)}
 
 
-def _node(node: Node, path_confidence: dict[int, float]) -> NodeOut:
+def _node(node: Node, path_confidence: dict[int, float], parting: Parting | None) -> NodeOut:
     """A node whose parent's path confidence is known; its own is noted."""
     confidence = _confidence(node)
     path_confidence[node.id] = round(path_confidence[node.parent] * confidence, 4)
@@ -167,12 +250,13 @@ def _node(node: Node, path_confidence: dict[int, float]) -> NodeOut:
         "id": node.id,
         "parent": node.parent,
         "depth": node.depth,
-        "text": node.step.text,
+        "text": node.step.text if parting is None else parting.plain(node.step.text),
         "confidence": confidence,
         "path_confidence": path_confidence[node.id],
         "tokens": len(node.step.token_ids),
         "decision": node.decision,
         "final": node.final,
+        "thinking": node.step.thinking,
     }
 
 
@@ -181,36 +265,45 @@ def _confidence(node: Node) -> float:
     return round(step_score(node.step.trace), 4) if len(node.step.trace) else 1.0
 
 
-def _content(path: Sequence[Node], stops: Sequence[str]) -> tuple[str, bool]:
-    """The path's text before a stop string, and whether there was one."""
-    cut = StopCut(stops)
-    text = "".join(cut.feed(node.step.text) for node in path)
-    return text + cut.rest(), cut.stopped
-
-
-def _steps(path: Sequence[Node], length: int) -> list[StepOut]:
-    """The steps whose texts make the first ``length`` characters."""
+def _steps(path: Sequence[Node], parts: Sequence[Part]) -> list[StepOut]:
+    """What is told of each step; one in which the model's thinking ends and something is said is told of in two."""
     steps: list[StepOut] = []
+    end = 0
     for node in path:
-        text = node.step.text[:length]
-        length -= len(text)
-        if text:
-            steps.append({"text": text, "confidence": _confidence(node)})
+        start, end = end, end + len(node.step.text)
+        for part in parts:
+            text = part.text[max(0, start - part.start) : max(0, end - part.start)]
+            if text:
+                steps.append({"text": text, "confidence": _confidence(node), "thinking": part.thinking})
     return steps
 
 
-def _shown(path: Sequence[Node], engine: ServingEngine, text: str) -> list[tuple[bytes, float]]:
-    """The tokens of a text that the path begins with, with their log probability."""
-    left = len(text.encode())
+def _shown(path: Sequence[Node], engine: ServingEngine, cut: _Cut) -> list[tuple[bytes, float]]:
+    """The tokens of what is said, with their log probabilities; of one that is said in part only those bytes.
+
+    A character may be several tokens: the last of them is taken for all of it here, the others for nothing before it.
+    """
+    said = [(part.start, part.start + len(part.text)) for part in cut.parts if not part.thinking]
     ids = [token for node in path for token in node.step.token_ids]
     logprobs = [float(value) for node in path for value in node.step.trace.logprob]
     shown: list[tuple[bytes, float]] = []
-    for whole, logprob in zip(engine.pieces(ids), logprobs, strict=True):
-        piece = whole[:left]
-        left -= len(piece)
-        if piece:  # a special token, such as the end's, has no text
-            shown.append((piece, round(logprob, 5) if math.isfinite(logprob) else -9999.0))
+    characters, end, waiting = Characters(), 0, 0
+    for piece, logprob in zip(engine.pieces(ids), logprobs, strict=True):
+        text = characters.take(piece)
+        start, end = end, end + len(text)
+        before, waiting = waiting, max(0, waiting + len(piece) - len(text.encode()))
+        for first, last in said:
+            if max(first, start) < min(last, end):
+                left, right = (len(part.encode()) for part in (text[: max(0, first - start)], text[max(0, last - start) :]))
+                tail = right + waiting if right or (cut.stopped and last == end) else 0
+                shown.append((piece[max(0, left - before) if left else 0 : len(piece) - tail], _finite(logprob)))
+            elif start == end and (first <= start < last or (start == last and not cut.stopped and last == cut.length)):
+                shown.append((piece, _finite(logprob)))
     return shown
+
+
+def _finite(logprob: float) -> float:
+    return round(logprob, 5) if math.isfinite(logprob) else -9999.0
 
 
 def _ended(path: Sequence[Node], most: int) -> bool:

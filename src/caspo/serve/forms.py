@@ -5,12 +5,11 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import TypeAlias
 
 from caspo.serve import response_schema as schema
 from caspo.serve.compose import Chunk, Outcome
-from caspo.steps import text_of
+from caspo.steps import Characters
 
 __all__ = ["ChatForm", "CompletionForm", "Form"]
 
@@ -33,7 +32,7 @@ class ChatForm(_Head):
             "choices": [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": outcome.text, "refusal": outcome.refusal},
+                    "message": _message(outcome),
                     "logprobs": _logprobs(outcome),
                     "finish_reason": outcome.finish,
                     "caspo": outcome.caspo,
@@ -52,6 +51,8 @@ class ChatForm(_Head):
         choice: schema.ChatChunkChoice = {"index": index, "delta": {}, "finish_reason": None}
         if chunk.text is not None:
             choice["delta"]["content"] = chunk.text
+        if chunk.reasoning:
+            choice["delta"]["reasoning_content"] = chunk.reasoning
         if chunk.caspo is not None:
             choice["caspo"] = chunk.caspo
         return self._event(choice)
@@ -128,6 +129,13 @@ class CompletionForm(_Head):
 Form: TypeAlias = ChatForm | CompletionForm
 
 
+def _message(outcome: Outcome) -> schema.MessageOut:
+    message: schema.MessageOut = {"role": "assistant", "content": outcome.text, "refusal": outcome.refusal}
+    if outcome.reasoning:
+        message["reasoning_content"] = outcome.reasoning
+    return message
+
+
 def _completion_choice(index: int, outcome: Outcome) -> schema.CompletionChoice:
     return {
         "index": index,
@@ -143,7 +151,7 @@ def _logprobs(outcome: Outcome) -> schema.LogprobsOut | None:
         return None
     return {
         "content": [
-            {"token": text_of([piece]), "logprob": logprob, "bytes": list(piece), "top_logprobs": []}
+            {"token": piece.decode(errors="backslashreplace"), "logprob": logprob, "bytes": list(piece), "top_logprobs": []}
             for piece, logprob in outcome.logprobs
         ],
         "refusal": None,
@@ -153,10 +161,21 @@ def _logprobs(outcome: Outcome) -> schema.LogprobsOut | None:
 def _legacy_logprobs(outcome: Outcome) -> schema.LegacyLogprobs | None:
     if outcome.logprobs is None:
         return None
-    pieces = [text_of([piece]) for piece, _ in outcome.logprobs]
+    characters, offsets, offset = Characters(), [], 0
+    for piece, _ in outcome.logprobs:
+        offsets.append(offset)
+        offset += len(characters.take(piece))
     return {
-        "tokens": pieces,
+        "tokens": [_named(piece) for piece, _ in outcome.logprobs],
         "token_logprobs": [logprob for _, logprob in outcome.logprobs],
         "top_logprobs": None,
-        "text_offset": list(accumulate(map(len, pieces), initial=0))[:-1],
+        "text_offset": offsets,
     }
+
+
+def _named(piece: bytes) -> str:
+    """A token as OpenAI's older form names it: the text, or, of what is no text, all bytes."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)

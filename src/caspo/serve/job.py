@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from caspo.core.errors import CaspoError
 from caspo.records import Node, Question, Solution
 from caspo.search import Method
+from caspo.steps import Parting
 
 __all__ = ["Closing", "Done", "Event", "Failed", "Grown", "Job", "Overloaded", "Settled", "Ticket"]
 
@@ -26,6 +27,8 @@ class Job:
     seed: int = 0
     stop: tuple[str, ...] = ()
     """A path ends where one of these is written; it is not taken off the text."""
+    parting: Parting | None = None
+    """Tells the model's thinking, at the beginning of its text, from what it says; None: the text is told as it is."""
     seconds: float = 600.0
     """From its submission to its deadline."""
     grow: bool = False
@@ -40,6 +43,8 @@ class Settled(NamedTuple):
     number: int
     text: str
     confidence: float
+    thinking: bool
+    """It stands in the model's thinking."""
 
 
 class Grown(NamedTuple):

@@ -14,13 +14,15 @@ from pydantic import ValidationError
 
 from caspo.core.errors import DataError, EngineError
 from caspo.engines.base import ServingEngine
-from caspo.records import Question
+from caspo.records import ROOT, Question
 from caspo.search import METHODS, Method
 from caspo.search.base import numbers
 from caspo.serve.errors import ApiError, invalid, no_such_model
 from caspo.serve.job import Job
 from caspo.serve.request_schema import ChatMessage, ChatRequest, CompletionRequest
 from caspo.serve.settings import ServeSettings
+from caspo.steps import Parting
+from caspo.trees import TreeBuilder
 
 __all__ = ["Plan", "plan_chat", "plan_completion"]
 
@@ -67,11 +69,12 @@ class Plan:
         for place, prompt in enumerate(self.prompts):
             text, ids = self._encoded(prompt, engine)
             method = self._within(len(ids), engine.context_length)
+            parting = _parting(text, ids, engine) if isinstance(prompt, tuple) else None
             for number in range(self.n):
                 # A draw depends on the question's id: the same request with the same seed must have the same ones.
                 question = Question(text, id=f"{place}-{number}")
                 grow = self.stream and self.events
-                jobs.append(Job(method, question, ids, self.seed, self.stop, self.seconds, grow, client))
+                jobs.append(Job(method, question, ids, self.seed, self.stop, parting, self.seconds, grow, client))
         return jobs
 
     @property
@@ -210,6 +213,12 @@ def _plan(
         tokens_named=tokens_named,
         max_prompt=server.max_prompt,
     )
+
+
+def _parting(text: str, ids: tuple[int, ...], engine: ServingEngine) -> Parting:
+    """Tells the model's thinking from what it says, after a prompt that may have opened the thinking itself."""
+    inside = TreeBuilder(Question(text), ids, engine).reader(ROOT).thinking
+    return Parting(engine.reading.thinking, thinking=inside)
 
 
 def _method(request: ChatRequest | CompletionRequest, server: ServeSettings, max_tokens: int | None) -> Method[Any]:

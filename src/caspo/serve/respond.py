@@ -76,7 +76,7 @@ class _Exchange:
     def __init__(self, responder: Responder, plan: Plan, form: Form, tickets: list[Ticket], start: float) -> None:
         self._responder, self._plan, self._form, self._tickets, self._start = responder, plan, form, tickets, start
         self._metrics = responder.metrics
-        self._choices = [Choice(plan, responder.engine) for _ in tickets]
+        self._choices = [Choice(plan, responder.engine, ticket.job.parting) for ticket in tickets]
         self._outcomes: dict[int, Outcome] = {}
         self._settled = False
         self._over = False

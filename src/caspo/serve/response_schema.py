@@ -48,6 +48,8 @@ class StepOut(_Part):
     text: str
     confidence: _Share
     """exp(-mean entropy of its tokens in nats)."""
+    thinking: bool
+    """It stands in the model's thinking: its text is part of ``reasoning_content``, otherwise of ``content``."""
 
 
 class NodeOut(_Part):
@@ -66,6 +68,8 @@ class NodeOut(_Part):
     """Empty while it is under way."""
     final: bool
     """The model ended the solution here."""
+    thinking: bool
+    """It stands in the model's thinking."""
 
 
 class TreeOut(_Part):
@@ -96,9 +100,11 @@ class TokenOut(_Part):
     """A token and its log probability."""
 
     token: str
+    """Its text; bytes that are no whole character are written as ``\\xe2\\x88``."""
     logprob: float
     """Natural, of the model's own distribution."""
     bytes: list[int] | None
+    """UTF-8; those of all tokens joined are the text's."""
     top_logprobs: Annotated[list[None], Field(max_length=0)]
 
 
@@ -113,16 +119,18 @@ class LegacyLogprobs(_Part):
     """Log-probabilities of the answer's tokens, as `/v1/completions` has them."""
 
     tokens: list[str]
+    """Their texts; one that is no whole characters is written as ``bytes:\\xe2\\x88``."""
     token_logprobs: list[float]
     top_logprobs: None
     text_offset: list[int]
+    """Characters of the text before each; before a part of a character those before that character."""
 
 
 class CompletionDetails(_Part):
     """Where the generated tokens went."""
 
     reasoning_tokens: int
-    """Those that are not in the answer's text: of other paths."""
+    """Those that are not in the answer's text: of the model's thinking, and of other paths."""
 
 
 class Usage(_Part):
@@ -140,6 +148,9 @@ class MessageOut(_Part):
 
     role: Literal["assistant"]
     content: str
+    """What the model says; its thinking, and the marks of it, are not in it."""
+    reasoning_content: NotRequired[str]
+    """What the model thought before; absent where it did not."""
     refusal: str | None
     """Why the answer was withheld."""
 
@@ -192,6 +203,7 @@ class StepNote(_Part):
 
     index: int
     confidence: float
+    thinking: bool
 
 
 class StepCaspo(_Part):
@@ -211,6 +223,7 @@ class Delta(_Part):
 
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    reasoning_content: NotRequired[str]
     refusal: NotRequired[str]
 
 

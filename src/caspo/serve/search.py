@@ -15,7 +15,7 @@ from caspo.records import ROOT, Measured, Node, Solution, Step, TokenTrace
 from caspo.search import answer_path
 from caspo.search.base import Search
 from caspo.serve.job import Done, Grown, Settled, Ticket
-from caspo.steps import text_of
+from caspo.steps import Characters, text_of
 from caspo.trees import TreeBuilder
 
 __all__ = ["Running"]
@@ -28,7 +28,7 @@ class Running:
     """
 
     def __init__(self, ticket: Ticket, engine: ServingEngine) -> None:
-        self.ticket = ticket
+        self.ticket, self._engine = ticket, engine
         self.rows = 0
         """Requests of it in the batch."""
         self._lock = threading.Lock()
@@ -37,7 +37,7 @@ class Running:
         job = ticket.job
         self._tree = TreeBuilder(job.question, job.prompt_ids, engine)
         search = _telling(job.method.started(self._tree, engine, job.seed), ticket, engine, self._tree)
-        self._search: Underway[Solution] = Underway(until(search, job.stop, engine, len(job.prompt_ids)))
+        self._search: Underway[Solution] = Underway(until(search, job.stop, engine, len(job.prompt_ids), job.parting))
         self.waiting: deque[tuple[int, Request]] = deque(enumerate(self._search.begin()))
         """Requests of it that wait for a place in the batch, with their places in the search's turn."""
         self._tell()
@@ -71,13 +71,23 @@ class Running:
         """Tell how the tree grew, and the solution once it is there."""
         if self.ticket.job.grow:
             old, nodes = self._told, self._tree.nodes
-            new = tuple(node for node in nodes if node.id >= len(old) or old[node.id] is not node)
+            new = [node for node in nodes if node.id >= len(old) or old[node.id] is not node]
             self._told = list(nodes)
             if new:
-                self.ticket.tell(Grown(new))
+                self.ticket.tell(Grown(tuple(_whole(node, self._engine) for node in new)))
         if self._search.over:
             solution = self._search.result
+            nodes = [_whole(node, self._engine) for node in solution.tree.nodes]
+            solution = replace(solution, tree=replace(solution.tree, nodes=tuple(nodes)))
             self.ticket.tell(Done(solution, answer_path(solution.tree, solution.answer)))
+
+
+def _whole(node: Node, engine: Engine) -> Node:
+    """The node without half a character at its end, where a limit of tokens has cut one in two."""
+    if not node.step.text.endswith("\ufffd"):
+        return node
+    text = "".join(map(Characters().take, engine.pieces(node.step.token_ids)))
+    return replace(node, step=replace(node.step, text=text))
 
 
 def _telling(search: Search, ticket: Ticket, engine: Engine, tree: TreeBuilder) -> Search:
@@ -124,5 +134,5 @@ class _Settling:
         self._told += size
         self._settled = self._ticket.job.method.settles(step)
         if self._settled:
-            self._ticket.tell(Settled(self._number, step.text, step_score(trace)))
+            self._ticket.tell(Settled(self._number, step.text, step_score(trace), thinking))
             self._number += 1

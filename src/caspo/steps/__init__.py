@@ -1,17 +1,19 @@
 """Where a solution's steps begin and end, and what they calculate.
 
 `split_steps` cuts a finished text, `StepReader` cuts tokens while they come; both by a `Segmenter` (segmenter.py), which
-alone knows where steps end. Its rules by name are in rules.py, the default in reasoning.py. `equations` finds the statements
-``lhs = rhs`` that a step makes in running text (equations.py).
+alone knows where steps end. Its rules by name are in rules.py, the default in reasoning.py. `Parting` takes the model's
+thinking apart from what it says. `equations` finds the statements ``lhs = rhs`` that a step makes in running text
+(equations.py).
 """
 
 from caspo.steps.equations import Equation, Expression, equations
+from caspo.steps.parting import Part, Parting
 from caspo.steps.reader import THINKING, Characters, Reading, StepReader, split_steps, split_tokens, text_of
 from caspo.steps.rules import rule_name
 
 __all__ = [
-    "THINKING", "Characters", "Equation", "Expression", "Reading", "StepReader", "equations", "rule_name", "split_steps",
-    "split_tokens", "step_key", "text_of",
+    "THINKING", "Characters", "Equation", "Expression", "Part", "Parting", "Reading", "StepReader", "equations", "rule_name",
+    "split_steps", "split_tokens", "step_key", "text_of",
 ]  # fmt: skip
 
 

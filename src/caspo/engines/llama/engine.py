@@ -70,6 +70,7 @@ class LlamaCppEngine:
             file, name=self.name, cells=cells, chunk=chunk, dtype=dtype, device_layers=device_layers
         )
         self.reading = reading_of(context.tokenizer.chat_template, steps=steps, thinking=thinking)
+        context.tokenizer.show([mark for pair in self.reading.thinking for mark in pair])
         self.context_length, self.vocab_size = context.context_length, context.tokenizer.size
         self.max_rows = max(1, min(max_rows, context.strands // 2, chunk))
 

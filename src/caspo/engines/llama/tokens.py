@@ -7,7 +7,7 @@ rendered by transformers' own sandbox.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -33,9 +33,18 @@ class GgufTokenizer:
         template = api.llama_model_chat_template(model, None)
         self.chat_template = template.decode("utf-8") if template else None
         self.piece = cache(self._piece)
+        self._shown: frozenset[int] = frozenset()
         known = (i for i in range(self.size) if api.llama_vocab_is_eog(self._vocab, i))
         self.eos_ids = frozenset(known) | turn_ends(self)
         """All that end a generation: llama.cpp knows further ones by their names (end of turn, end of text)."""
+
+    def show(self, marks: Collection[str]) -> None:
+        """Take the special tokens that these are made of (the marks of a model's thinking) for text; they end nothing."""
+        self._shown = frozenset(
+            token for mark in marks for token in self.tokens(mark, special=True) if not self.piece(token)
+        )
+        self.eos_ids -= self._shown - {self.eos_token_id}
+        self.piece.cache_clear()
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> Mapping[str, list[int]]:
         """Tokens of a rendered prompt: special tokens written in it are meant. Of others BOS alone is added, if asked for
@@ -79,8 +88,8 @@ class GgufTokenizer:
         return int(token) if token >= 0 else None
 
     def _piece(self, token: int, special: bool = False) -> bytes:
-        """The bytes of a token; of a special one none, unless ``special``."""
-        size = 32
+        """The bytes of a token; of a special one none, unless it is shown, or ``special``."""
+        size, special = 32, special or token in self._shown
         while True:
             room = ctypes.create_string_buffer(size)
             count = self._api.llama_token_to_piece(self._vocab, token, room, size, 0, special)

@@ -54,13 +54,17 @@ class Decoder:
         """That of no tokens, which a prompt of a single one is continued from."""
         generation = getattr(model.generation_config, "eos_token_id", None)
         listed = generation if isinstance(generation, list) else [generation]
-        self.eos_ids = frozenset(i for i in listed if i is not None) | turn_ends(tokenizer)
+        shown = shown_ids(tokenizer, reading)
+        # A message of thinking ends inside of a turn: what ends it ends the turn only where it is EOS, or settings say so.
+        self.eos_ids = frozenset(i for i in listed if i is not None) | (
+            turn_ends(tokenizer) - (shown - {tokenizer.eos_token_id})
+        )
         if not self.eos_ids:
             raise ModelError(
                 f"{name} has no end-of-sequence token, so no solution would ever end. "
                 "Set tokenizer.eos_token, save the tokenizer and load it again."
             )
-        self.pieces = Pieces(tokenizer, shown_ids(tokenizer, reading))
+        self.pieces = Pieces(tokenizer, shown)
         """The bytes of each token."""
 
     def check(self, request: Request) -> None:

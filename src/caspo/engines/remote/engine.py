@@ -6,7 +6,10 @@ of a server that shows the whole vocabulary (llama.cpp) they are exact. What the
 
 Where a server gives token ids, prompts are sent as ids and nothing is ever tokenised again. Where it gives none, every
 piece of text gets a number of its own (from `FIRST_PIECE` on), prompts are sent as text, and trees are unfit for training.
-Characters made of several tokens may then be lost between two steps.
+
+Texts are made of the bytes of all their tokens, and so are characters made of several. The bytes of a token are those that
+the server tells (llama.cpp), or the local tokenizer (`tokenizer`), or what the server's ``/detokenize`` tells of it among
+others (vLLM). A server without ids tells no more than what such tokens come to together: the last of them has it all.
 
 Not here: the chat API, which hides the prompt's tokens, and training.
 """
@@ -16,13 +19,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from caspo.core.errors import ConfigError, DataError, EngineError
 from caspo.engines.base import Completion, Message, OnDone, Request
+from caspo.engines.pieces import Pieces
 from caspo.engines.prompts import (
     INSTRUCTION,
     TODAY,
@@ -34,13 +38,15 @@ from caspo.engines.prompts import (
     refuse_halves,
     turn_ends,
 )
-from caspo.engines.reading import reading_of
+from caspo.engines.reading import reading_of, shown_ids
 from caspo.engines.remote.batch import RemoteBatch
+from caspo.engines.remote.lost import Lost
 from caspo.engines.remote.pool import Endpoint, Pool
 from caspo.engines.remote.probe import Features, probe
 from caspo.engines.remote.reply import BadReply, Entry
 from caspo.engines.remote.settings import RemoteSettings
 from caspo.engines.remote.stream import TopLists
+from caspo.engines.remote.token_bytes import TokenBytes
 from caspo.engines.retries import Passing
 from caspo.engines.run import run
 from caspo.records import FIRST_PIECE
@@ -87,11 +93,13 @@ class OpenAICompatibleEngine:
         self.name, self.instruction, self.settings, self.examples = name, instruction, settings, tuple(examples)
         self._steps, self._thinking = steps, thinking
         self.known = TopLists()
-        self._texts: dict[int, str] = {}
+        self._bytes: dict[int, bytes] = {}
+        self._silent: set[int] = set()
+        """Tokens that the server shows no text of."""
         self._ends: set[int] = set()
-        self._end_texts: set[str] = set()
-        self._pieces: list[str] = []
-        self._numbers: dict[str, int] = {}
+        self._end_texts: set[bytes] = set()
+        self._pieces: list[bytes] = []
+        self._numbers: dict[bytes, int] = {}
         self._prompts: OrderedDict[int, str] = OrderedDict()
         self._next_prompt = _FIRST_PROMPT
         self._lock = threading.Lock()
@@ -118,10 +126,13 @@ class OpenAICompatibleEngine:
         )
         self.vocab_size, self.k = size, min(self.settings.top_logprobs, found.top_logprobs, size)
         self.context_length = found.context_length or _ANY_LENGTH
-        if self._tokenizer is not None:
-            self._ends |= turn_ends(self._tokenizer)
-            self._end_texts = {str(self._tokenizer.decode([token])) for token in self._ends}
         self.reading = self._reading()
+        if self._tokenizer is not None:
+            inside = shown_ids(self._tokenizer, self.reading) - {self._tokenizer.eos_token_id}
+            self._ends |= turn_ends(self._tokenizer) - inside
+            self._end_texts = {str(self._tokenizer.decode([token])).encode() for token in self._ends}
+        self._bytes_of = self._token_bytes()
+        self.lost = Lost(self.pool, self.features, size)
         log.info("%s", self.features.describe())
         if self.k < self.settings.top_logprobs and self.k < size:
             log.warning("%s shows %d most probable tokens, not %d", found.server, self.k, self.settings.top_logprobs)
@@ -130,10 +141,25 @@ class OpenAICompatibleEngine:
 
     def _reading(self) -> Reading:
         """How the model's text is read: by its template, where anybody here knows it."""
-        template = "" if self.features.template else None
+        template = self._server_template() if self.features.template else None
         if self._tokenizer is not None:
             template = self._tokenizer.chat_template
         return reading_of(template, steps=self._steps, thinking=self._thinking)
+
+    def _server_template(self) -> str:
+        """The template as llama.cpp tells it; the others keep theirs to themselves."""
+        if self.features.server != "llama.cpp":
+            return ""
+        try:
+            told = self.pool.wait_for(self.pool.ask("GET", "/props"))
+        except EngineError:  # a server may be started without that page
+            return ""
+        return str(told.get("chat_template") or "") if isinstance(told, dict) else ""
+
+    def _token_bytes(self) -> Callable[[int], bytes]:
+        if self._tokenizer is None:
+            return TokenBytes(lambda text: self._encoded(text, special=False), self._detokenized)
+        return Pieces(self._tokenizer, shown_ids(self._tokenizer, self.reading)).__getitem__
 
     async def _first(self) -> Features:
         problems = []
@@ -212,7 +238,7 @@ class OpenAICompatibleEngine:
 
     def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
         """The bytes of each token; special tokens have none."""
-        return [self._piece(token).encode(errors="replace") for token in token_ids]
+        return [self._piece(token) for token in token_ids]
 
     def forget(self) -> None:
         """Forget what was seen; what the servers keep of prefixes is theirs."""
@@ -235,21 +261,23 @@ class OpenAICompatibleEngine:
     def number(self, entry: Entry, *, last: bool = False) -> int:
         """The id of a token: the server's, or one for its text; ``last``: it ended a text."""
         if not self.features.ids:
-            return self._number_of("" if last else entry.text or "")[0]
+            return self._number_of(b"" if last else entry.piece or b"")[0]
         if entry.token is None:
             raise BadReply("the server sent a token without its id")
         if last:
             self._ends.add(entry.token)
-            self._texts[entry.token] = ""
-        elif entry.text is not None:
-            self._texts.setdefault(entry.token, entry.text)
+            self._bytes[entry.token] = b""
+        elif entry.piece and self._tokenizer is None:
+            self._bytes.setdefault(entry.token, entry.piece)
+        elif entry.piece is not None:
+            self._silent.add(entry.token)
         return entry.token
 
     async def resolved(self, entry: Entry) -> int:
         """The id of a token of a list, which may have come as text only."""
         if entry.token is not None or not self.features.ids:
             return self.number(entry)
-        text = entry.text or ""
+        text = (entry.piece or b"").decode(errors="replace")
         if self._tokenizer is not None:
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
@@ -258,36 +286,33 @@ class OpenAICompatibleEngine:
             raise EngineError(f"The server names the token {text!r} by its text only, and that is {len(ids)} tokens.")
         return int(ids[0])
 
-    def ends(self, token: int | None, text: str | None) -> bool:
+    def ends(self, token: int | None, piece: bytes | None) -> bool:
         """Whether a token is known to end a text."""
-        return token in self._ends or text in self._end_texts
+        return token in self._ends or piece in self._end_texts
 
     def prompt_of(self, ids: Sequence[int]) -> str | list[int]:
         """What to send for a prefix."""
         return list(ids) if self.features.ids else text_of(self.pieces(ids))
 
-    def _piece(self, token: int) -> str:
+    def _piece(self, token: int) -> bytes:
         if token >= _FIRST_PROMPT:
-            return self._prompts[token]
+            return self._prompts[token].encode(errors="replace")
         if token >= FIRST_PIECE:
             return self._pieces[token - FIRST_PIECE]
-        if token not in self._texts:
-            before, length = self._before
-            self._texts[token] = self._detokenized([*before, token])[length:]
-        return self._texts[token]
+        if token not in self._bytes:
+            piece = self._bytes_of(token)
+            if token in self._silent and self._tokenizer is None:  # special: it has a name, which is text only in a mark
+                marks = [mark for pair in self.reading.thinking for mark in pair]
+                piece = piece if any(piece.decode(errors="replace") in mark for mark in marks) else b""
+            self._bytes[token] = piece
+        return self._bytes[token]
 
-    @cached_property
-    def _before(self) -> tuple[list[int], int]:
-        """A token to stand before another (some tokenizers drop the space that a text begins with), and its length."""
-        before = list(self.encode("a")[-1:])
-        return before, len(self._detokenized(before))
-
-    def _number_of(self, text: str) -> tuple[int]:
+    def _number_of(self, piece: bytes) -> tuple[int]:
         with self._lock:
-            if text not in self._numbers:
-                self._numbers[text] = FIRST_PIECE + len(self._pieces)
-                self._pieces.append(text)
-            return (self._numbers[text],)
+            if piece not in self._numbers:
+                self._numbers[piece] = FIRST_PIECE + len(self._pieces)
+                self._pieces.append(piece)
+            return (self._numbers[piece],)
 
     def _prompt_number(self, text: str) -> tuple[int]:
         """A number for the text of a prompt, as it is sent: servers put BOS before a text, also before one that has it."""

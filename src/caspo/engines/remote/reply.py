@@ -6,12 +6,15 @@ Two shapes of ``choices[].logprobs`` are read:
 - OpenAI's older one (vLLM, SGLang, llama-cpp-python): ``tokens``, ``token_logprobs`` and ``top_logprobs``, a mapping from
   text to log p for every token; token ids stand beside it (``token_ids``) or in it ("token_id:17"), if asked for.
 
+Texts are bytes here: of a character made of several tokens llama.cpp tells each token's own bytes, OpenAI writes
+"bytes:\\xe2\\x88", and of others, which write U+FFFD for each, the reply's text tells what they come to (`repaired`).
 Missing, NaN and positive log-probabilities are errors, never confidence. Not here: requests and streams.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,9 +25,10 @@ from caspo.confidence.signals import MASS_TOLERANCE, TOLERANCE, entropy_bounds
 from caspo.core.errors import EngineError
 from caspo.records import Measured
 
-__all__ = ["RANKS", "BadReply", "Entry", "Position", "measure", "positions"]
+__all__ = ["RANKS", "BadReply", "Entry", "Position", "measure", "positions", "repaired"]
 
-_AS_ID = "token_id:"
+_AS_ID, _AS_BYTES = "token_id:", re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
+_LOST = "\ufffd".encode()
 _NO_LIST = "the server sent a token without the most probable ones in its place"
 
 RANKS = 32
@@ -40,8 +44,8 @@ class Entry(NamedTuple):
 
     token: int | None
     """None where the server gives no ids."""
-    text: str | None
-    """Empty for special tokens; None where only the id was given."""
+    piece: bytes | None
+    """Its text; empty for special tokens; None where only the id was given."""
     logprob: float
 
 
@@ -84,8 +88,8 @@ def _entry(item: Mapping[str, Any], *, read: bool = True) -> Entry:
     token, given = item.get("id"), item.get("bytes")
     if token is not None and not read:  # one of a whole vocabulary
         return Entry(int(token), None, _logprob(item["logprob"]))
-    text = bytes(given).decode("utf-8", "replace") if given is not None else str(item["token"])
-    return Entry(None if token is None else int(token), text, _logprob(item["logprob"]))
+    piece = bytes(given) if given is not None else str(item["token"]).encode(errors="replace")
+    return Entry(None if token is None else int(token), piece, _logprob(item["logprob"]))
 
 
 def _of_lists(choice: Mapping[str, Any], logprobs: Mapping[str, Any], most: int) -> list[Position]:
@@ -111,7 +115,32 @@ def _of_lists(choice: Mapping[str, Any], logprobs: Mapping[str, Any], most: int)
 def _named(name: str, value: Any) -> Entry:
     if name.startswith(_AS_ID):
         return Entry(int(name.removeprefix(_AS_ID)), None, _logprob(value))
-    return Entry(None, name, _logprob(value))
+    written = _AS_BYTES.fullmatch(name)
+    piece = bytes.fromhex(written[1].replace("\\x", "")) if written else name.encode(errors="replace")
+    return Entry(None, piece, _logprob(value))
+
+
+def repaired(found: Sequence[Position], text: str) -> list[Position]:
+    """The tokens of a reply with this text, of which some are known by their text alone, and are no whole characters.
+
+    Of some that follow one another the last has what they come to, the others have nothing: that much the text tells.
+    """
+    done, at = list(found), 0
+    for place, position in enumerate(found):
+        piece = position.taken.piece or b""
+        if _LOST in piece:
+            after = next((p.taken.piece for p in found[place + 1 :] if p.taken.piece), None)
+            if after is None or _LOST not in after:
+                end = len(text) if after is None else text.find(after.decode(), at)
+                if end < 0:
+                    return list(found)
+                piece, at = text[at:end].encode(errors="replace"), end
+            else:
+                piece = b""
+            done[place] = position._replace(taken=position.taken._replace(piece=piece))
+        elif piece:
+            at = text.find(piece.decode(errors="replace"), at) + len(piece.decode(errors="replace"))
+    return done
 
 
 def _logprob(value: Any) -> float:

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, Protocol
 
 from caspo.core.errors import EngineError
 from caspo.engines.base import Finish, Request
+from caspo.engines.remote.lost import Lost, refuse_lost
 from caspo.engines.remote.pool import Endpoint, Pool
 from caspo.engines.remote.probe import Features, neutral
-from caspo.engines.remote.reply import RANKS, BadReply, Entry, Position, measure, positions
+from caspo.engines.remote.reply import RANKS, BadReply, Entry, Position, measure, positions, repaired
 from caspo.engines.retries import Passing
 from caspo.records import Measured
 from caspo.steps import Reading
@@ -38,6 +39,7 @@ class Side(Protocol):
     vocab_size: int
     context_length: int
     known: TopLists
+    lost: Lost
 
     def number(self, entry: Entry, *, last: bool = False) -> int:
         """The id of a token: the server's, or one for its text; ``last``: it ended a text."""
@@ -45,7 +47,7 @@ class Side(Protocol):
     async def resolved(self, entry: Entry) -> int:
         """The id of a token of a list, which may have come as text only."""
 
-    def ends(self, token: int | None, text: str | None) -> bool:
+    def ends(self, token: int | None, piece: bytes | None) -> bool:
         """Whether a token is known to end a text."""
 
     def prompt_of(self, ids: Sequence[int]) -> str | list[int]:
@@ -118,7 +120,7 @@ async def tokens(side: Side, request: Request) -> AsyncGenerator[Token | Ended, 
     reader = _Reader(side, request)
     if request.rank > 1:
         chosen, known = await _ranked(side, request)
-        yield reader.note(chosen, known, last=side.ends(chosen.token, chosen.text))
+        yield reader.note(chosen, known, last=side.ends(chosen.token, chosen.piece))
     attempt, bad, until = 0, 0, clock() + side.pool.patience
     while True:
         try:
@@ -209,16 +211,21 @@ class _Reader:
             new = positions(choice, side.k)
             if choice.get("text") and not new and finish is None:
                 raise BadReply("the server sent text without log-probabilities")
-            received += len(new)
             finish = choice.get("finish_reason") or finish
-            _refuse_lost(received, named - (finish == "stop"), final=False)
+            missing = named - (finish == "stop") - received - len(new)
+            if new and not side.features.ids:
+                new = repaired(new, str(choice.get("text") or ""))
+            elif new and missing > 0:
+                there = (*self.request.prefix_ids, *self.ids, *(side.number(position.taken) for position in held))
+                new = await side.lost.found(there, new, missing, side.k)
+            received += len(new)
             waiting, held = held + new, []
             for position in waiting:
                 final = position is waiting[-1]
-                ended = side.ends(position.taken.token, position.taken.text)
+                ended = side.ends(position.taken.token, position.taken.piece)
                 if final and not ended and finish == "stop":
-                    ended = bool(new) or position.taken.text == ""
-                elif final and not ended and finish is None and position.taken.text == "":
+                    ended = bool(new) or position.taken.piece == b""
+                elif final and not ended and finish is None and position.taken.piece == b"":
                     held = [position]
                     continue
                 yield self.take(position, last=ended)
@@ -226,7 +233,8 @@ class _Reader:
                     return
         if finish is None:
             raise Passing("a stream ended in the middle")
-        _refuse_lost(received, named - (finish == "stop"), final=True)
+        if finish == "stop" or not (received or self.ids):  # a limit may have cut a character in two: that much is told
+            refuse_lost(received, named - (finish == "stop"))
         if finish not in ("stop", "length"):
             raise Passing(f"the server ended a stream for the reason {finish!r}")
         self.over = True
@@ -249,15 +257,6 @@ def _counted(event: Mapping[str, Any]) -> int:
     """How many tokens the server says that it has generated."""
     usage, timings = event.get("usage") or {}, event.get("timings") or {}
     return int(max(usage.get("completion_tokens") or 0, timings.get("predicted_n") or 0))
-
-
-def _refuse_lost(received: int, named: int, *, final: bool) -> None:
-    if received < named:
-        raise EngineError(
-            f"The server generated {named} tokens and told of {received}. llama.cpp's server leaves out the tokens of a "
-            "character that is made of several (an emoji, say); where one token was lost there is no confidence"
-            + (", and its reply is not whole." if final else ".")
-        )
 
 
 def _body(side: Side, request: Request, received: Sequence[int]) -> dict[str, Any]:

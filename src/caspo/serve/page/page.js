@@ -46,14 +46,16 @@ async function ask(question) {
 function take(chunk, run) {
   const choice = chunk.choices?.[0];
   if (!choice) return; // the usage
-  const { content, refusal } = choice.delta ?? {};
+  const { content, reasoning_content: thought, refusal } = choice.delta ?? {};
   const { step, nodes, ...rest } = choice.caspo ?? {};
   if (nodes) tree.grow(nodes);
   if (refusal) run.refusal += refusal;
-  if (step && content) {
-    run.steps.push({ text: content, confidence: step.confidence });
-    tree.settle(content);
-    $("heard").append(el("p", {}, `Step ${run.steps.length}, confidence ${fixed(step.confidence)}: ${content}`));
+  if (step && (content || thought)) {
+    const text = (thought ?? "") + (content ?? "");
+    run.steps.push({ text, confidence: step.confidence, thinking: step.thinking });
+    tree.settle(text);
+    const kind = step.thinking ? "Thinking, step" : "Step";
+    $("heard").append(el("p", {}, `${kind} ${run.steps.length}, confidence ${fixed(step.confidence)}: ${text}`));
     while ($("heard").childElementCount > 20) $("heard").firstElementChild.remove();
   }
   if (choice.finish_reason) {
@@ -133,7 +135,7 @@ function showResult(run, end) {
     `${end.generated_tokens ?? "?"} tokens`, `${fixed(run.seconds, 1)} s`, end.method,
   ].filter(Boolean).join(" · ");
   $("copies").hidden = false;
-  last.text = (end.steps ?? run.steps).map((step) => step.text).join("");
+  last.text = (end.steps ?? run.steps).filter((step) => !step.thinking).map((step) => step.text).join("");
   $("copies").querySelector("[data-copy=text]").hidden = !last.text;
   say(`${$("state").textContent}: ${answer} Confidence ${fixed(end.confidence)}. ${$("reason").textContent}`);
 }

@@ -204,7 +204,7 @@ export class ReasoningTree {
     const decision = DECISIONS[name] ?? DECISIONS[""];
     const written = String(node.text ?? "");
     const text = written.trim() || "(empty step)";
-    row.className = `row ${name || "open"}${row.step?.children.length ? " has-children" : ""}`;
+    row.className = `row ${name || "open"}${node.thinking ? " thinking" : ""}${row.step?.children.length ? " has-children" : ""}`;
     caspoText.show(row.querySelector(".text"), written.trim() ? written : text);
     row.querySelector(".dot path").setAttribute("d", decision.mark);
     if (id === -1) {
@@ -217,9 +217,11 @@ export class ReasoningTree {
     row.style.setProperty("--share", Math.min(1, Math.max(0, node.confidence || 0)));
     const marks = row.querySelector(".marks");
     marks.replaceChildren(el("span", { class: "chip", title: "confidence of the step" }, fixed(node.confidence)));
+    if (node.thinking) marks.append(el("span", { class: "badge" }, "thinking"));
     if (decision.badge) marks.append(el("span", { class: "badge" }, decision.badge));
     const became = decision.badge && `, ${decision.badge}`;
-    row.setAttribute("aria-label", `${text} Confidence ${fixed(node.confidence)}${became}`);
+    const kind = node.thinking ? "Thinking: " : "";
+    row.setAttribute("aria-label", `${kind}${text} Confidence ${fixed(node.confidence)}${became}`);
     const details = row.querySelector(".details");
     if (details) details.replaceWith(this.#details(node));
   }
