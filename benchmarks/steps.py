@@ -9,8 +9,10 @@ people labelled, joined by blank lines. `_line` are the same for the rule that a
 `segment_share_of_decode` that over the time of a decoded token at 64 rows, in turns in one process.
 
 `auroc_*_reasoning` and `auroc_*_line`: every signal of `caspo.confidence` on the steps of the same sampled solutions, cut by
-either rule and judged by the same judge (up to the first wrong step; unknown ones are left out), and
-`auroc_change_*`, the first minus the second. Intervals: questions drawn again, for both rules the same.
+either rule and judged by the same judge (up to the first wrong step; unknown ones are left out), and `auroc_change_*`, the
+first minus the second. Of every solution the last step is left out: a wrong answer is mostly an earlier error that the judge
+could not tell. `auroc_numbers_*` is the mean entropy of a step's tokens with a digit. Intervals: questions drawn again, for
+both rules the same.
 ``--solutions FILE`` keeps the sampled solutions: what is there is not sampled again.
 
 Figures: `boundary_f1_real`, `boundary_f1_real_line`, `boundary_f1_real_held_out`, `empty_steps_fraction`,
@@ -41,7 +43,7 @@ from caspo.evaluate.resampling import draw_questions, resampled_auroc
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.judges.base import Chain
 from caspo.judges.reference import ReferenceJudge
-from caspo.records import Question, Tree
+from caspo.records import Question, Step, Tree
 from caspo.steps import Reading, split_steps
 from caspo.tasks.base import Task
 from caspo.trees import TreeBuilder, seed_of
@@ -173,10 +175,10 @@ def confidence(trees: Sequence[Tree], engine: HFEngine) -> dict[str, Figure]:
     """AUROC of every signal by either rule."""
     steps = {rule: judged(trees, engine, rule) for rule in RULES}
     draws, found = draw_questions(len(trees)), {}
-    for name, signal in SIGNALS.items():
+    for name in (*SIGNALS, "numbers"):
         values = {}
-        for rule, (traces, right, question) in steps.items():
-            scores, ones = np.array([float(signal(trace)) for trace in traces]), np.ones(len(traces))
+        for rule, (cut, right, question) in steps.items():
+            scores, ones = np.array([score(name, step, engine) for step in cut]), np.ones(len(cut))
             estimate = estimate_auroc(scores, right, ones, question, draws)
             values[rule] = estimate.value, resampled_auroc(scores, right, ones, question, draws)
             note = f"{int((~right).sum())} of {len(right)} steps wrong, {len(trees)} questions"
@@ -189,9 +191,18 @@ def confidence(trees: Sequence[Tree], engine: HFEngine) -> dict[str, Figure]:
     return found
 
 
-def judged(trees: Sequence[Tree], engine: HFEngine, rule: str) -> tuple[list[Any], Any, Any]:
-    """Traces of the judged steps, whether each is right, and the question it is of."""
-    chains, traces, places = [], [], []
+def score(name: str, step: Step, engine: HFEngine) -> float:
+    """A signal of a step, higher where the model is surer."""
+    if name != "numbers":
+        return float(SIGNALS[name](step.trace))
+    digits = [any(48 <= byte < 58 for byte in piece) for piece in engine.pieces(step.token_ids)]
+    return -float(step.trace.entropy[digits].mean()) if any(digits) else 0.0
+
+
+def judged(trees: Sequence[Tree], engine: HFEngine, rule: str) -> tuple[list[Step], Any, Any]:
+    """The judged steps, whether each is right, and the question it is of. Last steps are left out: a wrong answer
+    there is mostly an error of an earlier step that the judge could not tell."""
+    chains, cut, places = [], [], []
     cutting = replace(engine.reading, steps=rule)
 
     class Cutting:
@@ -204,17 +215,17 @@ def judged(trees: Sequence[Tree], engine: HFEngine, rule: str) -> tuple[list[Any
             end = builder.add_solution(leaf.step.token_ids, leaf.step.trace, final=leaf.final)
             path = builder.build().path(end)
             chains.append(Chain(tree.question, tuple(node.step.text for node in path), leaf.final))
-            traces.append([node.step.trace for node in path])
+            cut.append([node.step for node in path])
             places.append(place)
-    kept: list[tuple[Any, bool, int]] = []
-    for found, path_traces, place in zip(ReferenceJudge().judge(chains), traces, places, strict=True):
-        for verdict, trace in zip(found, path_traces, strict=True):
+    kept: list[tuple[Step, bool, int]] = []
+    for found, path_steps, place in zip(ReferenceJudge().judge(chains), cut, places, strict=True):
+        for verdict, step in zip(found, path_steps[:-1], strict=False):
             if verdict.label == "unknown":
                 continue
-            kept.append((trace, verdict.label == "right", place))
+            kept.append((step, verdict.label == "right", place))
             if verdict.label == "wrong":
                 break
-    return [t for t, _, _ in kept], np.array([r for _, r, _ in kept]), np.array([p for _, _, p in kept], dtype=np.intp)
+    return [s for s, _, _ in kept], np.array([r for _, r, _ in kept]), np.array([p for _, _, p in kept], dtype=np.intp)
 
 
 def main() -> None:

@@ -204,7 +204,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     out = told(capsys, monkeypatch, recipe)
     assert "stories-tiny: 4.2M parameters, 4.2M trained, float32, 1 device" in out
     assert "Largest pass: 2,048 tokens at most" in out
-    assert "at most 384 steps, 24,576 tokens: 8 questions, 12 prefixes each, 4 samples, 64 tokens" in out
+    assert "at most 384 steps, 196,608 tokens: 8 questions, 12 prefixes each, 4 samples, 512 tokens" in out
     assert "Time: give --tokens-per-second" in out
     write_trees(tmp_path / "tree" / "part-0000.parquet", TREES)
     write_pairs(tmp_path / "pairs.parquet", PAIRS, TREES, str)
@@ -216,7 +216,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert f"Training: {tokens.unique / 2:.0f} s at 2 unique tokens a second." in out
     assert f"Longest path: {tokens.longest_path} tokens, of a context of" in out
     out = told(capsys, monkeypatch, recipe, "--tokens-per-second", 10, "--sampling-tokens-per-second", 1, "rounds=2")
-    assert "Sampling: at most 13.7 h at 1 tokens a second. Training: at most 82 min at 10 unique tokens" in out
+    assert "Sampling: at most 109.2 h at 1 tokens a second. Training: at most 10.9 h at 10 unique tokens" in out
 
 
 def test_devices_of_the_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -239,7 +239,13 @@ def test_the_command(caspo: Callable[..., tuple[int, str, str]], tmp_path: Path)
     assert told.count("chosen") in (1, 2)
     assert "loses its last right path with a probability of at most 0.4" in " ".join(told.split())
     found = Thresholds.load(out / "thresholds.json")
-    assert found.model == {"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": INSTRUCTION}
+    assert found.model == {
+        "name": "stories-tiny",
+        "engine": "hf",
+        "dtype": "float32",
+        "instruction": INSTRUCTION,
+        "steps": "reasoning",
+    }
     assert (found.alpha, found.delta) == (0.4, 0.4)
     assert 2 <= found.n_pruning <= 8
     assert f"Pruning, on {found.n_pruning} questions with a right path to lose" in told

@@ -21,9 +21,9 @@ from caspo.core.errors import ConfigError, DataError
 from caspo.engines.drive import drive
 from caspo.engines.prompts import TODAY, template_of
 from caspo.engines.until import cut, until
-from caspo.records import Question, Solution
+from caspo.records import ROOT, Question, Solution, after_thinking
 from caspo.search import DEFAULT_METHOD, METHODS, Method, answer_path
-from caspo.steps import text_of
+from caspo.steps import Parting
 from caspo.trees import TreeBuilder
 
 __all__ = ["HarnessModel", "register"]
@@ -169,7 +169,10 @@ class HarnessModel:
                 )
         method, engine = self._method(limits), self._engine
         trees = [TreeBuilder(question, self._prompt(question.text), engine) for question in questions]
-        searches = [until(method.started(t, engine, self._seed), stops, engine, len(t.prompt_ids)) for t in trees]
+        searches = []
+        for tree in trees:
+            parting = Parting(engine.reading.thinking, thinking=tree.reader(ROOT).thinking)
+            searches.append(until(method.started(tree, engine, self._seed), stops, engine, len(tree.prompt_ids), parting))
         return [self._text(solution, stops) for solution in drive(searches, engine, lambda: on_done(1))]
 
     def _method(self, limits: Mapping[str, Any]) -> Method[Any]:
@@ -184,11 +187,12 @@ class HarnessModel:
         return ids
 
     def _text(self, solution: Solution, stops: Sequence[str]) -> str:
-        """What the method answers: the path of the answer, or the best one where no path states any."""
+        """What the method answers, after its thinking: the path of the answer, or the best one where none states any."""
         if solution.abstained:
             return ""
-        ids = [token for node in answer_path(solution.tree, solution.answer) for token in node.step.token_ids]
-        return cut(text_of(self._engine.pieces(ids)), stops)
+        path = answer_path(solution.tree, solution.answer)
+        said = after_thinking([node.step for node in path])
+        return cut(self._engine.reading.answer_text(said), stops)
 
 
 def _device(asked: str | None) -> str:

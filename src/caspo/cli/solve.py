@@ -118,7 +118,8 @@ def choose(
 ) -> tuple[Method[Any], dict[str, str]]:
     """The method, and what of the model's settings is told: as given, or as ``thresholds`` were calibrated.
 
-    ``asked``: what is given of ``engine``, ``instruction`` and ``steps``; and the fingerprint of ``examples``, no setting."""
+    ``asked``: what is given of ``engine``, ``instruction`` and ``steps``, and the fingerprint of ``examples``.
+    """
     from caspo.search import method_of
 
     told = {key: value for key, value in asked.items() if value is not None}

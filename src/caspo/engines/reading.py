@@ -8,9 +8,9 @@ from typing import Any
 from caspo.engines.prompts import PLAIN_TEMPLATE
 from caspo.steps import THINKING, Reading
 
-__all__ = ["reading_of", "shown_ids"]
+__all__ = ["MARKS", "reading_of", "shown_ids"]
 
-_MARKS = (
+MARKS = (
     THINKING,  # Qwen3, DeepSeek-R1, SmolLM3, GLM, MiniMax
     # gpt-oss: messages to itself, then one to the user; what stands between two messages is part of the mark.
     ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
@@ -39,7 +39,7 @@ def reading_of(template: str | None, *, steps: str = "reasoning", thinking: Sequ
         marks = ((opening, closing),)
     else:
         named = template or ""
-        marks = tuple(pair for pair in _MARKS if pair == THINKING or any(mark in named for mark in pair))
+        marks = tuple(pair for pair in MARKS if pair == THINKING or any(mark in named for mark in pair))
     return Reading(steps, marks, _TURN if template is None or template == PLAIN_TEMPLATE else "")
 
 

@@ -30,9 +30,11 @@ from caspo.answers import right_answer, stated_answer
 from caspo.core.config import Config
 from caspo.engines.base import Request
 from caspo.engines.drive import Asking, drive
+from caspo.engines.reading import MARKS
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, TextEngine
 from caspo.records import Label, Question, Verdict
+from caspo.steps import Reading
 from caspo.trees import seed_of
 
 __all__ = ["RolloutCounts", "RolloutJudge", "RolloutSettings", "fixed_sample"]
@@ -198,6 +200,10 @@ class _Prefix:
         return _Prefix(question, text, chain.prompt_ids, ids, key)
 
 
+_SAID = Reading(thinking=MARKS)
+"""Reads what a solution says after its thinking, whoever wrote it."""
+
+
 class _Search:
     """The search for a chain's first error; it waits for the test of one prefix at a time."""
 
@@ -233,7 +239,7 @@ class _Search:
         if not question.answer.strip():
             self.told = [("unknown", "the question has no known answer")] * (length - given)
             return
-        stated = stated_answer(question, _text(self.chain.steps)) if self.chain.ended else None
+        stated = stated_answer(question, _SAID.answer_text(_text(self.chain.steps))) if self.chain.ended else None
         by_text = int(stated is not None)  # the last step needs no completions then
         if given and stated is None:  # tested already where a tree was grown to it; nothing can be told after a lost one
             before = yield given
@@ -294,7 +300,8 @@ class _Test:
         while self.ids is not None and self._decided() is None and self.samples < self.settings.samples:
             found = yield [self._request(self.ids, number) for number in self._next()]
             for completion in found:
-                answer = stated_answer(question, self.prefix.text + completion.text, ended=completion.finish == "eos")
+                said = _SAID.answer_text(self.prefix.text + completion.text)
+                answer = stated_answer(question, said, ended=completion.finish == "eos")
                 self.samples += 1
                 self.successes += right_answer(answer, question.answer)
                 self.tokens += completion.decoded
