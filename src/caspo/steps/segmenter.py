@@ -193,8 +193,8 @@ class Segmenter:
         self._written = True
         if self._began is None:
             self._began = self._begins(line, start, whole=whole)
-            if self._began:
-                self._cut = start
+            if self._began:  # line breaks behind a mark belong to the step before, as blank lines do
+                self._cut = start + len(line) - len(line.lstrip("\r\n"))
         if self._cut is not None and self._began is not None and rule.content(line):
             self._end(self._cut, ended)
             self._cut = None
