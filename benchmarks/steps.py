@@ -6,7 +6,7 @@ it is at the same character. `boundary_f1_processbench` needs ``--data FOLDER`` 
 people labelled, joined by blank lines. `_line` are the same for the rule that a step is a line.
 
 `segment_microseconds_per_token` is the time of `StepReader.take` for the tokens of the marked solutions, and
-`segment_share_of_decode` that over the time of a decoded token at 64 rows, in turns in one process.
+`segment_percent_of_decode` that over the time of a decoded token at 64 rows, in turns in one process.
 
 `auroc_*_reasoning` and `auroc_*_line`: every signal of `caspo.confidence` on the steps of the same sampled solutions, cut by
 either rule and judged by the same judge (up to the first wrong step; unknown ones are left out), and `auroc_change_*`, the
@@ -15,10 +15,14 @@ could not tell. `auroc_numbers_*` is the mean entropy of a step's tokens with a 
 both rules the same.
 ``--solutions FILE`` keeps the sampled solutions: what is there is not sampled again.
 
+`auroc_people_*` are the same on solutions of others that people labelled (``--people N`` of ProcessBench's gsm8k part), read by
+the model: a step is wrong if it begins in the first wrong step of the labels, and what follows that is left out.
+
 Figures: `boundary_f1_real`, `boundary_f1_real_line`, `boundary_f1_real_held_out`, `empty_steps_fraction`,
 `empty_steps_fraction_line`, `steps_per_solution`, `steps_per_solution_line`, `segment_microseconds_per_token`,
-`segment_share_of_decode`, `auroc_*_reasoning`, `auroc_*_line`, `auroc_change_*`
+`segment_percent_of_decode`, `auroc_*_reasoning`, `auroc_*_line`, `auroc_change_*`
 Figures with --data: `boundary_f1_processbench`, `boundary_f1_processbench_line`
+Figures with --people: `auroc_people_*_reasoning`, `auroc_people_*_line`, `auroc_people_change_*`
 """
 
 from __future__ import annotations
@@ -26,12 +30,13 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from parts.measure import Figure, difference, options, ratio, report, task_of
 
 from caspo.confidence import SIGNALS
@@ -43,8 +48,8 @@ from caspo.evaluate.resampling import draw_questions, resampled_auroc
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.judges.base import Chain
 from caspo.judges.reference import ReferenceJudge
-from caspo.records import Question, Step, Tree
-from caspo.steps import Reading, split_steps
+from caspo.records import Question, Step, TokenTrace, Tree
+from caspo.steps import Reading, split_steps, split_tokens
 from caspo.tasks.base import Task
 from caspo.trees import TreeBuilder, seed_of
 
@@ -137,7 +142,7 @@ def cost(engine: HFEngine, turns: int, rows: int = 64, tokens: int = 64) -> dict
     middle = statistics.median(microseconds)
     return {
         "segment_microseconds_per_token": difference(middle, min(microseconds), max(microseconds), "", "us", turns),
-        "segment_share_of_decode": ratio(reading, decoding, f"{engine.name}, {rows} rows", "of a token"),
+        "segment_percent_of_decode": ratio([100 * s for s in reading], decoding, f"{engine.name}, {rows} rows", "%"),
     }
 
 
@@ -171,23 +176,28 @@ class _Uncut:
         self.pieces = engine.pieces
 
 
-def confidence(trees: Sequence[Tree], engine: HFEngine) -> dict[str, Figure]:
+Labelled = tuple[list[Step], Any, Any]
+"""Steps, whether each is right, and the number of the question that it is of."""
+
+
+def confidence(steps: Mapping[str, Labelled], questions: int, engine: HFEngine, prefix: str = "") -> dict[str, Figure]:
     """AUROC of every signal by either rule."""
-    steps = {rule: judged(trees, engine, rule) for rule in RULES}
-    draws, found = draw_questions(len(trees)), {}
+    draws, found = draw_questions(questions), {}
     for name in (*SIGNALS, "numbers"):
         values = {}
         for rule, (cut, right, question) in steps.items():
             scores, ones = np.array([score(name, step, engine) for step in cut]), np.ones(len(cut))
             estimate = estimate_auroc(scores, right, ones, question, draws)
             values[rule] = estimate.value, resampled_auroc(scores, right, ones, question, draws)
-            note = f"{int((~right).sum())} of {len(right)} steps wrong, {len(trees)} questions"
+            note = f"{int((~right).sum())} of {len(right)} steps wrong, {questions} questions"
             low, high = estimate.interval or (None, None)
-            found[f"auroc_{name}_{rule}"] = difference(float(estimate.value or 0), low, high, note, "AUROC", len(right))
+            found[f"auroc_{prefix}{name}_{rule}"] = difference(
+                float(estimate.value or 0), low, high, note, "AUROC", len(right)
+            )
         change = values["reasoning"][1] - values["line"][1]
         low, high = np.nanquantile(change, [0.025, 0.975])
         value = float(values["reasoning"][0] or 0) - float(values["line"][0] or 0)
-        found[f"auroc_change_{name}"] = difference(value, float(low), float(high), "", "AUROC", len(trees))
+        found[f"auroc_{prefix}change_{name}"] = difference(value, float(low), float(high), "", "AUROC", questions)
     return found
 
 
@@ -199,9 +209,48 @@ def score(name: str, step: Step, engine: HFEngine) -> float:
     return -float(step.trace.entropy[digits].mean()) if any(digits) else 0.0
 
 
-def judged(trees: Sequence[Tree], engine: HFEngine, rule: str) -> tuple[list[Step], Any, Any]:
-    """The judged steps, whether each is right, and the question it is of. Last steps are left out: a wrong answer
-    there is mostly an error of an earlier step that the judge could not tell."""
+def by_people(engine: HFEngine, data: Path, number: int) -> dict[str, Labelled]:
+    """Steps of ProcessBench's solutions by either rule, as the model reads them."""
+    rows = [json.loads(line) for line in (data / "processbench_steps.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "gsm8k" in row["id"]]
+    np.random.default_rng(0).shuffle(rows)
+    kept: dict[str, list[tuple[Step, bool, int]]] = {rule: [] for rule in RULES}
+    for place, row in enumerate(rows[:number]):
+        ids = engine.encode("\n\n".join(row["steps"]))
+        trace, pieces = read(engine, engine.prompt(row["question"]), ids), engine.pieces(ids)
+        starts = np.cumsum([0, *map(len, pieces)])
+        steps_end = np.cumsum([len(step.encode()) + 2 for step in row["steps"]])
+        for rule in RULES:
+            for start, end in split_tokens(pieces, rule):
+                of = int(np.searchsorted(steps_end, starts[start], side="right"))
+                if row["first_error"] < 0 or of <= row["first_error"]:
+                    step = Step("", tuple(ids[start:end]), trace[start:end])
+                    kept[rule].append((step, of != row["first_error"], place))
+    return {rule: labelled(found) for rule, found in kept.items()}
+
+
+@torch.inference_mode()
+def read(engine: HFEngine, prompt: tuple[int, ...], ids: tuple[int, ...]) -> TokenTrace:
+    """What the model's distributions say of a text that it is given."""
+    logits_TV = engine.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+    logs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
+    probs_TV = logs_TV.exp()
+    entropy_T = -(probs_TV * logs_TV).sum(-1)
+    best_T2 = logs_TV.topk(2, dim=-1).values
+    taken_T = logs_TV[torch.arange(len(ids)), torch.tensor(ids)]
+    margin_T = best_T2[:, 0].exp() - best_T2[:, 1].exp()
+    spread_T = (probs_TV * logs_TV**2).sum(-1) - entropy_T**2
+    return TokenTrace(*(column.numpy() for column in (entropy_T, taken_T, best_T2[:, 0], margin_T, spread_T)))
+
+
+def labelled(kept: Sequence[tuple[Step, bool, int]]) -> Labelled:
+    """In columns."""
+    return [s for s, _, _ in kept], np.array([r for _, r, _ in kept]), np.array([p for _, _, p in kept], dtype=np.intp)
+
+
+def judged(trees: Sequence[Tree], engine: HFEngine, rule: str) -> Labelled:
+    """The judged steps. Last steps are left out: a wrong answer there is mostly an earlier error that the judge could not
+    tell."""
     chains, cut, places = [], [], []
     cutting = replace(engine.reading, steps=rule)
 
@@ -225,7 +274,7 @@ def judged(trees: Sequence[Tree], engine: HFEngine, rule: str) -> tuple[list[Ste
             kept.append((step, verdict.label == "right", place))
             if verdict.label == "wrong":
                 break
-    return [s for s, _, _ in kept], np.array([r for _, r, _ in kept]), np.array([p for _, _, p in kept], dtype=np.intp)
+    return labelled(kept)
 
 
 def main() -> None:
@@ -239,7 +288,12 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--solutions", type=Path, metavar="FILE", help="keeps the sampled solutions (Parquet)")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="public step data: processbench_steps.jsonl")
+    parser.add_argument(
+        "--people", type=int, default=0, metavar="N", help="labelled solutions of --data that the model reads"
+    )
     arguments = parser.parse_args()
+    if arguments.people and arguments.data is None:
+        parser.error("--people needs --data FOLDER")
     quick = arguments.quick
     model, tokenizer = load("stories-tiny" if quick else arguments.model)
     prompt = {} if arguments.instruction is None else {"instruction": arguments.instruction}
@@ -248,7 +302,10 @@ def main() -> None:
     questions = task.questions("test", 12 if quick else arguments.questions, 0)
     found = against_people(arguments.data) | cost(engine, 1 if quick else 5)
     trees = sampled(engine, questions, arguments.samples, 64 if quick else arguments.max_tokens, arguments.solutions)
-    report(found | confidence(trees, engine), arguments)
+    found |= confidence({rule: judged(trees, engine, rule) for rule in RULES}, len(trees), engine)
+    if arguments.people:
+        found |= confidence(by_people(engine, arguments.data, arguments.people), arguments.people, engine, "people_")
+    report(found, arguments)
 
 
 if __name__ == "__main__":
