@@ -15,8 +15,8 @@ could not tell. `auroc_numbers_*` is the mean entropy of a step's tokens with a 
 both rules the same.
 ``--solutions FILE`` keeps the sampled solutions: what is there is not sampled again.
 
-`auroc_people_*` are the same on solutions of others that people labelled (``--people N`` of ProcessBench's gsm8k part), read by
-the model: a step is wrong if it begins in the first wrong step of the labels, and what follows that is left out.
+`auroc_people_*` are the same on solutions of others that people labelled (``--people N`` of ProcessBench's gsm8k part), read
+by the model: a step is wrong if it begins in the first wrong step of the labels, and what follows that is left out.
 
 Figures: `boundary_f1_real`, `boundary_f1_real_line`, `boundary_f1_real_held_out`, `empty_steps_fraction`,
 `empty_steps_fraction_line`, `steps_per_solution`, `steps_per_solution_line`, `segment_microseconds_per_token`,
