@@ -14,7 +14,8 @@ from caspo.steps.rules import rule_of
 from caspo.steps.segmenter import Segmenter, sentence_ends
 
 RULES = [
-    "reasoning", "line", "paragraph", "sentence", "delimiter:;", "delimiter:\n\n", "delimiter:ки", "delimiter:<", "delimiter:k>\n",
+    "reasoning", "line", "paragraph", "sentence",
+    "delimiter:;", "delimiter:\n\n", "delimiter:ки", "delimiter:<", "delimiter:k>\n",
 ]  # fmt: skip
 
 LINES = [
@@ -23,7 +24,8 @@ LINES = [
     "| a | b |", "### Part", "**Part**", "Step 2:", "Step 3: Count", "<think>", "</think>", "a <think> b </think> c",
     "¡Sí! Dr. No said. Yes.", "½ of 日本 is ⅓.", "A. 1", "שלום", "![](x.png)", "word " * 50, "x" * 1100,
     "One sentence here. " * 60, "1", "1.", "St", "#", "ки;",
-    "[ x", "[", "Yes.\u2028No.\x0cOn.", "“好！！”好。（是。）走。。", "." * 1100, "a" + " ." * 2400, "a <" * 400, " " * 1100 + "a",
+    "[ x", "[", "Yes.\u2028No.\x0cOn.", "“好！！”好。（是。）走。。", "." * 1100, "a" + " ." * 2400,
+    "a <" * 400, " " * 1100 + "a",
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(LINES), max_size=14).map("\n".join) | st.text(
     alphabet="aB1.:;-*#|`\\[]$<> \n\r\t\u2028к√。”", max_size=80
