@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from caspo.core.errors import ConfigError
 from caspo.steps import Characters, Reading, StepReader, rule_name, split_steps, split_tokens, text_of
 from caspo.steps.rules import rule_of
-from caspo.steps.segmenter import Segmenter
+from caspo.steps.segmenter import Segmenter, sentence_ends
 
-RULES = ["reasoning", "line", "paragraph", "sentence", "delimiter:;", "delimiter:\n\n", "delimiter:ки"]
+RULES = [
+    "reasoning", "line", "paragraph", "sentence",
+    "delimiter:;", "delimiter:\n\n", "delimiter:ки", "delimiter:<", "delimiter:k>\n",
+]  # fmt: skip
 
 LINES = [
     "", " ", "\t", "---", "Tom has 3 pens.", "3 + 4 = 7", "So the total is:", "so it goes on", "1. First", "2. Second",
@@ -21,9 +24,11 @@ LINES = [
     "| a | b |", "### Part", "**Part**", "Step 2:", "Step 3: Count", "<think>", "</think>", "a <think> b </think> c",
     "¡Sí! Dr. No said. Yes.", "½ of 日本 is ⅓.", "A. 1", "שלום", "![](x.png)", "word " * 50, "x" * 1100,
     "One sentence here. " * 60, "1", "1.", "St", "#", "ки;",
+    "[ x", "[", "Yes.\u2028No.\x0cOn.", "“好！！”好。（是。）走。。", "." * 1100, "a" + " ." * 2400,
+    "a <" * 400, " " * 1100 + "a",
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(LINES), max_size=14).map("\n".join) | st.text(
-    alphabet="aB1.:;-*#|`\\[]$ \n\r\tк√", max_size=80
+    alphabet="aB1.:;-*#|`\\[]$<> \n\r\t\u2028к√。”", max_size=80
 )
 
 
@@ -43,6 +48,15 @@ def test_any_split_of_a_text_gives_the_same_steps(rule: str, text: str, data: st
     whole = ends(rule, [text])
     assert ends(rule, pieces) == whole
     assert ends(rule, list(text)) == whole
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("before", ["", "We go on:\n", "We go on.\n\n", "It is 3\nIt is 4\n"])
+def test_every_kind_of_line_is_cut_alike_character_by_character(rule: str, before: str) -> None:
+    """Nothing is concluded from the beginning of a line that the rest of it may change."""
+    for line in LINES:
+        text = f"{before}{line}\nSo 7."
+        assert ends(rule, list(text)) == ends(rule, [text]), line
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -264,6 +278,19 @@ def test_long_traces_cost_linear_time_and_have_bounded_steps(opening: str, closi
             assert "".join(step for step, _ in steps) == text
             seen.append(looked)
         assert seen[1] <= 5 * seen[0]
+
+
+@pytest.mark.parametrize("rule", ["reasoning", "sentence"])
+@pytest.mark.parametrize("line", [".", "!? ", " ", "-", "<", ". " * 1500 + "a. ", "a" + " ." * 1500, "Mr. ", "a <"])
+def test_lines_that_never_end_cost_linear_time_too(rule: str, line: str) -> None:
+    """What a model writes that repeats itself for ever: most of it has neither a sentence's end nor a word."""
+    seen = [_looked_at((line * size)[:size], Reading(rule)) for size in (16_000, 64_000)]
+    assert seen[1] <= 6 * seen[0]
+
+
+def test_a_run_of_points_is_read_once() -> None:
+    """It was read from each of its points to its end."""
+    assert list(sentence_ends("a" + "." * 300_000)) == []
 
 
 def _looked_at(text: str, reading: Reading) -> int:

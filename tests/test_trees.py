@@ -99,6 +99,23 @@ def test_a_path_that_goes_on_with_its_step_is_a_sibling_of_that_step() -> None:
     assert builder.nodes[longer].final
 
 
+def test_a_step_whose_last_token_begins_the_next_one_is_gone_on_with() -> None:
+    """Its end is known with that token and told only once: what follows it is a step after it all the same."""
+    model = Model({1: b"<think>", 2: b"It is 3", 3: b".\nSo", 4: b" 7.\n", 5: b"And 8."})
+    builder = TreeBuilder(QUESTION, (0,), model)
+    first = builder.add_step(ROOT, (1, 2, 3), trace(3), final=False)
+    assert builder.nodes[first].step.thinking
+    assert builder.follows(first, (4, 5))
+    assert builder.follows(builder.add_step(first, (4,), trace(1), final=False), (5,))
+    assert not builder.follows(builder.add_step(ROOT, (1, 2), trace(2), final=False), (2,))
+    whole = TreeBuilder(QUESTION, (0,), model)
+    nodes = whole.add_steps(ROOT, (1, 2, 3), trace(3), final=False)
+    nodes += whole.add_steps(nodes[-1], (4, 5), trace(2), final=True)
+    assert [(node.parent, node.count, node.step.token_ids) for node in whole.nodes] == [
+        (ROOT, 1, (1, 2, 3)), (0, 1, (4,)), (1, 1, (5,))
+    ]  # fmt: skip
+
+
 def test_thinking_steps_are_marked_and_answer_nothing() -> None:
     """What a path says is what stands after its thinking."""
     text = "<think>A.\n\nB.\n</think>\n\nThe answer is 5."

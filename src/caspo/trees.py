@@ -114,17 +114,19 @@ class TreeBuilder:
     def add_step(self, parent: int, token_ids: Sequence[int], trace: TokenTrace, *, final: bool) -> int:
         """Add one step that was decoded as such; its node id, an old one if it is there already."""
         reader = self.reader(parent)
-        for piece in (pieces := self._pieces(token_ids)):
-            reader.take(piece)
-        step = Step(text_of(pieces), tuple(token_ids), trace, any(one.thinking for one in reader.copy().close()[-1:]))
+        pieces = self._pieces(token_ids)
+        taken = [one for piece in pieces for one in reader.take(piece)] + reader.close()
+        step = Step(text_of(pieces), tuple(token_ids), trace, any(one.thinking for one in taken[-1:]))
         return self.add(parent, step, final=final)
 
     def follows(self, parent: int, token_ids: Sequence[int]) -> bool:
         """Whether these tokens begin a step after ``parent``, and do not go on with it."""
         reader = self.reader(parent)
         known = reader.tokens
+        if reader.between:
+            return True
         taken = [one for piece in self._pieces(token_ids) for one in reader.take(piece)] + reader.close()
-        return parent == ROOT or any(one.end == known for one in taken)
+        return any(one.end == known for one in taken)
 
     def reader(self, node: int) -> StepReader:
         """A reader that has taken in all steps up to and including ``node``."""

@@ -104,6 +104,12 @@ class StepReader:
         """Whether what comes next stands in the model's thinking."""
         return self._segmenter.thinking
 
+    @property
+    def between(self) -> bool:
+        """Whether what comes next begins a step, as is known by now: at the start, or where the last token holds the
+        beginning of the next step already."""
+        return self._last == self.tokens
+
     def copy(self) -> StepReader:
         """One that goes on from here by itself."""
         other = StepReader(self._segmenter.copy())

@@ -28,7 +28,7 @@ _LETTERED = re.compile(r"\(?[A-Za-z][.)]\s")
 _HEADING = re.compile(r"#{1,6}\s")
 _DISPLAY = re.compile(r"\\\[|\$\$|\\begin\{|\[\s*\Z")
 _FENCE = re.compile(r"`{3,}|~{3,}")
-_PERHAPS = re.compile(r"[-*+•·–]|\(?(?:\d{1,3}|[A-Za-z])?[.)]?|#{1,6}|`{1,2}|~{1,2}|\\(?:b(?:e(?:g(?:in?)?)?)?)?|\$|\[")
+_PERHAPS = re.compile(r"[-*+•·–]|\(?(?:\d{1,3}|[A-Za-z])?[.)]?|#{1,6}|`{1,2}|~{1,2}|\\(?:b(?:e(?:g(?:in?)?)?)?)?|\$|\[\s*")
 """The beginning of a line that may become any of the above."""
 _LABEL = re.compile(r"[^\W\d_]+\s+\d+\s?[:)]|[*_]{1,3}[^\W\d_]+\s+\d+\s?[:.)*_]")
 """A word and a number: "Step 3:", "**Case 2.**"."""

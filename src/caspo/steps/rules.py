@@ -50,6 +50,8 @@ class _Paragraphs(_Simple):
 
 
 class _Sentences(_Simple):
+    longest_line = 1000  # a fourth of the longest sentence: what may be its end is read again with each token
+
     def content(self, text: str) -> bool:
         """A letter or a digit."""
         return any(map(str.isalnum, text))

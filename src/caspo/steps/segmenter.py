@@ -17,8 +17,8 @@ from typing import NamedTuple, Protocol
 
 __all__ = ["Ended", "Rule", "Segmenter", "sentence_ends"]
 
-_STRIDE = 64
-"""Characters between two looks for a place to cut a line that has become too long."""
+_LOOKS = 16
+"""Looks for a place to cut a line that has become too long, while it grows by its longest once more."""
 _PATIENCE = 4
 """Times its longest line: a line without any sentence's end is cut between words then."""
 
@@ -47,7 +47,7 @@ class Rule(Protocol):
         """Characters of a step, after which the next line begins another one, whatever it is."""
 
     def content(self, text: str) -> bool:
-        """Whether a text has what a step needs."""
+        """Whether a text has what a step needs: some character does, whatever stands around it."""
 
     def breaks(self, line: str, looked: int) -> int | None:
         """The first place where a line is to be taken for two; it was asked about the first ``looked`` characters before."""
@@ -99,6 +99,8 @@ class Segmenter:
         self._forced = False
         """The next line begins a step, whatever it is."""
         self._line = ""
+        self._empty = 0
+        """Characters at its beginning that are known to have no content."""
         self._blanks = 0
         self._began: bool | None = None
         """Whether a step began with this line; None: not known yet."""
@@ -123,17 +125,17 @@ class Segmenter:
                 piece = piece[: mark.end() - len(self._line)]
             text = text[len(piece) :]
             self.position += len(piece)
+            looked = max(0, len(self._line) - self._longest_mark)
             self._line += piece
             if mark is not None:
                 self._pass(mark, ended)
                 continue
-            self._break(ended, len(self._line) - len(piece))
-            held = self._held()
-            if len(self._line) > held:
-                rest = self._line[len(self._line) - held :]
-                self._line = self._line[: len(self._line) - held]
-                self._read(ended, held, whole=bool(newline) and self._line[-1] == "\n")
-                self._line += rest
+            known = len(self._line) - self._held()
+            self._line, rest = self._line[:known], self._line[known:]
+            self._break(ended, looked, len(rest))
+            if self._line:
+                self._read(ended, len(rest), whole=bool(newline) and self._line[-1] == "\n")
+            self._line += rest
         return ended
 
     def close(self) -> list[Ended]:
@@ -179,12 +181,14 @@ class Segmenter:
         self._pinned = self._cut is not None
         self._forced = not opens and self._has_content
         self._line, self._began, self._blanks, self.thinking, self._written = "", None, 0, opens, True
+        self._limit, self._empty = self._rule.longest_line, 0
 
     def _read(self, ended: list[Ended], after: int = 0, *, whole: bool) -> None:
         """Look at the line so far, before which all was looked at; ``after`` characters of the text stand behind it."""
         rule, line = self._rule, self._line
         start = self.position - after - len(line)
         if not line.strip():
+            whole = whole or len(line) >= self._limit
             if whole and self._written:
                 self._blanks += 1
                 rule.blank()
@@ -198,13 +202,13 @@ class Segmenter:
         if self._cut is not None and self._began is not None and rule.content(line):
             self._end(self._cut, ended)
             self._cut = None
-        if self._cut is None and not self._has_content and rule.content(line):
+        if content and self._cut is None and not self._has_content:
             self._has_content, self._step_thinking = True, self.thinking
-        if len(line) >= self._limit and not after:
-            self._shorten(line, start, ended)
+        if len(line) >= self._limit:
+            whole = self._shorten(line, start, ended) or whole
         if whole:
             rule.take(self._line, self._blanks, began=bool(self._began))
-            self._line, self._blanks, self._began, self._limit = "", 0, None, rule.longest_line
+            self._line, self._blanks, self._began, self._limit, self._empty = "", 0, None, rule.longest_line, 0
 
     def _begins(self, line: str, start: int, *, whole: bool) -> bool | None:
         if not self._has_content or self._pinned:
@@ -223,21 +227,30 @@ class Segmenter:
         self._pinned = False
         self._step, self._has_content, self._step_thinking = end, False, self.thinking
 
-    def _shorten(self, line: str, start: int, ended: list[Ended]) -> None:
-        """Cut a line that has become too long at the last sentence's end, or, if there is none for long, between words."""
-        longest = self._rule.longest_line
-        self._limit += _STRIDE
-        if self._cut is not None:
-            return
+    def _shorten(self, line: str, start: int, ended: list[Ended]) -> bool:
+        """Cut a line that has become too long at the last sentence's end, or, if there is none for long, between words.
+
+        Whether it is to be taken for a whole line: there is no place to cut it, nor will there be soon.
+        """
+        rule, longest = self._rule, self._rule.longest_line
+        self._limit += max(1, longest // _LOOKS)
+        stuck = len(line) >= _PATIENCE * longest
+        if self._cut is not None or self._empty == len(line):
+            return stuck
         places = list(sentence_ends(line))
-        if not places and len(line) >= _PATIENCE * longest:
+        if not places and stuck:
             places = [line.rfind(" ", 0, -1) + 1 or len(line) - 1]
+        after, end = False, len(line)
         for place in reversed(places):
-            if self._rule.content(line[:place]) and self._rule.content(line[place:]):
+            after, end = after or rule.content(line[place:end]), place
+            if after and not rule.content(line[:place]):
+                break
+            if after:
                 self._end(start + place, ended)
                 self._has_content = True
-                self._line, self._limit = line[place:], longest
-                return
+                self._line, self._limit, self._empty = line[place:], longest, 0
+                return False
+        return stuck
 
 
 def sentence_ends(text: str, looked: int = 0) -> Iterator[int]:
@@ -253,8 +266,11 @@ def sentence_ends(text: str, looked: int = 0) -> Iterator[int]:
             yield match.end()
 
 
-_SENTENCE_END = re.compile(r"""(?:[.!?]+["'”’)\]*_$]*\s+|([。！？]+["”’）」』]*\s*))(?=[^\sa-z])""")
-_AT_END = " \t\r\n.!?。！？\"'”’)]*_$」』"
+_SENTENCE_END = re.compile(
+    r"""(?<![.!?])[.!?]++["'”’)\]*_$]*+\s++(?=[^\sa-z])|(?<![。！？])([。！？]++["”’）」』]*+\s*+)(?=[^\sa-z])"""
+)
+"""Without backtracking: of what is read again with each token, a run of points must not cost its square."""
+_AT_END = ".!?。！？\"'”’)]*_$）」』" + "".join(filter(str.isspace, map(chr, range(0x3001))))
 _LAST_WORD = re.compile(r"[^\s(\"'“‘\[*_]+\Z")
 _ABBREVIATION = re.compile(r"[^\W\d_]|[A-Z][a-z]{1,2}|[^\W\d_]+(\.[^\W\d_]+)+")
 
