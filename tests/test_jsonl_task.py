@@ -164,6 +164,20 @@ def test_choices_are_shown_and_graded_by_letter(tmp_path: Path, choices: list[ob
     assert not task.grade(question, None)
 
 
+@pytest.mark.parametrize("named", ["({}) {}", "{}) {}", "{}. {}", "{}: {}", "{}){}"])
+@pytest.mark.parametrize("answer", ["B", "13 m", "named"])
+def test_letters_that_choices_have_already_are_not_shown_twice(tmp_path: Path, named: str, answer: str) -> None:
+    choices = [named.format(letter, text) for letter, text in (("A", "12 m"), ("B", "13 m"))]
+    question = _choice(tmp_path, choices, choices[1] if answer == "named" else answer)
+    assert question.text.startswith("Which?\n\n(A) 12 m\n(B) 13 m\n\n")
+    assert question.answer == "B"
+    assert stated_answer(question, "It is 13 m.\nThe answer is 13 m.") == "B"
+
+
+def test_letters_of_another_order_are_a_part_of_the_choices(tmp_path: Path) -> None:
+    assert "(A) B. Franklin\n(B) A. Lincoln" in _choice(tmp_path, ["B. Franklin", "A. Lincoln"], "B. Franklin").text
+
+
 def test_choices_that_read_the_same_are_the_same(tmp_path: Path) -> None:
     question = _choice(tmp_path, ["3", "5", "5"], "C")
     task = JsonlTask(tmp_path / "rows.jsonl")

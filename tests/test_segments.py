@@ -215,7 +215,15 @@ def test_other_rules() -> None:
     assert split_steps(text, "sentence") == ["Eight. ", "Two!\n", "Three\n\n", "Four; five"]
     assert split_steps(text, rule_name({"delimiter": ";"})) == ["Eight. Two!\nThree\n\nFour;", " five"]
     assert split_steps("a\n\nb\n\nc", rule_name({"delimiter": "\n\n"})) == ["a\n\n", "b\n\n", "c"]
-    for wrong in ("lines", {"delimiter": ""}, {"delimiter": "a", "b": 1}, 3, "delimiter:"):
+    for wrong in (
+        "lines",
+        {"delimiter": ""},
+        {"delimiter": "a", "b": 1},
+        {"delimiter": None},
+        {"delimiter": ["a"]},
+        3,
+        "delimiter:",
+    ):
         with pytest.raises(ConfigError, match="rule for steps"):
             rule_name(wrong)
 

@@ -189,6 +189,24 @@ def test_half_a_character_at_a_limit_is_told_by_its_bytes_alone(method: str) -> 
         assert "\ufffd" not in json.dumps([choices, choice["caspo"]], ensure_ascii=False)
 
 
+@pytest.mark.parametrize("before", ["", "<think>√</think>", "<think>\nOne.\n</think>\n\n"])
+def test_half_a_character_is_told_also_where_nothing_was_said_before_it(before: str) -> None:
+    with thinking(f"{before}✅ The answer is 5.", by_bytes=True) as client:
+        asked = {"max_tokens": len(before.encode()) + 2, **CHAIN}
+        choice = client.chat(logprobs=True, **asked).json()["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
+        assert [token["bytes"] for token in choice["logprobs"]["content"]] == [[byte] for byte in "✅".encode()[:2]]
+
+
+def test_half_a_character_of_thinking_is_not_said() -> None:
+    with thinking("<think>\nOne ✅.\n</think>\n\nThe answer is 5.", by_bytes=True) as client:
+        whole = client.chat(logprobs=True, max_tokens=len(b"<think>\nOne ") + 2, **CHAIN).json()
+        assert (whole["choices"][0]["message"]["reasoning_content"], whole["choices"][0]["logprobs"]["content"]) == (
+            "One ",
+            [],
+        )
+
+
 def test_offsets_of_the_older_form_count_characters() -> None:
     with thinking(ODD, by_bytes=True) as client:
         told = client.complete(logprobs=0, **CHAIN).json()["choices"][0]["logprobs"]

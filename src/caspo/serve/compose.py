@@ -77,6 +77,11 @@ class _Cut:
         return self._stop.stopped
 
     @property
+    def says(self) -> bool:
+        """Whether what comes next would be shown, and not as thinking."""
+        return not self.stopped and (self._parting is None or not self._parting.thinking)
+
+    @property
     def parts(self) -> list[Part]:
         """All that may be shown so far, in the order of the text."""
         joined: list[Part] = []
@@ -297,8 +302,10 @@ def _shown(path: Sequence[Node], engine: ServingEngine, cut: _Cut) -> list[tuple
                 left, right = (len(part.encode()) for part in (text[: max(0, first - start)], text[max(0, last - start) :]))
                 tail = right + waiting if right or (cut.stopped and last == end) else 0
                 shown.append((piece[max(0, left - before) if left else 0 : len(piece) - tail], _finite(logprob)))
-            elif start == end and (first <= start < last or (start == last and not cut.stopped and last == cut.length)):
+            elif start == end and first <= start < last:
                 shown.append((piece, _finite(logprob)))
+        if start == end == cut.length and cut.says:  # part of a character that is not whole, or EOS
+            shown.append((piece, _finite(logprob)))
     return shown
 
 

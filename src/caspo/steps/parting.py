@@ -46,6 +46,11 @@ class Parting:
         """One that goes on from here by itself."""
         return copy.copy(self)
 
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next stands in the model's thinking."""
+        return self._thinking
+
     def plain(self, text: str) -> str:
         """A piece of a text without the marks in it, whichever side it is of."""
         return re.sub(rf"(?:{self._pattern.pattern})\s*", "", text)

@@ -90,7 +90,7 @@ def rule_name(setting: Any) -> str:
     Raises:
         ConfigError: there is no such rule.
     """
-    if isinstance(setting, Mapping) and set(setting) == {"delimiter"}:
+    if isinstance(setting, Mapping) and set(setting) == {"delimiter"} and isinstance(setting["delimiter"], str):
         setting = f"{_DELIMITER}{setting['delimiter']}"
     if isinstance(setting, str) and (setting in RULES or setting.removeprefix(_DELIMITER) not in ("", setting)):
         return setting

@@ -18,6 +18,8 @@ LETTER = "Answer with the letter of the right option."
 """Stands after a question whose options are lettered."""
 
 _SAID = re.compile(r"\(?([A-Za-z])\)?[.:)]?")
+_NAMED = re.compile(r"\(?([A-Za-z])[.):]\s*(?=\S)")
+"""What may stand before an option that has its letter already: "A) 5", "(A) 5", "A. 5"."""
 
 
 def listed(question: Question, where: str) -> str:
@@ -43,15 +45,19 @@ def listed(question: Question, where: str) -> str:
 def with_letters(question: Question, where: str) -> Question:
     """A row with ``choices`` as it is asked: the options under the question, and the letter of the right one as its answer.
 
-    The row may name the right one by its letter or by its text; of options that read the same the first is named. Where an
-    option is a letter itself, letters are no names: they stay as they are.
+    The row may name the right one by its letter or by its text; of options that read the same the first is named. Letters
+    that the options have already ("A) 5") are not shown twice. Where an option is a letter itself, letters are no names:
+    they stay as they are.
 
     Raises:
         DataError: the choices are no list of texts, or more than there are letters; the answer is none of them.
     """
-    choices = _texts(question.meta["choices"], where)
+    written = _texts(question.meta["choices"], where)
+    choices = _without_letters(written)
     answer, said = question.answer, _SAID.fullmatch(question.answer)
     letters = string.ascii_uppercase[: len(choices)]
+    if answer in written:
+        answer = choices[written.index(answer)]
     if any(re.fullmatch(r"[A-Z]", choice) for choice in choices):
         if answer not in choices:
             raise DataError(
@@ -86,6 +92,14 @@ def _texts(choices: Any, where: str) -> list[str]:
             "answer itself: rename 'choices'."
         )
     return found
+
+
+def _without_letters(choices: Sequence[str]) -> list[str]:
+    """The options without the letters that they have already, where all have theirs."""
+    named = [_NAMED.match(choice) for choice in choices]
+    if [name and name[1].upper() for name in named] != list(string.ascii_uppercase[: len(choices)]):
+        return list(choices)
+    return [choice[name.end() :] if name else choice for choice, name in zip(choices, named, strict=True)]
 
 
 def _stands(letter: str, option: str, text: str) -> bool:
