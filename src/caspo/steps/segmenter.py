@@ -199,7 +199,10 @@ class Segmenter:
             self._began = self._begins(line, start, whole=whole)
             if self._began:  # line breaks behind a mark belong to the step before, as blank lines do
                 self._cut = start + len(line) - len(line.lstrip("\r\n"))
-        if self._cut is not None and self._began is not None and rule.content(line):
+        content = rule.content(line[self._empty :])
+        if not content:
+            self._empty = len(line)
+        if content and self._cut is not None and self._began is not None:
             self._end(self._cut, ended)
             self._cut = None
         if content and self._cut is None and not self._has_content:
