@@ -11,14 +11,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from caspo.core.errors import DataError, EngineError, ModelError
 from caspo.engines.base import Completion, Request, Watch
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.local.kv import PrefixStore, RowPool
+from caspo.engines.pieces import Pieces
 from caspo.engines.prompts import PLAIN_TEMPLATE
 from caspo.records import Measured
 from caspo.steps import text_of
+from small_tokenizers import made
 from tiny import VOCABULARY, build, tokenizer
 
 FAMILIES = ("llama", "qwen3", "gemma3", "mistral")
@@ -294,6 +297,18 @@ def test_pieces_keep_their_spaces() -> None:
     ids = ours.tokenizer("a dog runs")["input_ids"]
     assert ours.tokenizer.decode([ids[1]]) == "dog"
     assert ours.pieces([*ids, 0]) == [b" a", b" dog", b" runs", b""]
+
+
+@pytest.mark.parametrize("style", ["bytes", "sentencepiece"])
+def test_pieces_of_added_tokens(style: str) -> None:
+    """Added tokens are text too: a mark of thinking as it is, Gemma's runs of spaces (written as "▁▁") as spaces."""
+    small = made(style)
+    small.add_tokens([AddedToken("<think>", special=False), AddedToken("▁▁▁", special=False, normalized=False)])
+    ids = small.convert_tokens_to_ids(["<think>", "▁▁▁"])
+    ours = Pieces(small)
+    assert [ours[i] for i in ids] == [b"<think>", b"   " if style == "sentencepiece" else "▁▁▁".encode()]
+    text = "1 √⅓ <think> ✅ 日本"
+    assert text_of(ours[i] for i in small(text, add_special_tokens=False)["input_ids"]).lstrip() == text
 
 
 def test_no_eos() -> None:

@@ -115,6 +115,41 @@ def test_an_invented_question_ends_the_turn() -> None:
     assert METHODS["chain_of_thought"]().solve([Q], ending("Question: no"))[0].answer is None
 
 
+def test_a_turn_that_ends_at_once_is_no_step() -> None:
+    """One sample of a step ends with it, another one is followed by an invented question: nothing stands after the step."""
+    script = {
+        "Q\n": [Scripted("Tom has 3.\n\n")],
+        "Q\nTom has 3.\n\n": [Scripted("Question: No?\n", eos=True), Scripted("The answer is 7.", eos=True)],
+    }
+    for seed in range(4):
+        engine = ScriptedEngine(script, reading=Reading(turn="Question:"))
+        solution = METHODS["beam"]().solve([Q], engine, seed)[0]
+        (tree,) = annotate([Q], engine, Everything(), AnnotateSettings(samples=4), seed)
+        assert solution.answer == "7"
+        assert {n.step.text for n in (*solution.tree.nodes, *tree.nodes)} <= {"Tom has 3.\n\n", "The answer is 7."}
+
+
+@pytest.mark.parametrize("end", ["42", "A", "7."])
+def test_a_short_last_line_is_a_step_of_its_own(end: str) -> None:
+    """It may have become a list's item until the solution ended: then one request has decoded two steps."""
+    engine = ScriptedEngine({"Q\n": [Scripted(f"Tom has 3.\n\n{end}", eos=True)]})
+    trees = [METHODS[name]().solve([Q], engine)[0].tree for name in ("chain_of_thought", "cat", "beam")]
+    trees += annotate([Q], engine, Everything(), AnnotateSettings(samples=2), 0)
+    for tree in trees:
+        assert [(n.step.text, n.final) for n in tree.nodes] == [("Tom has 3.\n\n", False), (end, True)]
+
+
+def test_an_answer_is_the_same_by_whole_samples_and_step_by_step() -> None:
+    """Thinking that only closes, and one that opens again: both are read from the text."""
+    for text, answer in {
+        "The answer is 3.\n\n</think>Well, the answer is 4.": "4", "The answer is 3.\n\n</think>Well.": None,
+        "The answer is 4.\n\n<think>Or is the answer 5": "4",
+    }.items():  # fmt: skip
+        engine = ScriptedEngine({"Q\n": [Scripted(text, eos=True)]})
+        for name in ("chain_of_thought", "cat", "beam"):
+            assert METHODS[name]().solve([Q], engine)[0].answer == answer, (name, text)
+
+
 def test_thinking_and_answer_have_limits_of_their_own() -> None:
     """Neither takes from the other; a path whose thinking is cut answers nothing."""
     thought = "<think>" + "Is it 7? Yes.\n\n" * 3 + "</think>"
@@ -128,7 +163,8 @@ def test_thinking_and_answer_have_limits_of_their_own() -> None:
         whole = solved(max_tokens=30, max_thinking_tokens=60)
         assert whole.answer == "7", name
         assert [n.step.thinking for n in whole.tree.path(max(n.id for n in whole.tree.nodes))] == [True, True, True, False]
-        assert solved(max_tokens=30, max_thinking_tokens=30).answer is None, name
+        assert solved(max_tokens=30, max_thinking_tokens=54).answer == "7", "from where the mark that opens ends"
+        assert solved(max_tokens=30, max_thinking_tokens=53).answer is None, name
         assert solved(max_tokens=5, max_thinking_tokens=100).answer is None, name
         assert solved(max_tokens=100).answer == "7", "one limit for both"
 

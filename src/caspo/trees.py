@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from caspo.core.errors import ConfigError
-from caspo.records import GIVEN, ROOT, Decision, Node, Question, Step, TokenTrace, Tree, Verdict, after_thinking
+from caspo.records import GIVEN, ROOT, Decision, Node, Question, Step, TokenTrace, Tree, Verdict
 from caspo.steps import Reading, StepReader, step_key, text_of
 
 __all__ = ["Reads", "TreeBuilder", "check_rules", "seed_of"]
@@ -121,12 +121,23 @@ class TreeBuilder:
 
     def follows(self, parent: int, token_ids: Sequence[int]) -> bool:
         """Whether these tokens begin a step after ``parent``, and do not go on with it."""
+        return self._first_step(parent, token_ids) > 0
+
+    def step_size(self, parent: int, token_ids: Sequence[int], ahead: Sequence[int]) -> int:
+        """How many of these tokens, which ``ahead`` follows, are the first step after ``parent``; 0: there are none, or they
+        go on with ``parent``.
+
+        What was decoded as one step holds the beginning of the next one too where only its end told that it is one.
+        """
+        return min(self._first_step(parent, (*token_ids, *ahead)), len(token_ids))
+
+    def _first_step(self, parent: int, token_ids: Sequence[int]) -> int:
         reader = self.reader(parent)
-        known = reader.tokens
-        if reader.between:
-            return True
+        known, between = reader.tokens, reader.between
         taken = [one for piece in self._pieces(token_ids) for one in reader.take(piece)] + reader.close()
-        return any(one.end == known for one in taken)
+        if not between and all(one.end != known for one in taken):
+            return 0
+        return next((one.end - known for one in taken if one.end > known), len(token_ids))
 
     def reader(self, node: int) -> StepReader:
         """A reader that has taken in all steps up to and including ``node``."""
@@ -142,7 +153,7 @@ class TreeBuilder:
 
     def answer_text(self, node: int) -> str:
         """What the path to ``node`` says after the model's thinking; nothing while that goes on."""
-        return after_thinking([self.nodes[n].step for n in self.path(node)])
+        return self.said("".join(self.texts(node)))
 
     def said(self, text: str) -> str:
         """What a whole solution says after the model's thinking."""

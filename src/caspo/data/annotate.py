@@ -93,11 +93,12 @@ class _Growing:
         asked = [(parent, sample) for parent in self._parents for sample in samples]
         found = yield [self._request(parent, sample) for parent, sample in asked]
         for (parent, _), one in zip(asked, found, strict=True):
-            if not builder.follows(parent, (*one.token_ids, *one.ahead)):
-                continue  # it goes on with the parent's step, which then is not the step that is to be continued
-            most = self.settings.max_step_tokens
-            cut = one.finish == "length" or len(one.token_ids) > most
-            node = builder.add_step(parent, one.token_ids[:most], one.trace[:most], final=one.finish == "eos" and not cut)
+            size, most = builder.step_size(parent, one.token_ids, one.ahead), self.settings.max_step_tokens
+            if not size:
+                continue  # it goes on with the parent's step, which then is not the one to be continued, or ends with it
+            finish = one.finish if size == len(one.token_ids) else "stop"
+            cut, size = finish == "length" or size > most, min(size, most)
+            node = builder.add_step(parent, one.token_ids[:size], one.trace[:size], final=finish == "eos" and not cut)
             self._cut.setdefault(node, cut)  # the first sample's tokens are the node's
 
     def _request(self, parent: int, sample: int) -> Request:

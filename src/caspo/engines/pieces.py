@@ -48,8 +48,8 @@ class Pieces(dict[int, bytes]):
         added = self._added.get(token)
         if token in self._special or (added is not None and added.special and token not in self._shown):
             return b""
-        if added is not None:
-            return str(added.content).encode()
+        if added is not None:  # byte-level ones are no spelled bytes; Gemma's runs of spaces are written as "▁▁"
+            return _sentence_piece(str(added.content)) if self._spelled is _sentence_piece else str(added.content).encode()
         name = self._tokenizer.convert_ids_to_tokens(token)
         if name is None:  # the embedding has more rows than the vocabulary has tokens
             return b""

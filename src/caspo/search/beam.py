@@ -81,8 +81,9 @@ class Beam(Method[BeamSettings]):
             spent += sum(one.decoded for one in found)
             children: dict[int, _Path] = {}
             for (path, _), one in zip(asked, found, strict=True):
-                if tree.follows(path.node, (*one.token_ids, *one.ahead)):
-                    child = self._child(tree, path, one)
+                size = tree.step_size(path.node, one.token_ids, one.ahead)
+                if size:  # otherwise it goes on with the path's last step, or ends where the path is, without an answer
+                    child = self._child(tree, path, one, size)
                     children.setdefault(child.node, child)
             live = self._kept(tree, list(children.values()), finished)
         if not finished:
@@ -103,17 +104,18 @@ class Beam(Method[BeamSettings]):
             keep=True,
         )
 
-    def _child(self, tree: TreeBuilder, path: _Path, completion: Completion) -> _Path:
-        settings = self.settings
-        node = tree.add_step(path.node, completion.token_ids, completion.trace, final=completion.finish == "eos")
+    def _child(self, tree: TreeBuilder, path: _Path, completion: Completion, size: int) -> _Path:
+        """The path and one more step: the first ``size`` tokens of what was decoded."""
+        settings, finish = self.settings, completion.finish if size == len(completion.token_ids) else "stop"
+        node = tree.add_step(path.node, completion.token_ids[:size], completion.trace[:size], final=finish == "eos")
         score = math.log(step_score(tree.nodes[node].step.trace, settings.signal))
-        tokens = path.tokens + len(completion.token_ids)
+        tokens = path.tokens + size
         return _Path(
             node,
             score + (path.score if settings.score == "cumulative" else 0.0),
             tokens,
-            stated_answer(tree.question, tree.answer_text(node), ended=completion.finish != "length"),
-            ended=completion.finish != "stop" or tokens >= settings.longest_path,
+            stated_answer(tree.question, tree.answer_text(node), ended=finish != "length"),
+            ended=finish != "stop" or tokens >= settings.longest_path,
         )
 
     def _kept(self, tree: TreeBuilder, children: list[_Path], finished: list[_Path]) -> list[_Path]:

@@ -32,22 +32,18 @@ class _Count:
     """A `Watch` that ends a path at its limits, besides whatever another watch wants."""
 
     def __init__(self, tree: TreeBuilder, engine: Engine, request: Request, thinking: int, answer: int) -> None:
-        self._engine, self._inner = engine, request.watch
-        self._left = {True: thinking, False: answer}
-        self._reader = tree.reader(ROOT)
-        for piece in engine.pieces(request.prefix_ids[len(tree.prompt_ids) :]):
-            self._take(piece)
+        self._engine, self._inner, self._thinking, self._answer = engine, request.watch, thinking, answer
+        self._reader = tree.reader(ROOT) if request.step is None else request.step.copy()
+        if request.step is None:
+            for piece in engine.pieces(request.prefix_ids[len(tree.prompt_ids) :]):
+                self._reader.take(piece)
 
     @property
     def full(self) -> bool:
-        """Whether a limit was met."""
-        return min(self._left.values()) <= 0
+        """Whether a limit was met, with more to come: thinking that has ended may have all of its tokens."""
+        reader = self._reader
+        return (reader.thinking and reader.thought >= self._thinking) or reader.tokens - reader.thought >= self._answer
 
     def __call__(self, token: int, measured: Measured) -> bool:
-        self._take(self._engine.pieces([token])[0])
+        self._reader.take(self._engine.pieces([token])[0])
         return (self._inner is None or self._inner(token, measured)) and not self.full
-
-    def _take(self, piece: bytes) -> None:
-        before = self._reader.thinking
-        self._reader.take(piece)
-        self._left[before or self._reader.thinking] -= 1

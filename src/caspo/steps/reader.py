@@ -93,6 +93,8 @@ class StepReader:
         """Characters before each token since `_base`."""
         self._base = 0
         self._last = 0
+        self.thought = 0
+        """Tokens of the model's thinking among those taken in, its marks included."""
 
     @property
     def tokens(self) -> int:
@@ -115,13 +117,16 @@ class StepReader:
         other = StepReader(self._segmenter.copy())
         other._characters._waiting = self._characters._waiting
         other._starts, other._base, other._last = self._starts.copy(), self._base, self._last
+        other.thought = self.thought
         return other
 
     def take(self, piece: bytes) -> list[Taken]:
         """Take the next token's bytes in; the steps that have ended, as far as is known by now."""
         segmenter = self._segmenter
         self._starts.append(segmenter.position)
+        before = segmenter.thinking
         ended = segmenter.feed(self._characters.take(piece))
+        self.thought += before or segmenter.thinking
         return [] if not ended else self._in_tokens([(e.end, e.thinking) for e in ended])
 
     def close(self) -> list[Taken]:
