@@ -200,11 +200,9 @@ def test_half_a_character_is_told_also_where_nothing_was_said_before_it(before: 
 
 def test_half_a_character_of_thinking_is_not_said() -> None:
     with thinking("<think>\nOne ✅.\n</think>\n\nThe answer is 5.", by_bytes=True) as client:
-        whole = client.chat(logprobs=True, max_tokens=len(b"<think>\nOne ") + 2, **CHAIN).json()
-        assert (whole["choices"][0]["message"]["reasoning_content"], whole["choices"][0]["logprobs"]["content"]) == (
-            "One ",
-            [],
-        )
+        asked = {"max_tokens": len(b"<think>\nOne ") + 2, **CHAIN}
+        choice = client.chat(logprobs=True, **asked).json()["choices"][0]
+        assert (choice["message"]["reasoning_content"], choice["logprobs"]["content"]) == ("One ", [])
 
 
 def test_offsets_of_the_older_form_count_characters() -> None:
