@@ -215,6 +215,28 @@ def test_solutions_of_an_annotated_tree() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("steps", "thinking"),
+    [
+        (("<think>\n2 + 3 = 5.\n\n", "So 5.\n</think>\n\n", "The answer is 5."), [True, True, False]),
+        (("2 + 3 = 5.\n\n", "So 5.\n</think>\n\n", "The answer is 5."), [True, True, False]),
+        (("Well.\n\n", "[THINK]2 + 3 = 5.\n", "The answer is 5."), [False, True, True]),
+        (("2 + 3 = 5.\n", "The answer is 5."), [False, False]),
+        (
+            (
+                "<|channel|>analysis<|message|>2 + 3.\n",
+                "<|end|><|start|>assistant<|channel|>final<|message|>The answer is 5.",
+            ),
+            [True, False],
+        ),
+    ],
+)
+def test_imported_steps_in_thinking_are_marked(steps: tuple[str, ...], thinking: list[bool]) -> None:
+    labels: tuple[Label, ...] = ("right",) * len(steps)
+    (tree,) = trees_of([LabelledSolution("s", Question("2 + 3?", "5"), steps, labels, "all", True)])
+    assert [node.step.thinking for node in tree.nodes] == thinking
+
+
 def test_imported_steps_are_written_as_the_model_would_write_them() -> None:
     """A space before the first step and before no other one; the end of a turn as the template has it; the instruction."""
     given_ = made("sentencepiece", CHATML, eos="<|endoftext|>")

@@ -277,3 +277,15 @@ def test_nothing_is_sampled_after_a_step_from_which_the_answer_is_lost() -> None
     assert told(judge, "a\n", "b\n", given=1) == ["unknown"]
     assert told(judge, "a\n", "b\n", "c\n", given=2) == ["unknown"]
     assert len(engine.requests) == sampled + 7, "the prefix a, b is tested once, before c"
+
+
+@pytest.mark.parametrize(("prompt_end", "prefix"), [("<think>\n", "2 + 3 = 5.\n"), ("", "<think>\n2 + 3 = 5.\n")])
+@pytest.mark.parametrize(("rest", "reached"), [("The answer is 5.", False), ("Hm.\n</think>\n\nThe answer is 5.", True)])
+def test_completions_state_their_answer_after_the_thinking(prompt_end: str, prefix: str, rest: str, reached: bool) -> None:
+    class Thinker(Engine):
+        def prompt(self, question: str) -> tuple[int, ...]:
+            return (*super().prompt(question), *map(ord, prompt_end))
+
+    engine = Thinker(lambda text: [Scripted(rest, eos=True)])
+    judge = RolloutJudge(lambda: engine, WALD, "scripted")
+    assert (told(judge, prefix) == ["right"]) is reached

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from caspo.engines.prompts import INSTRUCTION, prompt_ids, step_ids
+from caspo.engines.reading import MARKS
 from caspo.formats.labelled import LabelledSolution, bare
 from caspo.records import ROOT, Label, Step, TokenTrace, Tree, Verdict
-from caspo.steps import step_key
+from caspo.steps import in_thinking, step_key
 from caspo.trees import TreeBuilder
 
 __all__ = ["solutions_of", "trees_of"]
@@ -68,7 +69,8 @@ def _steps(solution: LabelledSolution, tokenizer: Any) -> list[Step]:
         found: list[tuple[int, ...]] = [()] * len(texts)
     else:
         found = step_ids(tokenizer, texts, ended=solution.ended)
-    return [Step(text, ids, _no_trace(len(ids))) for text, ids in zip(texts, found, strict=True)]
+    thinking = in_thinking(texts, MARKS)
+    return [Step(text, ids, _no_trace(len(ids)), inside) for text, ids, inside in zip(texts, found, thinking, strict=True)]
 
 
 def _no_trace(length: int) -> TokenTrace:

@@ -33,9 +33,9 @@ from caspo.engines.drive import Asking, drive
 from caspo.engines.reading import MARKS
 from caspo.judges.arithmetic import ArithmeticJudge
 from caspo.judges.base import Chain, TextEngine
-from caspo.records import Label, Question, Verdict
+from caspo.records import ROOT, Label, Question, Verdict
 from caspo.steps import Reading
-from caspo.trees import seed_of
+from caspo.trees import TreeBuilder, seed_of
 
 __all__ = ["RolloutCounts", "RolloutJudge", "RolloutSettings", "fixed_sample"]
 
@@ -169,11 +169,14 @@ class RolloutJudge:
     def _test(self, prefix: _Prefix) -> _Test:
         engine = self._engine()
         ids = engine.prompt(prefix.question.text)
+        # Some templates open the model's thinking themselves: what stands before the end of it states nothing.
+        thinking = TreeBuilder(prefix.question, ids, engine).reader(ROOT).thinking
+        reading = replace(_SAID, thinking=(*engine.reading.thinking, *MARKS))
         if prefix.token_ids and prefix.prompt_ids == ids:
             ids += prefix.token_ids
         elif prefix.text:
             ids += tuple(engine.tokenizer(prefix.text, add_special_tokens=False)["input_ids"])
-        return _Test(prefix, ids if len(ids) < engine.context_length else None, self.settings)
+        return _Test(prefix, ids if len(ids) < engine.context_length else None, self.settings, reading, thinking)
 
 
 @dataclass(frozen=True)
@@ -290,6 +293,9 @@ class _Test:
     ids: tuple[int, ...] | None
     """Its tokens, those of the prompt included; None where the model's context has no room for a completion."""
     settings: RolloutSettings
+    reading: Reading
+    thinking: bool
+    """Whether the prompt opens the model's thinking."""
     samples: int = 0
     successes: int = 0
     tokens: int = 0
@@ -300,7 +306,7 @@ class _Test:
         while self.ids is not None and self._decided() is None and self.samples < self.settings.samples:
             found = yield [self._request(self.ids, number) for number in self._next()]
             for completion in found:
-                said = _SAID.answer_text(self.prefix.text + completion.text)
+                said = self.reading.answer_text(self.prefix.text + completion.text, thinking=self.thinking)
                 answer = stated_answer(question, said, ended=completion.finish == "eos")
                 self.samples += 1
                 self.successes += right_answer(answer, question.answer)

@@ -8,12 +8,12 @@ thinking apart from what it says. `equations` finds the statements ``lhs = rhs``
 
 from caspo.steps.equations import Equation, Expression, equations
 from caspo.steps.parting import Part, Parting
-from caspo.steps.reader import THINKING, Characters, Reading, StepReader, split_steps, split_tokens, text_of
+from caspo.steps.reader import THINKING, Characters, Reading, StepReader, in_thinking, split_steps, split_tokens, text_of
 from caspo.steps.rules import rule_name
 
 __all__ = [
-    "THINKING", "Characters", "Equation", "Expression", "Part", "Parting", "Reading", "StepReader", "equations", "rule_name",
-    "split_steps", "split_tokens", "step_key", "text_of",
+    "THINKING", "Characters", "Equation", "Expression", "Part", "Parting", "Reading", "StepReader", "equations",
+    "in_thinking", "rule_name", "split_steps", "split_tokens", "step_key", "text_of",
 ]  # fmt: skip
 
 

@@ -11,12 +11,24 @@ import codecs
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
+from caspo.steps.parting import Parting
 from caspo.steps.rules import rule_of
 from caspo.steps.segmenter import Segmenter
 
-__all__ = ["THINKING", "Characters", "Reading", "StepReader", "Taken", "split_steps", "split_tokens", "text_of"]
+__all__ = [
+    "THINKING",
+    "Characters",
+    "Reading",
+    "StepReader",
+    "Taken",
+    "in_thinking",
+    "split_steps",
+    "split_tokens",
+    "text_of",
+]
 
 THINKING = ("<think>", "</think>")
 """What most models put around their thinking."""
@@ -173,10 +185,17 @@ def split_tokens(pieces: Sequence[bytes], steps: str = "reasoning") -> list[tupl
     return list(zip([0, *ends], ends, strict=False))
 
 
+def in_thinking(steps: Sequence[str], marks: Sequence[tuple[str, str]] = (THINKING,)) -> list[bool]:
+    """Which steps of a solution, cut by whomever, stand in the model's thinking: those that begin there."""
+    text = "".join(steps)
+    parting = Parting(marks, thinking=_begins_inside(text, Reading(thinking=tuple(marks))))
+    parts = [part for part in (*parting.feed(text), *parting.rest()) if not part.text.isspace()]
+    ends = list(accumulate(map(len, steps)))
+    return [next((p.thinking for p in parts if p.start < end and p.start + len(p.text) > start), False)
+            for start, end in zip([0, *ends], ends, strict=False)]  # fmt: skip
+
+
 def _begins_inside(text: str, reading: Reading) -> bool:
     """Whether a text closes thinking that it did not open: its prompt did."""
-    for opening, closing in reading.thinking:
-        at = text.find(closing)
-        if at >= 0 and opening not in text[:at]:
-            return True
-    return False
+    closed = min((at for _, closing in reading.thinking if (at := text.find(closing)) >= 0), default=0)
+    return closed > 0 and not any(opening in text[:closed] for opening, _ in reading.thinking)
