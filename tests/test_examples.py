@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -154,3 +155,9 @@ def test_examples_have_a_fingerprint() -> None:
     one = (("a", "b"), ("c", "d"))
     assert fingerprint(one) == fingerprint(list(one))
     assert fingerprint(one) != fingerprint(one[::-1])
+
+
+@pytest.mark.parametrize("example", ["ab", ("1 + 1?",), ("1 + 1?", 2), ("1 + 1?", "2", "3"), None])
+def test_examples_that_are_no_pairs(example: Any) -> None:
+    with pytest.raises(ConfigError, match="is no example. Each is a pair"):
+        load("stories-tiny", examples=[example, ("1 + 2?", "The answer is 3.")])

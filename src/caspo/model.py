@@ -151,7 +151,10 @@ def load(
         settings: of `caspo.engines.ModelSettings`, such as ``device="cuda"``, ``dtype="bfloat16"`` or ``instruction``.
 
     Raises:
-        ConfigError: no such setting, a value it cannot have, or a server that cannot be used.
+        ConfigError: no such setting, a value it cannot have, examples that are no pairs, or a server that cannot be used.
         ModelError: there is no such model, or it cannot be loaded.
     """
+    for example in examples:
+        if not isinstance(example, tuple | list) or [isinstance(text, str) for text in example] != [True, True]:
+            raise ConfigError(f"{example!r:.80} is no example. Each is a pair: a question and its solution, both texts.")
     return Model(open_engine(model_settings(os.fspath(name), url=url, engine=engine, **settings), examples=examples))
