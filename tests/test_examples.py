@@ -159,5 +159,5 @@ def test_examples_have_a_fingerprint() -> None:
 
 @pytest.mark.parametrize("example", ["ab", ("1 + 1?",), ("1 + 1?", 2), ("1 + 1?", "2", "3"), None])
 def test_examples_that_are_no_pairs(example: Any) -> None:
-    with pytest.raises(ConfigError, match="is no example. Each is a pair"):
+    with pytest.raises(ConfigError, match="is no example"):
         load("stories-tiny", examples=[example, ("1 + 2?", "The answer is 3.")])
