@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caspo.judges.arithmetic import ArithmeticJudge
-from caspo.judges.base import Judge
+from caspo.judges.base import Chain, Judge
 from caspo.records import Question
 from caspo.steps import split_steps
 
@@ -260,3 +260,12 @@ def test_sums_around_a_clock() -> None:
     assert _judge("8 + 8 = 6", question=ring)[0] == "unknown"
     assert _judge("8 + 8 = 7", question=ring)[0] == "wrong"
     assert _judge("7 + 1 = 10", question=Question("Add in base 8.", "10", id="q"))[0] == "unknown"
+
+
+def test_unfinished_thinking_answers_nothing() -> None:
+    """A number that was considered is no final answer, right or wrong."""
+    chain = Chain(Question("2 + 3?", "6", id="q"), ("<think>\n2 + 3 = 5.\n\n", "The answer is 5."), ended=True)
+    (found,) = ArithmeticJudge().judge([chain])
+    assert [verdict.label for verdict in found] == ["right", "unknown"]
+    finished = Chain(chain.question, ("<think>\n2 + 3 = 5.\n</think>\n\n", "The answer is 5."), ended=True)
+    assert ArithmeticJudge().judge([finished])[0][1].label == "wrong"

@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from caspo.engines.base import Engine
+from caspo.engines.reading import MARKS
 from caspo.records import Label, Question, Verdict
+from caspo.steps import Reading
 
-__all__ = ["Chain", "Judge", "StepJudge", "TextEngine", "chain_key"]
+__all__ = ["SAID", "Chain", "Judge", "StepJudge", "TextEngine", "chain_key"]
+
+SAID = Reading(thinking=MARKS)
+"""Reads what a solution says after its thinking, whoever wrote it."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,9 @@ class StepJudge(ABC):
 
     def _judge_chain(self, chain: Chain) -> list[Verdict]:
         verdicts: list[Verdict] = []
+        answers = chain.ended and bool(SAID.answer_text("".join(chain.steps)))
         for at in range(chain.given, len(chain.steps)):
-            final = chain.ended and at + 1 == len(chain.steps)
+            final = answers and at + 1 == len(chain.steps)
             verdicts.append(self.judge_step(chain.question, chain.steps[:at], chain.steps[at], final=final))
             if verdicts[-1].label == "wrong":
                 break

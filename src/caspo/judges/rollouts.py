@@ -32,7 +32,7 @@ from caspo.engines.base import Request
 from caspo.engines.drive import Asking, drive
 from caspo.engines.reading import MARKS
 from caspo.judges.arithmetic import ArithmeticJudge
-from caspo.judges.base import Chain, TextEngine
+from caspo.judges.base import SAID, Chain, TextEngine
 from caspo.records import ROOT, Label, Question, Verdict
 from caspo.steps import Reading
 from caspo.trees import TreeBuilder, seed_of
@@ -171,7 +171,7 @@ class RolloutJudge:
         ids = engine.prompt(prefix.question.text)
         # Some templates open the model's thinking themselves: what stands before the end of it states nothing.
         thinking = TreeBuilder(prefix.question, ids, engine).reader(ROOT).thinking
-        reading = replace(_SAID, thinking=(*engine.reading.thinking, *MARKS))
+        reading = replace(SAID, thinking=(*engine.reading.thinking, *MARKS))
         if prefix.token_ids and prefix.prompt_ids == ids:
             ids += prefix.token_ids
         elif prefix.text:
@@ -201,10 +201,6 @@ class _Prefix:
         question = chain.question
         key = seed_of("rollouts", question.id, question.text, question.answer, text, *ids)
         return _Prefix(question, text, chain.prompt_ids, ids, key)
-
-
-_SAID = Reading(thinking=MARKS)
-"""Reads what a solution says after its thinking, whoever wrote it."""
 
 
 class _Search:
@@ -242,7 +238,7 @@ class _Search:
         if not question.answer.strip():
             self.told = [("unknown", "the question has no known answer")] * (length - given)
             return
-        stated = stated_answer(question, _SAID.answer_text(_text(self.chain.steps))) if self.chain.ended else None
+        stated = stated_answer(question, SAID.answer_text(_text(self.chain.steps))) if self.chain.ended else None
         by_text = int(stated is not None)  # the last step needs no completions then
         if given and stated is None:  # tested already where a tree was grown to it; nothing can be told after a lost one
             before = yield given
