@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.memo import MemoEngine
-from caspo.records import Question
+from caspo.records import Measured, Question
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings, DeepConfOnline
+from caspo.steps import Reading
 from caspo.testing.scripted import Scripted, ScriptedEngine
 from tiny import Counting, same_tree
 
@@ -157,3 +158,22 @@ def test_watches_on_what_is_measured_besides() -> None:
     for _ in range(2):
         found = DeepConfOnline().solve(question, memo, 3)
         assert (found[0].answer, found[0].generated_tokens) == (alone[0].answer, alone[0].generated_tokens)
+
+
+@pytest.mark.parametrize("bears", range(1, 24))
+def test_watches_on_what_may_begin_another_turn(bears: int) -> None:
+    """A step has ended, but whether a question was invented after it is not known yet when the watch has enough."""
+    engine = ScriptedEngine({"Q\n": [Scripted("So 7.\nQuestion: x\n", eos=True)]}, reading=Reading(turn="Question:"))
+    found = []
+    for one in (engine, MemoEngine(engine)):
+        saw = 0
+
+        def watch(token: int, measured: Measured) -> bool:
+            nonlocal saw
+            saw += 1
+            return saw < bears
+
+        request = Request(engine.prompt("Q"), 0, temperature=0.0, step=engine.reading.reader(), watch=watch)
+        (done,) = one.generate([request])
+        found.append((done.token_ids, done.ahead, done.finish))
+    assert found[0] == found[1]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caspo.core.errors import ConfigError
 from caspo.engines.reading import reading_of
 from caspo.serve.app import create_app
 from caspo.serve.compose import _Cut
@@ -159,6 +160,14 @@ def test_messages_of_gpt_oss_are_thinking_but_for_the_last() -> None:
         assert message["content"] == "The answer is 5."
     with thinking("<|channel|>final<|message|>The answer is 5.", reading=reading) as client:
         assert client.chat(**CHAIN).json()["choices"][0]["message"]["content"] == "The answer is 5."
+
+
+def test_marks_of_ones_own_have_to_be_two_texts() -> None:
+    """An empty mark would be found everywhere; white space around one is not written by every model."""
+    assert reading_of(None, thinking=["<reason>\n", "\n</reason>"]).thinking == (("<reason>", "</reason>"),)
+    for wrong in (["", ""], ["<reason>", " "], ["---", "---"]):
+        with pytest.raises(ConfigError, match="two different texts"):
+            reading_of(None, thinking=wrong)
 
 
 ODD = "Roots: √25 = 5.\n\n½ + ⅓ ≈ ✅ 日本.\n\nThe answer is 5."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from caspo.core.errors import ConfigError
 from caspo.engines.prompts import PLAIN_TEMPLATE
 from caspo.steps import THINKING, Reading
 
@@ -32,10 +33,18 @@ def reading_of(template: str | None, *, steps: str = "reasoning", thinking: Sequ
     """How a model with this chat template is read.
 
     ``thinking``: its marks as (opening, closing), where the template does not tell them.
+
+    Raises:
+        ConfigError: the marks cannot be told from nothing, or from each other.
     """
     marks: tuple[tuple[str, str], ...]
     if thinking:
-        opening, closing = thinking
+        opening, closing = (mark.strip() for mark in thinking)
+        if not opening or not closing or opening == closing:
+            raise ConfigError(
+                f"{list(thinking)!r} are no marks of thinking: two different texts are needed, the one that opens it and "
+                'the one that closes it, such as ["<think>", "</think>"].'
+            )
         marks = ((opening, closing),)
     else:
         named = template or ""

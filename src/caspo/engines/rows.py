@@ -70,7 +70,7 @@ class Row:
         self.finish = self._finish(piece, ends, context_length)
         watch = self.request.watch
         if self.finish is None and watch is not None and not watch(token, measured):
-            self.finish = "abandoned"
+            self.finish, self.own = "abandoned", None  # all that the watch was shown
         return self.finish is not None
 
     def completion(self, kind: Literal["full", "top_k"] = "full", k: int | None = None) -> Completion:
