@@ -116,6 +116,15 @@ def test_a_step_whose_last_token_begins_the_next_one_is_gone_on_with() -> None:
     ]  # fmt: skip
 
 
+def test_a_path_of_thousands_of_steps() -> None:
+    """A long trace of short lines has a prefix and a place to go on, like any other."""
+    builder = TreeBuilder(QUESTION, (1,), Model({7: b"A b c.\n"}))
+    last = builder.add_solution((7,) * 3000, trace(3000), final=False)
+    assert builder.nodes[last].depth == 3000
+    assert len(builder.prefix_ids(last)) == 3001
+    assert builder.reader(last).tokens == 3000
+
+
 def test_thinking_steps_are_marked_and_answer_nothing() -> None:
     """What a path says is what stands after its thinking."""
     text = "<think>A.\n\nB.\n</think>\n\nThe answer is 5."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -141,15 +141,14 @@ class TreeBuilder:
 
     def reader(self, node: int) -> StepReader:
         """A reader that has taken in all steps up to and including ``node``."""
-        if node not in self._readers:
-            model = self._written_by
-            if node == ROOT:
-                self._readers[node] = model.reading.reader(text_of(model.pieces(self.prompt_ids[-_PROMPT_END:])))
-            else:
-                self._readers[node] = reader = self.reader(self.nodes[node].parent)
-                for piece in model.pieces(self.nodes[node].step.token_ids):
-                    reader.take(piece)
-        return self._readers[node].copy()
+        model, known = self._written_by, self._readers
+        if ROOT not in known:
+            known[ROOT] = model.reading.reader(text_of(model.pieces(self.prompt_ids[-_PROMPT_END:])))
+        for missing in self._missing(node, known):
+            known[missing] = reader = known[self.nodes[missing].parent].copy()
+            for piece in model.pieces(self.nodes[missing].step.token_ids):
+                reader.take(piece)
+        return known[node].copy()
 
     def answer_text(self, node: int) -> str:
         """What the path to ``node`` says after the model's thinking; nothing while that goes on."""
@@ -169,9 +168,18 @@ class TreeBuilder:
 
     def prefix_ids(self, node: int) -> tuple[int, ...]:
         """Tokens of the prompt and of all steps up to and including ``node``."""
-        if node not in self._prefixes:
-            self._prefixes[node] = self.prefix_ids(self.nodes[node].parent) + self.nodes[node].step.token_ids
-        return self._prefixes[node]
+        known = self._prefixes
+        for missing in self._missing(node, known):
+            known[missing] = known[self.nodes[missing].parent] + self.nodes[missing].step.token_ids
+        return known[node]
+
+    def _missing(self, node: int, known: Container[int]) -> list[int]:
+        """The nodes of the path to ``node`` that are not known yet, the first one first: a path may have thousands."""
+        missing = []
+        while node not in known:
+            missing.append(node)
+            node = self.nodes[node].parent
+        return missing[::-1]
 
     def path(self, node: int) -> list[int]:
         """The ids of the nodes from the first step to ``node``, both included; none for ``ROOT``."""
