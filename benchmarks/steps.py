@@ -1,9 +1,9 @@
 """Where steps end: against people's marks, what it costs, and what it does to the confidence of steps.
 
 `boundary_f1_real`: the rule `reasoning` on the solutions in tests/data/marked_steps.jsonl, whose steps were marked by hand
-from the definition before the rule was finished (`_held_out`: those that were marked after it was). A boundary is right if
-it is at the same character. `boundary_f1_processbench` needs ``--data FOLDER`` with ``processbench_steps.jsonl``: steps that
-people labelled, joined by blank lines. `_line` are the same for the rule that a step is a line.
+from the definition alone (`_held_out`: those that were marked after the changes that the others had led to). A boundary is
+right if it is at the same character. `boundary_f1_processbench` needs ``--data FOLDER`` with ``processbench_steps.jsonl``:
+steps that people labelled, joined by blank lines. `_line` are the same for the rule that a step is a line.
 
 `segment_microseconds_per_token` is the time of `StepReader.take` for the tokens of the marked solutions, and
 `segment_percent_of_decode` that over the time of a decoded token at 64 rows, in turns in one process.
@@ -97,7 +97,7 @@ def against_people(data: Path | None) -> dict[str, Figure]:
     found = {
         "boundary_f1_real": figure(rows, "reasoning", "marked by hand"),
         "boundary_f1_real_line": figure(rows, "line", "marked by hand"),
-        "boundary_f1_real_held_out": figure(held_out, "reasoning", "marked after the rule was finished"),
+        "boundary_f1_real_held_out": figure(held_out, "reasoning", "marked later"),
     }
     for rule, name in zip(RULES, ("", "_line"), strict=True):
         steps = [split_steps(row["text"], rule) for row in rows]
