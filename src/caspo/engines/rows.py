@@ -98,11 +98,11 @@ class Row:
         self._starts.append(tail)
         if self._step is not None and self.own is None:
             self.own = next((end - self._known for end, _ in self._step.take(piece) if end > self._known), None)
-        line = self._line_start
-        if self.turn and line is not None and self.text.startswith(self.turn, line):
+        line = self._line_start if self.turn else None
+        if line is not None and self.text.startswith(self.turn, line):
             self.own = bisect_left(self._starts, line)
             return "eos"
-        if self.own is not None and not (self.turn and line is not None and self.turn.startswith(self.text[line:])):
+        if self.own is not None and not (line is not None and self.turn.startswith(self.text[line:])):
             return "stop"
         for stop in request.stop:
             at = self.text.find(stop, max(0, tail - len(stop) + 1))
