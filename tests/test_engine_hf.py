@@ -382,6 +382,54 @@ def test_what_prompts_share_is_computed_once(kind: str, monkeypatch: pytest.Monk
     assert computed <= len(shared) + len(asked) * rest
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_prefill_in_chunks_equals_prefill_at_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long prompts are computed a part at a time; kept prefixes or none."""
+    model, requests = build(kind), sampled(12)
+    whole = HFEngine(model, tokenizer()).generate(requests)
+    monkeypatch.setattr("caspo.engines.local.decoder._PREFILL_TOKENS_CPU", 5)
+    for store in (0, 1 << 20):
+        for a, b in zip(whole, HFEngine(model, tokenizer(), store_bytes=store).generate(requests), strict=True):
+            same(a, b)
+
+
+def test_rows_under_way_go_on_while_a_long_prompt_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass of prefill at a step; one that is given up meanwhile never joins, and an error leaves the others waiting."""
+    monkeypatch.setattr("caspo.engines.local.decoder._PREFILL_TOKENS_CPU", 5)
+    ours, prompts = engine(), prefixes(3, seed=8, low=24)
+    requests = [Request(prompt, i, 40) for i, prompt in enumerate(prompts)]
+    expected = engine().generate(requests)
+    passes, prefill = [], ours.decoder._prefill
+    monkeypatch.setattr(ours.decoder, "_prefill", lambda batch: passes.append(len(batch)) or prefill(batch))
+    batch = ours.batch(3)
+    batch.add(0, requests[0])
+    batch.step()
+    before, steps = len(passes), 0
+    batch.add(1, requests[1])
+    batch.add(2, requests[2])
+    found: dict[int, Completion | EngineError] = {}
+    while len(passes) < before + 3:
+        found.update(batch.step())
+        steps += 1
+        assert len(passes) <= before + steps
+        assert batch.free == 0
+    batch.drop(2)
+    assert batch.free == 1
+    broken = ours.decoder._prefill
+    monkeypatch.setattr(ours.decoder, "_prefill", lambda batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        batch.step()
+    monkeypatch.setattr(ours.decoder, "_prefill", broken)
+    while len(found) < 2:
+        found.update(batch.step())
+    for place in (0, 1):
+        done = found[place]
+        assert isinstance(done, Completion)
+        same(done, expected[place])
+    assert 2 not in found
+    batch.close()
+
+
 def test_watched_rows_end_where_they_are_told() -> None:
     """A watch sees every token with its own numbers; what it refuses is the last. Its neighbours do not notice."""
     ours = engine()

@@ -101,9 +101,10 @@ def _measure(
 ) -> tuple[torch.Tensor, ...]:
     """The fields of `Distribution` for some rows, mean and square not yet divided by the total; ``room`` is overwritten."""
     shifted_RV, weight_RV, other_RV = room[:, : len(logits_RV)]
-    best_R1 = _best(logits_RV)
-    highest_R1 = logits_RV.gather(-1, best_R1).float()
-    torch.sub(logits_RV, highest_R1, out=shifted_RV).clamp_(min=_SMALLEST)
+    shifted_RV.copy_(logits_RV)
+    best_R1 = _best(shifted_RV)
+    highest_R1 = shifted_RV.gather(-1, best_R1)
+    shifted_RV.sub_(highest_R1).clamp_(min=_SMALLEST)
     torch.exp(shifted_RV, out=weight_RV)
     drawn = []
     if blocks and temperature_R1 is None:

@@ -122,6 +122,7 @@ def open_local(settings: ModelSettings, name: str | None = None, examples: Seque
         ConfigError: the recipe's model is on a server.
     """
     from caspo.engines.local.engine import HFEngine
+    from caspo.engines.local.layout import laid_out
     from caspo.engines.models import load
 
     check_local(settings, "A judge or a round that loads a model")
@@ -129,7 +130,7 @@ def open_local(settings: ModelSettings, name: str | None = None, examples: Seque
         name or settings.name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
     )
     return HFEngine(
-        model,
+        laid_out(model),
         tokenizer,
         name=settings.name,
         instruction=settings.instruction,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import torch
 
 from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Request
 from caspo.engines.local.decoder import Decoder
-from caspo.engines.local.kv import RowPool
+from caspo.engines.local.kv import Prefix, RowPool
 from caspo.engines.rows import Row
 from caspo.engines.sampling import Draw, draw_rows
 
@@ -20,6 +22,9 @@ class HFBatch:
     def __init__(self, decoder: Decoder, most: int) -> None:
         self._decoder, self._most = decoder, most
         self._waiting: list[Row] = []
+        self._arriving: list[Row | None] = []
+        """Those whose prefixes are being computed; None: given up meanwhile."""
+        self._computing: Generator[None, None, list[Prefix]] | None = None
         self._rows: list[Row] = []
         self._pool: RowPool | None = None
 
@@ -27,7 +32,8 @@ class HFBatch:
     def free(self) -> int:
         """How many more requests it takes now."""
         room = self._most if self._pool is None else self._limit(self._pool.columns)
-        return max(0, room - len(self._rows) - len(self._waiting))
+        arriving = sum(row is not None for row in self._arriving)
+        return max(0, room - len(self._rows) - arriving - len(self._waiting))
 
     def add(self, place: int, request: Request) -> None:
         """Take a request in; it joins the batch at a step.
@@ -43,6 +49,7 @@ class HFBatch:
     def drop(self, place: int) -> None:
         """Free the request's row, or its place among those that wait."""
         self._waiting = [row for row in self._waiting if row.place != place]
+        self._arriving = [None if row is None or row.place == place else row for row in self._arriving]
         for at, row in enumerate(self._rows):
             if row.place == place:
                 self._remove(at)
@@ -51,6 +58,8 @@ class HFBatch:
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Completion | EngineError]]:
         """Let some of those that wait join, if there is room for enough of them, and decode a token for every row.
+
+        Beside rows under way one pass of prefill is done a step: a long prompt does not hold up what others see.
 
         Raises:
             EngineError: a row of those that joined could not be prefilled; the batch is as it was.
@@ -85,7 +94,7 @@ class HFBatch:
 
     def close(self) -> None:
         """Give up all rows; the memory stays with the decoder for its next batch."""
-        self._waiting, self._rows = [], []
+        self._waiting, self._arriving, self._computing, self._rows = [], [], None, []
         if self._pool is not None:
             self._decoder.give_back(self._pool)
             self._pool = None
@@ -100,28 +109,57 @@ class HFBatch:
         return self._pool
 
     def _join(self) -> None:
-        """Admitting costs a prefill: while rows are under way, it waits until an eighth of them can come at once."""
+        """Go on with the prefixes of those that are to join; once these are there, they are in."""
+        if self._computing is None:
+            self._choose()
+        if self._computing is None:
+            return
+        try:
+            while True:
+                next(self._computing)
+                if self._rows:
+                    return
+        except StopIteration as end:
+            arrived = [(row, prefix) for row, prefix in zip(self._arriving, end.value, strict=True) if row is not None]
+        except BaseException:
+            self._waiting = [row for row in self._arriving if row is not None] + self._waiting
+            self._arriving, self._computing = [], None
+            raise
+        self._arriving, self._computing = [], None
+        if arrived:
+            self._admit([row for row, _ in arrived], [prefix for _, prefix in arrived])
+
+    def _choose(self) -> None:
+        """Begin with some of those that wait. Passes cost most when they are short: while rows are under way, it waits until
+        an eighth of them can come at once."""
         if not self._waiting:
             return
         decoder = self._decoder
-        if not self._rows:
-            columns = decoder.columns([row.request for row in self._waiting])
-            if self._pool is not None:
-                decoder.give_back(self._pool)
-            self._pool = decoder.pool_for(columns, min(len(self._waiting), self._limit(columns)))
-        pool = self._joined_pool
-        limit = self._limit(pool.columns)
+        if self._rows:
+            limit = self._limit(self._joined_pool.columns)
+        else:
+            limit = self._limit(decoder.columns([row.request for row in self._waiting]))
         room = limit - len(self._rows)
         if room <= 0 or (self._rows and room < limit // 8):
             return
-        new = self._waiting[:room]
-        columns = max(pool.columns, decoder.columns([row.request for row in new]))
-        rows = len(self._rows) + len(new)
+        new, self._waiting = self._waiting[:room], self._waiting[room:]
+        self._arriving = list(new)
+        self._computing = decoder.computing([row.request.prefix_ids[:-1] for row in new])
+
+    def _admit(self, new: list[Row], prefixes: list[Prefix]) -> None:
+        """Give them places in the pool."""
+        decoder = self._decoder
+        rows, columns = len(self._rows) + len(new), decoder.columns([row.request for row in (*new, *self._waiting)])
+        if not self._rows:
+            if self._pool is not None:
+                decoder.give_back(self._pool)
+            self._pool = decoder.pool_for(columns, rows)
+        pool = self._joined_pool
+        columns = max(pool.columns, columns)
         if columns > pool.columns or rows > pool.capacity:
             # Memory that was never used is not asked for: at most twice the rows that there are.
             pool.widen(columns, max(rows, min(2 * pool.capacity, self._limit(columns))))
-        pool.admit(decoder.prefixes([row.request.prefix_ids[:-1] for row in new]))
-        self._waiting = self._waiting[room:]
+        pool.admit(prefixes)
         self._rows += new
 
     def _draw(self, pool: RowPool) -> tuple[Draw, dict[int, EngineError]]:

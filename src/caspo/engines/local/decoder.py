@@ -6,7 +6,7 @@ the next one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ from caspo.steps import Reading
 __all__ = ["Decoder"]
 
 _PREFILL_TOKENS_CPU, _PREFILL_TOKENS_GPU = 1024, 4096
-"""Tokens of one prefill pass, padding included: bounds its memory. On a CPU shorter passes pad less and lose nothing."""
+"""Tokens of one prefill pass, padding included: bounds its memory, and how long rows under way wait for it. On a CPU shorter
+passes pad less and lose nothing."""
 
 
 class Decoder:
@@ -75,14 +76,15 @@ class Decoder:
         """
         check(request, self.context_length, self.name)
 
-    def prefixes(self, sequences: Sequence[tuple[int, ...]]) -> list[Prefix]:
-        """The keys and values of each sequence, computed where they are not there."""
+    def computing(self, sequences: Sequence[tuple[int, ...]]) -> Generator[None, None, list[Prefix]]:
+        """The keys and values of each sequence, computed where they are not there. Pauses between passes."""
         needed = list(dict.fromkeys(sequences))
         found = {ids: self.store.get(ids) if ids else self._empty() for ids in needed}
         missing = [ids for ids in needed if found[ids] is None]
         shared = _common_prefix(missing)
         if len(missing) > 1 and len(shared) >= SHARED and _length(self._beginning(shared)) < len(shared) - 1:
-            self._prefill({shared: None})  # what all prompts begin with, once
+            yield from self.computing([shared])  # what all prompts begin with, once
+            yield
         begun = {ids: self._beginning(ids) for ids in missing}
         missing.sort(key=lambda ids: len(ids) - _length(begun[ids]))
         most = _PREFILL_TOKENS_CPU if self.device.type == "cpu" else _PREFILL_TOKENS_GPU
@@ -92,8 +94,19 @@ class Decoder:
                 if batch and (len(batch) + 1) * (len(ids) - _length(begun[ids])) > most:
                     break
                 batch[ids] = begun[ids]
-            found.update(self._prefill(batch))
-            missing = missing[len(batch) :]
+            first = missing[0]
+            if len(first) - _length(begun[first]) > most:  # then it is alone
+                part = first[: _length(begun[first]) + most]
+                begun[first] = self._prefill({part: begun[first]})[part]
+            else:
+                found.update(self._prefill(batch))
+                missing = missing[len(batch) :]
+                for ids in batch:
+                    prefix = found[ids]
+                    assert prefix is not None
+                    self.store.put(ids, prefix)
+            if missing:
+                yield
         prefixes = []
         for ids in sequences:
             prefix = found[ids]
@@ -140,9 +153,7 @@ class Decoder:
         result = {}
         for i, ids in enumerate(batch):
             own = slice(width - len(ids), width)
-            prefix = owned([(layer.keys[i, :, own], layer.values[i, :, own]) for layer in cache.layers])
-            self.store.put(ids, prefix)
-            result[ids] = prefix
+            result[ids] = owned([(layer.keys[i, :, own], layer.values[i, :, own]) for layer in cache.layers])
         return result
 
     def pool_for(self, columns: int, rows: int) -> RowPool:
