@@ -1,4 +1,4 @@
-"""Our decode loop against `model.generate` on the same ragged batch, and against the forward pass alone.
+"""Our decode loop against `model.generate` on the same ragged batch, against the forward pass alone, and against peers.
 
 Prompts of different lengths, solutions that end where they end: `generate` goes on until its last row has ended and pays for
 the rows that ended long ago. Greedy: the tokens must be the same. Sides take turns; tokens after a row's end do not count.
@@ -7,21 +7,38 @@ The floor: forward passes alone, nothing else: every prompt token once, without 
 tokens by passes of the whole batch at the mean length, as if no row ever left it. `decode_fraction_of_forward` is the
 floor's time over ours.
 
-Figures: `decode_speedup_vs_generate`, `decode_fraction_of_forward`, `greedy_rows_that_differ`
+Peers sample the same prompts with as many threads, all the new tokens of every row (benchmarks/parts/decode_peers.py):
+vLLM's CPU build in the same precision, llama.cpp with the GGUF file's own weights. A ratio above 1 is ours faster.
+
+`cat_batch_efficiency`: tokens a second of CaT with 4 paths over those of self-consistency with 4 samples, the same questions
+in batches of the same rows. Searches ask for less at a time, and their last paths have the batch for themselves.
+
+Figures: `decode_speedup_vs_generate`, `decode_fraction_of_forward`, `greedy_rows_that_differ`, `cat_batch_efficiency`
+
+Figures with `make vllm`: `tokens_per_second_ratio_vs_vllm_cpu`
+
+Figures with `make llama` and a bundled model that is a GGUF file: `tokens_per_second_ratio_vs_llama_cpp`
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 import torch
+from parts.decode_peers import VLLM, Side, sampled, vllm_cpu
 from parts.forward import forward, prefill
-from parts.measure import difference, options, ratio, report
+from parts.measure import Figure, difference, options, ratio, report, task_of
 
 from caspo.engines.base import Completion, Request
 from caspo.engines.local.engine import HFEngine
-from caspo.engines.models import load
-from caspo.tasks.stories import StoriesTask
+from caspo.engines.models import BUNDLED, GgufWheels, resolve
+from caspo.engines.opening import model_settings, open_local
+from caspo.records import Question
+from caspo.search import METHODS
 
 
 def ours(engine: HFEngine, prompts: list[tuple[int, ...]], new: int) -> tuple[float, list[Completion]]:
@@ -50,6 +67,71 @@ def theirs(engine: HFEngine, prompts: list[tuple[int, ...]], new: int) -> tuple[
     return seconds, [row[:end] for row, end in zip(rows, ends, strict=True)]
 
 
+@contextlib.contextmanager
+def peers(args: argparse.Namespace, longest: int) -> Iterator[dict[str, Side]]:
+    """Those that are here, by the figure's ending."""
+    with contextlib.ExitStack() as stack:
+        found: dict[str, Side] = {}
+        if VLLM.exists():
+            found["vllm_cpu"] = stack.enter_context(
+                vllm_cpu(resolve(args.model), args.dtype, args.batch, longest + args.new_tokens + 8)
+            )
+        if find_spec("llama_cpp") is not None and isinstance(BUNDLED.get(args.model), GgufWheels):
+            from caspo.engines.llama.engine import LlamaCppEngine
+            from caspo.engines.models import gguf_file
+
+            cells = args.batch * (longest + args.new_tokens + 8)
+            engine = LlamaCppEngine(gguf_file(args.model), max_rows=args.batch, cells=cells)
+            engine.context.tokenizer.eos_ids = frozenset()
+            found["llama_cpp"] = sampled(engine)
+        yield found
+
+
+def against_peers(engine: HFEngine, prompts: list[tuple[int, ...]], args: argparse.Namespace) -> dict[str, Figure]:
+    """Ratios of tokens a second, turn by turn."""
+    figures = {}
+    with peers(args, max(map(len, prompts))) as found:
+        ends, engine.decoder.eos_ids = engine.decoder.eos_ids, frozenset()
+        for name, side in found.items():
+            mine, theirs = [], []
+            side(prompts[:2], 4)
+            for turn in range(args.turns):
+                for which in (0, 1) if turn % 2 == 0 else (1, 0):
+                    if which == 0:
+                        mine.append(sampled(engine)(prompts, args.new_tokens))
+                    else:
+                        theirs.append(side(prompts, args.new_tokens))
+            middle = args.turns // 2
+            note = f"{sorted(mine)[middle]:.0f} against {sorted(theirs)[middle]:.0f} tokens a second"
+            figures[f"tokens_per_second_ratio_vs_{name}"] = ratio(mine, theirs, note)
+        engine.decoder.eos_ids = ends
+    return figures
+
+
+def searched(engine: HFEngine, questions: Sequence[Question], method: str, **more: int) -> float:
+    """Tokens a second of a method."""
+    engine.forget()
+    kind = METHODS[method]
+    start = time.perf_counter()
+    found = kind(kind.settings_type(**more)).solve(questions, engine)
+    return sum(solution.generated_tokens for solution in found) / (time.perf_counter() - start)
+
+
+def efficiency(engine: HFEngine, questions: Sequence[Question], args: argparse.Namespace) -> Figure:
+    """`cat_batch_efficiency`."""
+    engine.decoder.max_rows = args.batch
+    cat, samples = [], []
+    for turn in range(args.turns):
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            if which == 0:
+                cat.append(searched(engine, questions, "cat", paths=4, max_tokens=args.new_tokens))
+            else:
+                samples.append(searched(engine, questions, "self_consistency", samples=4, max_tokens=args.new_tokens))
+    middle = args.turns // 2
+    note = f"{sorted(cat)[middle]:.0f} against {sorted(samples)[middle]:.0f} tokens a second, {len(questions)} questions"
+    return ratio(cat, samples, note, "share")
+
+
 def main() -> None:
     """Run everything and print a table."""
     parser = options(__doc__, "the small model, one turn")
@@ -58,13 +140,15 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=160, help="of a solution, at most")
+    parser.add_argument("--task", default="1,2,3", metavar="TASK", help="levels of stories, or a JSONL file of questions")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
     if args.quick:
-        args.model, args.turns = "stories-tiny", 1
-    model, tokenizer = load(args.model, device=args.device, dtype=args.dtype)
-    engine = HFEngine(model, tokenizer, name=args.model)
-    questions = StoriesTask((1, 2, 3)).questions("test", args.batch, 0)
+        args.model, args.turns, args.new_tokens = "stories-tiny", 1, 40
+    torch.set_num_threads(args.threads)
+    engine = open_local(model_settings(args.model, device=args.device, dtype=args.dtype))
+    questions = task_of(args.task).questions("test", args.batch, 0)
     prompts = [engine.prompt(question.text) for question in questions]
     ours(engine, prompts, args.new_tokens)  # the first time, memory is new
     theirs(engine, prompts, 4)
@@ -99,6 +183,8 @@ def main() -> None:
         ),
         "greedy_rows_that_differ": difference(differing, None, None, "", "rows", args.batch),
     }  # fmt: skip
+    figures["cat_batch_efficiency"] = efficiency(engine, questions, args)
+    figures |= against_peers(engine, prompts, args)
     report(figures, args)
 
 

@@ -130,8 +130,8 @@ class HFBatch:
             self._admit([row for row, _ in arrived], [prefix for _, prefix in arrived])
 
     def _choose(self) -> None:
-        """Begin with some of those that wait. Passes cost most when they are short: while rows are under way, it waits until
-        an eighth of them can come at once."""
+        """Begin with some of those that wait: with rows that continue what is kept at once. Others need a pass, which costs
+        most when it is short: while rows are under way, they wait until an eighth of all rows can come together."""
         if not self._waiting:
             return
         decoder = self._decoder
@@ -140,11 +140,17 @@ class HFBatch:
         else:
             limit = self._limit(decoder.columns([row.request for row in self._waiting]))
         room = limit - len(self._rows)
-        if room <= 0 or (self._rows and room < limit // 8):
+        if room <= 0:
             return
-        new, self._waiting = self._waiting[:room], self._waiting[room:]
-        self._arriving = list(new)
-        self._computing = decoder.computing([row.request.prefix_ids[:-1] for row in new])
+        new = self._waiting
+        if self._rows and room < limit // 8:
+            new = [row for row in new if decoder.has(row.request.prefix_ids[:-1])]
+        new = new[:room]
+        if new:
+            chosen = {row.place for row in new}
+            self._waiting = [row for row in self._waiting if row.place not in chosen]
+            self._arriving = list(new)
+            self._computing = decoder.computing([row.request.prefix_ids[:-1] for row in new])
 
     def _admit(self, new: list[Row], prefixes: list[Prefix]) -> None:
         """Give them places in the pool."""

@@ -76,6 +76,10 @@ class Decoder:
         """
         check(request, self.context_length, self.name)
 
+    def has(self, ids: tuple[int, ...]) -> bool:
+        """Whether the keys and values of a sequence are kept, so that nothing has to be computed."""
+        return self.store.longest(ids) == len(ids)
+
     def computing(self, sequences: Sequence[tuple[int, ...]]) -> Generator[None, None, list[Prefix]]:
         """The keys and values of each sequence, computed where they are not there. Pauses between passes."""
         needed = list(dict.fromkeys(sequences))
