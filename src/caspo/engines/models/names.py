@@ -49,8 +49,8 @@ def resolve(name_or_path: str, *, base: str | None = None, trust_remote_code: bo
         return _merged(folder, base, trust_remote_code)
     if base is not None:
         raise ModelError(
-            f"A base ({base!r}) is of a LoRA adapter, and {name_or_path!r} is a whole model. Leave the base out, or name the "
-            "adapter's folder (adapter_config.json, adapter_model.safetensors)."
+            f"A base ({base!r}) is of a LoRA adapter, and {name_or_path!r} is a whole model. Leave the base out, or name "
+            "the adapter's folder (adapter_config.json, adapter_model.safetensors)."
         )
     return folder
 

@@ -28,8 +28,8 @@ def check_folder(folder: Path, what: str) -> None:
     """Refuse a folder that `load` could not read, or only by unpickling it."""
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{what} is not a model: it has no config.json. Give a folder in Hugging Face format (config.json, *.safetensors "
-            "and a tokenizer), that of a LoRA adapter, or a GGUF file."
+            f"{what} is not a model: it has no config.json. Give a folder in Hugging Face format (config.json, "
+            "*.safetensors and a tokenizer), that of a LoRA adapter, or a GGUF file."
         )
     config_of(folder)
     if not any(folder.glob("*.safetensors")):
