@@ -36,7 +36,7 @@ def library() -> Any:
     except (ImportError, OSError, RuntimeError) as error:  # the last two: its own library is missing or does not load
         raise ConfigError(
             f"The llama_cpp engine needs llama-cpp-python, which cannot be imported ({error}). Install it, which compiles "
-            f"for some minutes: {_INSTALL}"
+            f"for some minutes: {_INSTALL}. Or use the engine hf (--engine hf), which makes plain floats of a GGUF file."
         ) from error
 
     @api.llama_log_callback  # type: ignore[untyped-decorator]

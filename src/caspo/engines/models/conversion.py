@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -107,6 +108,7 @@ def convert_gguf(name: str, gguf: Path, folder: Path) -> None:
                 f"{file.architecture!r}): {type(error).__name__}: {error}. It knows fewer architectures as GGUF than as "
                 "safetensors: use those of the model, or the engine llama_cpp (--engine llama_cpp)."
             ) from error
+        _keep_own(tokenizer, file.tokens)
         _check(name, tokenizer, info["missing_keys"])
         config = type(model.config).from_dict(
             {key: value for key, value in model.config.to_dict().items() if key not in _LEFT_BY_GGUF}
@@ -119,6 +121,16 @@ def convert_gguf(name: str, gguf: Path, folder: Path) -> None:
         twin.tie_weights()
         twin.generation_config = model.generation_config
         save(twin, tokenizer, folder)
+
+
+def _keep_own(tokenizer: Any, number: int) -> None:
+    """Take away what transformers adds to the ``number`` tokens of a file by habit (GPT-2's <|endoftext|>): the model has no
+    row for it."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < number]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
 
 def _check(name: str, tokenizer: Any, missing: Sequence[str]) -> None:

@@ -11,6 +11,16 @@ from caspo.core.errors import ModelError
 
 __all__ = ["GgufFile", "open_gguf"]
 
+_CUTS = frozenset(
+    {
+        "dbrx", "deepseek-r1-qwen", "default", "f2llmv2", "falcon-h1", "falcon3", "gpt-2", "gpt-4o", "jina-v5-nano",
+        "kanana2", "kormo", "lfm2", "llama-bpe", "llama-v3", "llama3", "llama4", "megrez", "midm-2.0", "minimax-m2",
+        "pixtral", "qwen2", "qwen35", "smaug-bpe", "smollm", "talkie", "tekken",
+    }
+)  # fmt: skip
+"""Ways of cutting text before byte-level BPE that transformers 5.23 has; any other it takes for GPT-2's. `smollm` is that,
+with single digits, which its merges never join."""
+
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -20,6 +30,8 @@ class GgufFile:
     architecture: str
     numbers: int
     """Of all its tensors together; each takes four bytes as float32."""
+    tokens: int
+    """In its vocabulary."""
     rope_factors: Sequence[float] | None
     """What the frequencies of rotary embedding are divided by, where the file has a tensor of that."""
 
@@ -59,12 +71,19 @@ def open_gguf(path: Path, name: str) -> GgufFile:
             "file of a whole language model; of an adapter its folder with safetensors."
         )
     embedding = tensors.get("token_embd.weight")
-    rows = None if embedding is None else int(embedding.shape[-1])
-    tokens = reader.get_field("tokenizer.ggml.tokens")
-    if rows is not None and tokens is not None and len(tokens.data) != rows:
+    rows = 0 if embedding is None else int(embedding.shape[-1])
+    found = reader.get_field("tokenizer.ggml.tokens")
+    tokens = 0 if found is None else len(found.data)
+    if not tokens or tokens != rows:
         raise ModelError(
-            f"The tokenizer in {path} has {len(tokens.data)} tokens, and the embedding of its model {rows} rows: they do "
-            "not belong together. Convert the model again, with its own tokenizer."
+            f"The tokenizer in {path} has {tokens} tokens, and the embedding of its model {rows} rows: they do not belong "
+            "together. Convert the model again, with its own tokenizer."
+        )
+    cut = field("tokenizer.ggml.pre", "default")
+    if field("tokenizer.ggml.model") == "gpt2" and cut not in _CUTS:
+        raise ModelError(
+            f"The tokenizer in {path} cuts text into words in the way {cut!r}, which transformers does not know of GGUF "
+            "files: it would make other tokens of a text. Use the model's safetensors, or the engine llama_cpp."
         )
     long = [n for n in tensors if n.startswith("rope_factors_")]
     if long:
@@ -77,5 +96,6 @@ def open_gguf(path: Path, name: str) -> GgufFile:
         path,
         str(architecture),
         sum(int(tensor.n_elements) for tensor in tensors.values()),
+        tokens,
         None if factors is None else factors.data.tolist(),
     )
