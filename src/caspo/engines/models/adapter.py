@@ -79,7 +79,7 @@ def merge_adapter(base: Path, adapter: Path, folder: Path, *, trust_remote_code:
             warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # untied by now
             adapted = PeftModel.from_pretrained(model, str(adapter))
     except Exception as error:  # peft raises whatever an adapter that does not fit happens to trip over
-        raise ModelError(f"{_misfit(adapter, base)} ({type(error).__name__}: {str(error):.300})") from error
+        raise ModelError(f"{_misfit(adapter, base)} ({type(error).__name__}: {error!s:.300})") from error
     _check_keys(adapted, shapes, f"{_misfit(adapter, base)}")
     merged = adapted.merge_and_unload()
     if any((adapter / name).is_file() for name in _TOKENIZER):  # the one it was trained with, and its prompt
