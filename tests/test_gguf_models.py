@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFWriter
 
 from caspo.core.errors import ConfigError, ModelError, StorageError
 from caspo.engines import models
 from caspo.engines.models import bundled, conversion, names
 from caspo.engines.opening import model_settings, open_engine
-from gguf_file import write_gguf
+from gguf_file import changed, write_gguf
 from tiny import VOCABULARY, build, tokenizer
 
 Usage = namedtuple("Usage", "total used free")
@@ -36,31 +36,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def gguf(tmp_path: Path) -> Path:
     """The random Llama of the tests, in float32."""
     return write_gguf(tmp_path / "tiny.gguf", build("llama"), tokenizer())
-
-
-def changed(source: Path, target: Path, change: Callable[[GGUFWriter], Any] = lambda out: None, **more: Any) -> Path:
-    """The file again with another field or tensor. ``architecture``: what it calls itself; ``without``: a tensor left out;
-    ``tokens``: how many it has."""
-    reader = GGUFReader(source)
-    out = GGUFWriter(target, "llama")
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            value = field.contents()
-            if name == "tokenizer.ggml.tokens" and "tokens" in more:
-                value = [*value, *(f"more{i}" for i in range(more["tokens"] - len(value)))]
-            sub = field.types[-1] if len(field.types) > 1 else None
-            out.add_key_value(name, value, field.types[0], sub)
-    if "architecture" in more:
-        out.kv_data[0]["general.architecture"].value = more["architecture"]
-    change(out)
-    for tensor in reader.tensors:
-        if tensor.name != more.get("without"):
-            out.add_tensor(tensor.name, np.array(tensor.data))
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
-    return target
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -249,5 +224,5 @@ def test_qwen_solves_a_sum(name: str, make: str, dtype: str, monkeypatch: pytest
     import caspo
 
     model = caspo.load(name, dtype=dtype)
-    solved = model.solve("Tom has 3 pens and buys 2 bags with 4 pens in each. How many pens has he now?", "chain_of_thought")
-    assert solved.answer == "11", str(solved)
+    solved = model.solve("A box holds 12 eggs. How many eggs are in 7 boxes?", "chain_of_thought")
+    assert solved.answer == "84", str(solved)

@@ -17,8 +17,8 @@ _INSTALL = (
     "CMAKE_ARGS='-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF "
     "-DLLAMA_BUILD_SERVER=OFF' pip install 'caspo-llm[llamacpp]'"
 )
-_ERROR = 3
-"""ggml's level of errors."""
+_ERROR = 4
+"""ggml's level of errors (llama-cpp-python's own table of levels is an older one)."""
 
 _errors: list[str] = []
 
