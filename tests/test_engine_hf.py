@@ -25,6 +25,10 @@ from small_tokenizers import made
 from tiny import VOCABULARY, build, tokenizer
 
 FAMILIES = ("llama", "qwen3", "gemma3", "mistral")
+OTHERS = (
+    "qwen2", "phi3", "olmo3", "qwen3_moe", "gemma2", "gpt_oss", "bloom", "mpt", "falcon", "opt", "gpt2", "gpt_neox", "phi",
+)  # fmt: skip
+"""What attends eagerly (caps, sinks, ALiBi), has windows, or learnt or counted positions."""
 
 
 def prefixes(n: int, seed: int = 0, low: int = 2, high: int = 30) -> list[tuple[int, ...]]:
@@ -107,6 +111,23 @@ def test_continuing_equals_recomputing(kind: str) -> None:
         for a, b in zip(continued, HFEngine(model, tokenizer()).generate(requests), strict=True):
             same(a, b)
         prefix += next(c.token_ids for c in continued if c.finish != "eos")
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_batch_equals_forward_passes_one_by_one(kind: str) -> None:
+    """Ragged rows, decoded together and then continued from what was kept: each has the log-probabilities of its text alone
+    through the model."""
+    ours = engine(kind)
+    first = [replace(request, keep=True) for request in sampled(10)]
+    done = ours.generate(first)
+    more = [Request(a.prefix_ids + c.token_ids, 7, 9) for a, c in zip(first, done, strict=True) if c.finish != "eos"]
+    assert more
+    for request, found in zip([*first, *more], [*done, *ours.generate(more)], strict=True):
+        with torch.inference_mode():
+            logits = ours.model(input_ids=torch.tensor([request.prefix_ids + found.token_ids])).logits
+        logp = logits[0, len(request.prefix_ids) - 1 : -1].double().log_softmax(-1)
+        expected = logp.gather(1, torch.tensor(found.token_ids)[:, None])[:, 0]
+        np.testing.assert_allclose(found.trace.logprob, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -28,7 +28,7 @@ pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 from caspo.engines.llama.context import LlamaContext
 from caspo.engines.llama.engine import LlamaCppEngine, open_llama_cpp
 from caspo.steps import text_of
-from gguf_file import write_gguf
+from gguf_file import changed, write_gguf
 
 TOLERANCE = 1e-4
 """Nats. Both compute in float32."""
@@ -335,6 +335,16 @@ def test_cat_gives_the_same_solutions_as_over_hf(ours: LlamaCppEngine, hf: HFEng
     over_ours, over_hf = (method.solve(questions, engine, seed=0) for engine in (ours, hf))
     assert [s.answer for s in over_ours] == [s.answer for s in over_hf]
     np.testing.assert_allclose([s.confidence for s in over_ours], [s.confidence for s in over_hf], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [({"architecture": "abacus"}, "unknown model architecture: 'abacus'"), ({"tokens": 2000}, "vocabulary")],
+)
+def test_what_llama_cpp_says_is_told(gguf: Path, tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    """An architecture it does not know, more tokens than the embedding has rows."""
+    with pytest.raises(ModelError, match=rf"could not load .*{message}"):
+        LlamaCppEngine(changed(gguf, tmp_path / "changed.gguf", **more), cells=512)
 
 
 @pytest.mark.parametrize(

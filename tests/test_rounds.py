@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,29 @@ def test_training_under_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {p.name for p in (tmp_path / "two" / "round-1" / "model").iterdir()} == {
         p.name for p in (tmp_path / "one" / "round-1" / "model").iterdir()
     }
+
+
+def test_an_adapter_under_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is launched gets the merged model, of the first round as of the reference of a later one, and no base."""
+    configuration = tmp_path / "two.yaml"
+    configuration.touch()
+    commands: list[list[str]] = []
+
+    def launched(command: list[str], check: bool) -> Any:
+        commands.append(command)
+        (tmp_path / "round-1").mkdir(exist_ok=True)
+        (tmp_path / "round-1" / "training.json").write_text("{}")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", launched)
+    monkeypatch.setattr(iterate, "resolve", lambda name, base: Path(f"/merged/{name}/{base}"))
+    asked = recipe(accelerate=str(configuration), model={"name": "adapter", "base": "whole"})
+    iterate._launch(asked, "adapter", [], tmp_path / "round-1", None)
+    iterate._launch(asked, "round-1/model", [], tmp_path / "round-1", "adapter")
+    first, later = commands
+    assert first[-2:] == ["model.name=/merged/adapter/whole", "model.base=null"]
+    assert "--reference" not in first
+    assert later[-4:] == ["--reference", "/merged/adapter/whole", "model.name=round-1/model", "model.base=null"]
 
 
 def test_launcher_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

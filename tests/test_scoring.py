@@ -20,9 +20,12 @@ from caspo.trees import TreeBuilder
 from tiny import build, bushy_tree, node, tokenizer
 
 FAMILIES = (
-    "llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "olmo3", "smollm3", "granite", "qwen3_moe",
+    "llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "olmo3", "smollm3", "granite", "qwen3_moe", "gpt_oss",
+    "gpt2", "gpt_neox", "opt", "phi", "falcon",
 )  # fmt: skip
-KERNELS = [(kind, kernel) for kind in FAMILIES for kernel in ("sdpa", "eager") if (kind, kernel) != ("gemma2", "sdpa")]
+EAGER = ("gemma2", "gpt_oss")
+"""Score caps and sinks: transformers has no SDPA for them."""
+KERNELS = [(kind, kernel) for kind in FAMILIES for kernel in ("sdpa", "eager") if kernel == "eager" or kind not in EAGER]
 Scores = dict[NodeKey, NodeScores]
 
 

@@ -41,10 +41,12 @@ def tokenizer() -> Any:
 
 
 def build(kind: str, seed: int = 0, **more: Any) -> Any:
-    """A random model of the given family, in evaluation mode."""
+    """A random model of the given family, in evaluation mode; Gemma 2 attends as `models.load` has it, eagerly."""
     import transformers as tf
 
     layers = ["sliding_attention", "full_attention"]
+    if kind == "gemma2":
+        more = {"attn_implementation": "eager", **more}
     gemma = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4, "layer_types": layers}
     families: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "llama": (tf.LlamaConfig, tf.LlamaForCausalLM, {}),
@@ -62,6 +64,22 @@ def build(kind: str, seed: int = 0, **more: Any) -> Any:
             tf.Qwen3MoeForCausalLM,
             {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
         ),
+        "gpt_oss": (
+            tf.GptOssConfig,
+            tf.GptOssForCausalLM,
+            {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4, "layer_types": layers},
+        ),
+        "gpt2": (tf.GPT2Config, tf.GPT2LMHeadModel, {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+        "gpt_neox": (tf.GPTNeoXConfig, tf.GPTNeoXForCausalLM, {}),
+        "opt": (
+            tf.OPTConfig,
+            tf.OPTForCausalLM,
+            {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.25, "dropout": 0.0},
+        ),
+        "phi": (tf.PhiConfig, tf.PhiForCausalLM, {"num_key_value_heads": 4}),
+        "falcon": (tf.FalconConfig, tf.FalconForCausalLM, {}),
+        "bloom": (tf.BloomConfig, tf.BloomForCausalLM, {}),
+        "mpt": (tf.MptConfig, tf.MptForCausalLM, {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256}),
     }
     config_class, model_class, extra = families[kind]
     torch.manual_seed(seed)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from caspo.cli.options import SkipBad
+from caspo.cli.options import BaseOption, SkipBad
 from caspo.core.errors import ConfigError
 
 __all__ = ["export", "import_labelled"]
@@ -75,6 +75,7 @@ def import_labelled(
     ],
     model: Annotated[str, typer.Option(help="Whose tokenizer and prompt: bundled name, folder or hub name.")],
     out: Annotated[Path, typer.Option(help="File of trees to write, *.parquet.")],
+    base: BaseOption = None,
     instruction: Annotated[
         str | None, typer.Option(help="System message of the prompt, as in the recipe (model.instruction).")
     ] = None,
@@ -89,12 +90,14 @@ def import_labelled(
     from caspo.formats import read_labelled, trees_of
     from caspo.formats.parquet import write_trees
 
-    check_output_file(out, {"SOURCE": [source], **model_inputs({"--model": model})})
+    check_output_file(out, {"SOURCE": [source], **model_inputs({"--model": model, "--base": base})})
     bad = BadRows() if skip_bad else None
     empty: list[str] = []
     solutions = read_labelled(source, bad, empty)
     tell(bad, empty)
-    trees = trees_of(solutions, read_tokenizer(resolve(model)), INSTRUCTION if instruction is None else instruction)
+    trees = trees_of(
+        solutions, read_tokenizer(resolve(model, base=base)), INSTRUCTION if instruction is None else instruction
+    )
     write_trees(out, trees)
     steps = sum(len(tree.nodes) for tree in trees)
     output.print(f"{len(solutions)} solutions: {len(trees)} trees with {steps} distinct steps in {out}")

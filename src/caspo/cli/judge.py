@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from caspo.cli.options import SkipBad
+from caspo.cli.options import BaseOption, SkipBad
 from caspo.core.errors import ConfigError
 
 __all__ = ["judge"]
@@ -25,6 +25,7 @@ def judge(
         str, typer.Option("--judge", help="reference, arithmetic, labels, rollouts, language_model or reward_model.")
     ] = "arithmetic",
     model: Annotated[str | None, typer.Option(help="Model that completes the steps, for the judge rollouts.")] = None,
+    base: BaseOption = None,
     score_against: Annotated[
         str | None, typer.Option(help="labels: how good the judge is, the labels (or verdicts) of the file being the truth.")
     ] = None,
@@ -62,10 +63,11 @@ def judge(
     # Of the source a digest of what the judge is told stands among the settings: labels may be corrected.
     told = f"{stem_of(source)}, {len(solutions)} with digest {digest(solutions)}"
     run = JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=told)
-    inputs = task_files(task, []) | model_inputs({"--model": model, "model": getattr(task.judge, "model", None)})
+    models = {"--model": model, "--base": base, "model": getattr(task.judge, "model", None)}
+    inputs = task_files(task, []) | model_inputs(models)
     with claimed(out, run, "judge", _WRITES, inputs):
-        base = None if model is None else ModelSettings(name=model)
-        chosen = open_judge(task, base, out / "verdicts.jsonl")
+        asked = None if model is None else ModelSettings(name=model, base=base)
+        chosen = open_judge(task, asked, out / "verdicts.jsonl")
         with bars() as show:
             judged = judge_solutions(solutions, chosen, out, lambda done, total: show.stage("judge", done, total))
         scores = None if score_against is None else score_judge(name, judged, out)

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 __all__ = [
-    "METHODS_HERE", "EngineOption", "MethodOption", "MethodSettings", "ModelOption", "NamesMethods", "SkipBad",
+    "METHODS_HERE", "BaseOption", "EngineOption", "MethodOption", "MethodSettings", "ModelOption", "NamesMethods", "SkipBad",
     "StepsOption", "TokenizerOption", "UrlOption",
 ]  # fmt: skip
 
@@ -33,7 +33,10 @@ MethodOption = Annotated[str, typer.Option(help=f"How to search (docs/search.md)
 MethodSettings = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
 ]
-ModelOption = Annotated[str, typer.Option(help="Bundled name, folder, hub name, or a server's.")]
+ModelOption = Annotated[str, typer.Option(help="Bundled name, folder, GGUF file, hub name, or a server's.")]
+BaseOption = Annotated[
+    str | None, typer.Option(help="What a LoRA adapter (--model FOLDER) was trained on, where it does not say or is moved.")
+]
 EngineOption = Annotated[str | None, typer.Option(help="hf, llama_cpp, or openai_compatible (with --url the default).")]
 UrlOption = Annotated[list[str] | None, typer.Option(help="Address of a server of the model; once for every server.")]
 TokenizerOption = Annotated[

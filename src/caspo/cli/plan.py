@@ -133,7 +133,7 @@ def _config(model: ModelSettings) -> Any:
     source: str | Path = Path(name).expanduser()
     if name in BUNDLED or not (Path(source) / "config.json").is_file():
         hub = name not in BUNDLED and not Path(source).exists() and _HUB_NAME.fullmatch(name)
-        source = name if hub else resolve(name)
+        source = name if hub else resolve(name, base=model.base)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # transformers raises whatever a malformed file or a missing network happens to trip over

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caspo.cli.options import (
+    BaseOption,
     EngineOption,
     MethodOption,
     MethodSettings,
@@ -29,6 +30,7 @@ _KEYS = "CASPO_API_KEYS"
 def serve(
     settings: MethodSettings = None,
     model: ModelOption = "smollm2-135m",
+    base: BaseOption = None,
     engine: EngineOption = None,
     url: UrlOption = None,
     tokenizer: TokenizerOption = None,
@@ -63,7 +65,8 @@ def serve(
     from caspo.cli.solve import choose
     from caspo.engines.prompts import INSTRUCTION
 
-    chosen, told = choose(thresholds, method, settings, model, engine=engine, instruction=instruction, steps=steps)
+    asked_of = {"engine": engine, "base": base, "instruction": instruction, "steps": steps}
+    chosen, told = choose(thresholds, method, settings, model, **asked_of)
     configured = _settings(
         host=host,
         port=port,

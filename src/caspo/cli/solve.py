@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caspo.cli.options import (
+    BaseOption,
     EngineOption,
     MethodOption,
     MethodSettings,
@@ -34,6 +35,7 @@ def solve(
     ],
     settings: MethodSettings = None,
     model: ModelOption = "smollm2-135m",
+    base: BaseOption = None,
     engine: EngineOption = None,
     url: UrlOption = None,
     tokenizer: TokenizerOption = None,
@@ -68,13 +70,13 @@ def solve(
     shown = _examples(question, examples, data)
     prints = fingerprint(shown) if shown else None
     chosen, told = choose(
-        thresholds, method, settings, model, engine=engine, instruction=instruction, steps=steps, examples=prints
+        thresholds, method, settings, model, engine=engine, base=base, instruction=instruction, steps=steps, examples=prints
     )
     bad = BadRows() if skip_bad else None
     questions, grade, files = _questions(question, limit, seed, data, run_code, bad)
     if out is not None:
         read = {"QUESTION": files, "--thresholds": [] if thresholds is None else [thresholds]}
-        check_output_file(out, {**read, **model_inputs({"--model": model, "--tokenizer": tokenizer})})
+        check_output_file(out, {**read, **model_inputs({"--model": model, "--base": base, "--tokenizer": tokenizer})})
     tell(bad)
     loaded = load(model, url=url, tokenizer=tokenizer, device=device, examples=shown, **told)
     done = 0
@@ -118,7 +120,7 @@ def choose(
 ) -> tuple[Method[Any], dict[str, str]]:
     """The method, and what of the model's settings is told: as given, or as ``thresholds`` were calibrated.
 
-    ``asked``: what is given of ``engine``, ``instruction`` and ``steps``, and the fingerprint of ``examples``.
+    ``asked``: what is given of ``engine``, ``base``, ``instruction`` and ``steps``, and the fingerprint of ``examples``.
     """
     from caspo.search import method_of
 
@@ -157,8 +159,8 @@ def _calibrated(
         raise ConfigError(
             f"{file} holds for method cat with the settings in it and the model {name}, engine {found.model['engine']}, "
             f"instruction {found.model['instruction']!r}, steps {found.model['steps']}; with {', '.join(other)} nothing is "
-            f"guaranteed. Give --model {name}, no other method, engine, instruction or steps and no KEY=VALUE; or leave out "
-            "--thresholds."
+            f"guaranteed. Give --model {name}, no other method, engine, base, instruction or steps and no KEY=VALUE; or "
+            "leave out --thresholds."
         )
     if found.abstain_below is None:
         raise ConfigError(

@@ -95,7 +95,9 @@ def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -
     if trees.is_dir() and trees.resolve() == out.resolve():
         raise ConfigError(f"{out} is the folder of the trees, and pairs in it would be read as trees. Choose another --out.")
     with claimed(out, settings, "pairs", PAIRS_WRITES, {"--trees": tree_files(trees)}):
-        tokenizer = read_tokenizer(resolve(settings.model.tokenizer or settings.model.name))
+        asked = settings.model
+        name = asked.tokenizer or asked.name
+        tokenizer = read_tokenizer(resolve(name, base=asked.base_of(name)))
         pairs_stage(read_trees(trees), settings.pairs, tokenizer, out)
     output.print_json(data=read_json(out / "report.json"))
 

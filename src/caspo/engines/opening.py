@@ -38,8 +38,10 @@ class ModelSettings(RemoteSettings):
     """`hf`: in this process, and what is trained. `llama_cpp`: a GGUF file in this process. `openai_compatible`: on servers
     (docs/engines.md)."""
     name: str
-    """Bundled name, folder or hub name; for `llama_cpp` a GGUF file or a bundled name, for `openai_compatible` the name that
-    the server gives it."""
+    """Bundled name, folder (of a model or a LoRA adapter), GGUF file or hub name; for `llama_cpp` a GGUF file or a bundled
+    name, for `openai_compatible` the name that the server gives it."""
+    base: str | None = None
+    """Of a LoRA adapter: the model it was trained on, where the adapter does not name it or that name is not known here."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What sampling computes in; training keeps float32 masters."""
     device: str = "cpu"
@@ -61,7 +63,13 @@ class ModelSettings(RemoteSettings):
             raise ValueError("the engine openai_compatible needs urls, a list of its servers")
         if self.urls and self.engine != "openai_compatible":
             raise ValueError(f"urls are for the engine openai_compatible, not for {self.engine}")
+        if self.base is not None and self.engine != "hf":
+            raise ValueError(f"base is of a LoRA adapter for the engine hf; {self.engine} is given a whole model")
         return self
+
+    def base_of(self, name: str | None) -> str | None:
+        """The base of the model ``name``, which may be another than that of these settings (a round's)."""
+        return self.base if name in (None, self.name) else None
 
 
 def model_settings(
@@ -127,7 +135,11 @@ def open_local(settings: ModelSettings, name: str | None = None, examples: Seque
 
     check_local(settings, "A judge or a round that loads a model")
     model, tokenizer = load(
-        name or settings.name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
+        name or settings.name,
+        dtype=settings.dtype,
+        device=settings.device,
+        base=settings.base_of(name),
+        trust_remote_code=settings.trust_remote_code,
     )
     return HFEngine(
         laid_out(model),

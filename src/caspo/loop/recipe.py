@@ -135,7 +135,9 @@ def recipe_inputs(recipe: CaspoRecipe, splits: Sequence[Literal["train", "test"]
     Raises:
         DataError: a file of questions is not there.
     """
-    models = {"model.name": recipe.model.name, "model.tokenizer": recipe.model.tokenizer}
+    models = {
+        "model.name": recipe.model.name, "model.base": recipe.model.base, "model.tokenizer": recipe.model.tokenizer,
+    }  # fmt: skip
     if splits:
         models["task.judge.model"] = getattr(recipe.task.judge, "model", None)
     found = task_files(recipe.task, splits) if splits else {}

@@ -26,6 +26,7 @@ from caspo.core.errors import ConfigError, EngineError
 from caspo.core.folders import claimed
 from caspo.core.storage import read_json, write_json
 from caspo.engines.base import Engine
+from caspo.engines.models import resolve
 from caspo.engines.opening import ModelSettings, check_local, open_engine, open_local
 from caspo.engines.prompts import Example
 from caspo.evaluate.estimates import paired_difference
@@ -138,12 +139,16 @@ def _launch(recipe: CaspoRecipe, source: str, data: Sequence[Path], out: Path, r
     assert recipe.accelerate is not None
     if not recipe.accelerate.exists():
         raise ConfigError(f"accelerate: there is no file {recipe.accelerate}. Make one with `accelerate config`.")
+    model = recipe.model
+    if model.base:  # merged here: what is launched knows one base at most, and a round's model has none
+        local = {name: str(resolve(name, base=model.base)) for name in {source, reference} if name == model.name}
+        source, reference = local.get(source, source), local.get(reference or "", reference)
     recipe_file = out.parent / "recipe.yaml"
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipe.accelerate),
         "-m", "caspo.cli.main", "train", str(recipe_file), "--out", str(out),
         *(part for f in data for part in ("--trees", str(f / "tree"), "--pairs", str(f / "pairs" / "pairs.parquet"))),
-        *(("--reference", reference) if reference else ()), f"model.name={source}",
+        *(("--reference", reference) if reference else ()), f"model.name={source}", "model.base=null",
     ]  # fmt: skip
     code = subprocess.run(command, check=False).returncode
     if code or not (out / "training.json").exists():

@@ -92,7 +92,7 @@ def rescore_stage(model: ModelSettings, settings: StepDPOSettings, trees: Path, 
     missing = [file for file in files if not (folder / file.name).exists()]
     if missing:
         check_local(model, "Rescoring")
-        loaded, tokenizer = load(model.name, device=model.device, trust_remote_code=model.trust_remote_code)
+        loaded, tokenizer = _load(model, model.name)
         scorer = Scorer(loaded, packed=settings.layout == "packed")
     for file in missing:
         found = [tree for tree in read_trees(file) if tree.nodes]
@@ -159,7 +159,7 @@ def train_stage(
         remove_checkpoints(out / "train")  # left where a kill came between the two
         return dict(read_json(file))
     check_local(model, "Training")
-    read = {"source": source, "reference": reference}
+    read = {"source": source, "reference": reference, "model.base": model.base_of(source)}
     refuse_overwriting(out, TRAIN_WRITES, {**model_inputs(read), "pairs": [pairs_file for _, pairs_file in data]})
     if (out / "model").exists() and not has_ended(out / "train") and not (was_claimed(out) or was_claimed(out.parent)):
         raise ConfigError(
@@ -168,11 +168,11 @@ def train_stage(
     trees, pairs = trees_and_pairs(data)
     scores = None
     if reference is not None and reference != source:
-        other, tokenizer = load(reference, device=model.device, trust_remote_code=model.trust_remote_code)
+        other, tokenizer = _load(model, reference)
         check_tokens(trees, other, tokenizer)
         scores = reference_of(other, trees, pairs, settings, _reference_cache())
         del other
-    loaded, tokenizer = load(source, device=model.device, trust_remote_code=model.trust_remote_code)
+    loaded, tokenizer = _load(model, source)
     trained, result = train_step_dpo(
         loaded,
         trees,
@@ -199,6 +199,12 @@ def train_stage(
     write_json(file, result.as_json())
     remove_checkpoints(out / "train")
     return result.as_json()
+
+
+def _load(model: ModelSettings, name: str) -> tuple[Any, Any]:
+    """The model ``name``, in float32, and its tokenizer."""
+    base = model.base_of(name)
+    return load(name, device=model.device, base=base, trust_remote_code=model.trust_remote_code)
 
 
 def _reference_cache() -> Path:

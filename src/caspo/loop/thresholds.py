@@ -203,6 +203,7 @@ def _calibrate(
 def asked_as(model: ModelSettings, examples: Sequence[Example]) -> dict[str, str]:
     """What decides which texts a model writes, as it stands in ``thresholds.json``."""
     asked = {name: getattr(model, name) for name in ("name", "engine", "dtype", "instruction", "steps")}
+    asked |= {"base": model.base} if model.base else {}
     return {**asked, "examples": fingerprint(examples)} if examples else asked
 
 

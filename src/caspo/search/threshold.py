@@ -240,7 +240,7 @@ def _valid(found: Thresholds) -> bool:
         and all(0 < probability < 1 for probability in (found.alpha, found.delta))
         and min(found.n_pruning, found.n_abstention) > 0
         and isinstance(found.model, Mapping)
-        and found.model.keys() - {"examples"} == {"name", "engine", "dtype", "instruction", "steps"}
+        and found.model.keys() - {"base", "examples"} == {"name", "engine", "dtype", "instruction", "steps"}
         and isinstance(found.settings, Mapping)
     )
 

@@ -35,7 +35,7 @@ _RECURRENT = frozenset(
         "rwkv", "xlstm", "zamba", "zamba2",
     }
 )  # fmt: skip
-_MASK_POSITIONS = frozenset({"bloom", "falcon", "mpt"})
+_MASK_POSITIONS = frozenset({"bloom", "mpt"})
 """ALiBi: distances are counted in the row, not by position ids."""
 _IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")
 _INSTEAD = "Train it with train.layout=separate: every path in a row of its own, the same numbers, more tokens."
@@ -72,7 +72,7 @@ class TreeAttention:
                 f"{name} ({kind}) has layers that read tokens by their place in the row ({what}): a packed tree would be "
                 f"silently wrong there. {_INSTEAD}"
             )
-        if kind in _MASK_POSITIONS:
+        if kind in _MASK_POSITIONS or (kind == "falcon" and config.alibi):
             raise EngineError(f"{name} ({kind}) counts distances in the row (ALiBi), not along a path. {_INSTEAD}")
         if "local" in (getattr(config, "attention_layers", None) or ()):
             raise EngineError(f"{name} ({kind}) has windows that are counted in the row, not along a path. {_INSTEAD}")

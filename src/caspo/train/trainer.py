@@ -14,16 +14,19 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from accelerate.utils import DistributedType, gather_object
 from pydantic import Field
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from caspo.core.config import Config
@@ -120,7 +123,6 @@ def fit(
     trainable = [p for p in model.parameters() if p.requires_grad]
     assert trainable, "nothing to train"
     assert all(p.dtype == torch.float32 for p in trainable), "trainable weights must be float32 masters"
-    _without_dropout(model)
     checkpoint = _checkpoint(out)
     if checkpoint is not None and has_ended(out):
         job = replace(job, plan=job.plan[: _step_of(checkpoint)])  # it may have stopped early: no step is left
@@ -128,7 +130,8 @@ def fit(
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # one for every checkpoint
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with _checkpointed(model) if settings.gradient_checkpointing else contextlib.nullcontext():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except Exception as error:
         if not is_refusal(error):
             raise
@@ -174,8 +177,6 @@ class _PlanTrainer(Trainer):
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             bf16=settings.precision == "bf16",
-            activation_checkpointing=settings.gradient_checkpointing,
-            activation_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
             logging_steps=1,
             logging_nan_inf_filter=False,
             log_on_each_node=False,
@@ -227,7 +228,8 @@ class _PlanTrainer(Trainer):
         """Backward passes of this process's share of the step; returns the loss of the whole step."""
         if self._started is None:
             self._before, self._started = self.spent(), time.monotonic()
-        model.train()
+        model.train()  # what wraps the model for several devices
+        self.model.eval()  # see `_checkpointed`
         world = self.args.world_size
         shares = self._shares(inputs)
         sharded = self.accelerator.distributed_type in _SHARDED
@@ -423,10 +425,24 @@ def _add(total: Metrics, more: Metrics) -> None:
         total[name] = before + value, counted + count
 
 
-def _without_dropout(model: Any) -> None:
-    """Preference margins are differences of two passes: dropout would be noise in both, and the layouts would differ."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+@contextlib.contextmanager
+def _checkpointed(model: Any) -> Iterator[None]:
+    """While it lasts, the layers compute their activations again in the backward pass.
+
+    The model stays in evaluation mode, for which transformers' own switch does nothing. Training mode adds noise (dropout in
+    modules, in attributes and in calls; layers left out; jitter of a router): preference margins are differences of two
+    passes, it would be noise in both, and the layouts would differ.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            f"{type(model).__name__} has no layers that could compute their activations again. Set "
+            "train.gradient_checkpointing to false, and train.micro_tokens lower to save memory."
+        )
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

@@ -21,7 +21,7 @@ from caspo.engines.base import Completion, Message, OnDone, Request
 from caspo.engines.llama.batch import LlamaBatch
 from caspo.engines.llama.context import LlamaContext
 from caspo.engines.llama.tokens import GgufTokenizer
-from caspo.engines.models import BUNDLED, gguf_file
+from caspo.engines.models import BUNDLED, GgufWheels, gguf_file
 from caspo.engines.prompts import INSTRUCTION, Example, begin_ids, chat_ids, prompt_ids
 from caspo.engines.reading import reading_of
 from caspo.engines.run import run
@@ -130,9 +130,10 @@ def open_llama_cpp(name: str, *, dtype: str, device: str, **options: Any) -> Lla
     elif name.lower().endswith(".gguf"):
         file = Path(name).expanduser()
     else:
+        named = ", ".join(one for one, source in BUNDLED.items() if isinstance(source, GgufWheels))
         raise ModelError(
             f"The llama_cpp engine reads GGUF files, and {name!r} is none. Give the path of a *.gguf file, or the name of a "
-            "bundled model that is one (smollm2-135m, gemma3-270m)."
+            f"bundled model that is one ({named})."
         )
     layers = 0 if device == "cpu" else -1
     return LlamaCppEngine(file, name=name, dtype=dtype, device_layers=layers, **options)

@@ -17,8 +17,8 @@ _INSTALL = (
     "CMAKE_ARGS='-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF "
     "-DLLAMA_BUILD_SERVER=OFF' pip install 'caspo-llm[llamacpp]'"
 )
-_ERROR = 3
-"""ggml's level of errors."""
+_ERROR = 4
+"""ggml's level of errors (llama-cpp-python's own table of levels is an older one)."""
 
 _errors: list[str] = []
 
@@ -36,7 +36,7 @@ def library() -> Any:
     except (ImportError, OSError, RuntimeError) as error:  # the last two: its own library is missing or does not load
         raise ConfigError(
             f"The llama_cpp engine needs llama-cpp-python, which cannot be imported ({error}). Install it, which compiles "
-            f"for some minutes: {_INSTALL}"
+            f"for some minutes: {_INSTALL}. Or use the engine hf (--engine hf), which makes plain floats of a GGUF file."
         ) from error
 
     @api.llama_log_callback  # type: ignore[untyped-decorator]

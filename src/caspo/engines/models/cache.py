@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
 
 from caspo.core.errors import DataError, ModelError, StorageError
-from caspo.core.storage import PARTIAL, read_json, write_directory
+from caspo.core.storage import PARTIAL, read_json, write_directory, write_json
 
-__all__ = ["cache_dir", "cached_folder", "intact", "sha256"]
+__all__ = ["cache_dir", "cached_folder", "check_room", "digest_of", "intact", "sha256"]
 
 _MANIFEST = "manifest.json"
 _CONVERSION = "1"
@@ -51,13 +53,24 @@ def cached_folder(name: str, digest: str, build: Callable[[Path], object]) -> Pa
     except (StorageError, OSError) as error:
         cause = error.__cause__ if isinstance(error, StorageError) else error
         if isinstance(cause, OSError) and cause.errno is None:  # raised by transformers, not by the disk
-            raise ModelError(f"Could not convert the bundled model {name!r}: {cause}.") from error
+            raise ModelError(f"Could not convert the model {name!r}: {cause}.") from error
         reason = (cause.strerror if isinstance(cause, OSError) else None) or cause or error
         raise StorageError(
-            f"Could not prepare the model {name!r} in the cache {folder.parent}: {reason}. Free some space there (a "
-            "gigabyte or two) or set CASPO_CACHE to a folder you may write to, then run the same command again."
+            f"Could not prepare the model {name!r} in the cache {folder.parent}: {reason}. Free some space there or set "
+            "CASPO_CACHE to a folder you may write to, then run the same command again."
         ) from error
     return folder
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse to begin what needs so many bytes in ``folder`` if they are not free.
+
+    Raises:
+        OSError: they are not; `cached_folder` says what to do.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"it needs {needed / 1e9:.1f} GB of disk there, and {free / 1e9:.1f} GB are free")
 
 
 def _build(build: Callable[[Path], object], folder: Path) -> None:
@@ -80,6 +93,32 @@ def intact(folder: Path) -> bool:
         )
     except (DataError, OSError):
         return False
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """A digest of the names and bytes of files, which may be large.
+
+    The sha256 of each is kept in the cache and taken from there for as long as the file's inode, size and times are the
+    same. A part of a file would not do instead: two trainings of one model may differ in a few layers in its middle.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}:{_remembered(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _remembered(file: Path) -> str:
+    place, status = str(file.resolve()), file.stat()
+    known = [place, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    note = cache_dir() / "digests" / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
+    with suppress(DataError, KeyError, TypeError):
+        found = read_json(note)
+        if found["file"] == known:
+            return str(found["sha256"])
+    digest = sha256(file)
+    with suppress(StorageError):  # then it is made again the next time
+        write_json(note, {"file": known, "sha256": digest})
+    return digest
 
 
 def sha256(file: Path) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caspo.core.errors import ModelError, StorageError
+from caspo.engines.models.adapter import adapter_files, base_of, is_adapter, merge_adapter
 from caspo.engines.models.bundled import (
     BUNDLED,
     GgufWheels,
@@ -16,8 +18,9 @@ from caspo.engines.models.bundled import (
     shipped,
     wheel_files,
 )
-from caspo.engines.models.cache import cached_folder, sha256
-from caspo.engines.models.conversion import WHOLE, convert_gguf, merge_adapter, whole
+from caspo.engines.models.cache import cached_folder, digest_of, sha256
+from caspo.engines.models.conversion import WHOLE, convert_gguf, convert_wheels, whole
+from caspo.engines.models.files import model_files
 from caspo.engines.models.reading import check_folder, chosen_device, quiet, read
 
 if TYPE_CHECKING:
@@ -28,38 +31,42 @@ __all__ = ["gguf_file", "load", "resolve"]
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "tokenizer*"]
 
 
-def resolve(name_or_path: str, *, trust_remote_code: bool = False) -> Path:
-    """The local folder (Hugging Face format, safetensors) of a bundled model, a local folder or a hub name.
+def resolve(name_or_path: str, *, base: str | None = None, trust_remote_code: bool = False) -> Path:
+    """The local folder (Hugging Face format, safetensors) of a model: bundled, a folder, a GGUF file, or a hub name.
+
+    A GGUF file is dequantised once, and a LoRA adapter merged once into its base, both into the cache. ``base`` names the
+    adapter's base (as this function takes names), where its own settings do not or name one that is not here.
 
     A folder beats a bundled model of the same name only when written as a path (``./stories-tiny``). With
     ``trust_remote_code`` a hub snapshot includes the repository's Python files.
+
+    Raises:
+        ModelError: there is no such model, it cannot be used, or ``base`` is given for what is no adapter.
+        StorageError: the cache has no room.
     """
-    if name_or_path in BUNDLED:
-        return _resolve_bundled(name_or_path)
-    path = Path(name_or_path).expanduser()
-    if name_or_path.strip() and path.is_dir():
-        check_folder(path, f"The folder {path}")
-        return path
-    if path.is_file():
+    folder = _adapter_or_model(name_or_path, trust_remote_code)
+    if is_adapter(folder):
+        return _merged(folder, base, trust_remote_code)
+    if base is not None:
         raise ModelError(
-            f"{path} is a file, and a model is a folder with config.json, *.safetensors and a tokenizer. Give the "
-            "folder; convert a single GGUF or checkpoint file with transformers first."
+            f"A base ({base!r}) is of a LoRA adapter, and {name_or_path!r} is a whole model. Leave the base out, or name "
+            "the adapter's folder (adapter_config.json, adapter_model.safetensors)."
         )
-    if not name_or_path.strip() or name_or_path.startswith(("/", "./", "../", "~")) or name_or_path.count("/") > 1:
-        raise ModelError(f"There is no model folder {name_or_path!r}. Check the path, or name {bundled_names()}.")
-    return _resolve_hub(name_or_path, trust_remote_code)
+    return folder
 
 
 def load(
-    name_or_path: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model in evaluation mode with SDPA attention, and its tokenizer.
+    name_or_path: str, *, dtype: str = "float32", device: str = "cpu", base: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:  # fmt: skip
+    """A model in evaluation mode, and its tokenizer; names and ``base`` as `resolve` takes them.
 
-    The tokenizer has an EOS token (without one no solution could ever end); it may lack a padding token: engines and
-    collators pad by themselves. Every weight comes from the file: a missing one is an error, never a random tensor.
+    Attention is SDPA, or eager where a model needs that. The tokenizer has an EOS token (without one no solution could ever
+    end); it may lack a padding token: engines and collators pad by themselves. Every weight comes from the file: a missing
+    one is an error, never a random tensor.
     """
     place = chosen_device(dtype, device)  # before anything is downloaded or converted
-    folder = resolve(name_or_path, trust_remote_code=trust_remote_code)
+    folder = resolve(name_or_path, base=base, trust_remote_code=trust_remote_code)
     return read(folder, name_or_path, dtype=dtype, device=place, trust_remote_code=trust_remote_code)
 
 
@@ -73,10 +80,66 @@ def gguf_file(name: str) -> Path:
     return cached_folder(f"{name}-gguf", source.sha256, lambda folder: whole(name, source, folder)) / WHOLE
 
 
+def _adapter_or_model(name: str, trust_remote_code: bool) -> Path:
+    """The folder of a name, which may be an adapter's."""
+    if name in BUNDLED:
+        return _resolve_bundled(name)
+    path = Path(name).expanduser()
+    if name.strip() and path.is_dir():
+        if not is_adapter(path):
+            check_folder(path, f"The folder {path}")
+        return path
+    if path.is_file():
+        if not name.lower().endswith(".gguf"):
+            raise ModelError(
+                f"{path} is a file, and a model is a folder with config.json, *.safetensors and a tokenizer, or a *.gguf "
+                "file. Give the folder; convert a single checkpoint file with transformers first."
+            )
+        return cached_folder(_plain(path.stem), digest_of([path]), lambda folder: convert_gguf(name, path, folder))
+    is_gguf = name.lower().endswith(".gguf")
+    if is_gguf or not name.strip() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        what = "GGUF file" if is_gguf else "model folder"
+        raise ModelError(f"There is no {what} {name!r}. Check the path, or name {bundled_names()}.")
+    return _resolve_hub(name, trust_remote_code)
+
+
+def _plain(name: str) -> str:
+    """A name for a folder of the cache."""
+    return re.sub(r"[^\w.-]+", "-", name)[:60].strip(".-") or "model"
+
+
+def _merged(adapter: Path, base: str | None, trust_remote_code: bool) -> Path:
+    """The folder of an adapter merged into its base."""
+    named = base_of(adapter)
+    chosen = base or named
+    if chosen is None:
+        raise ModelError(f"The adapter {adapter} does not say what its base is. Name it with --base (model.base).")
+    try:
+        found = _adapter_or_model(chosen, trust_remote_code)
+    except ModelError as error:
+        if base is not None:
+            raise
+        raise ModelError(
+            f"The base of the adapter {adapter} is not here; its adapter_config.json names {chosen!r}. Name it with --base "
+            f"(model.base). {error}"
+        ) from error
+    if is_adapter(found):
+        raise ModelError(
+            f"The base of the adapter {adapter} is {chosen!r}, which is an adapter too. Merge that one into its base first "
+            "(peft: merge_and_unload, then save_pretrained), and name the result with --base (model.base)."
+        )
+    digest = digest_of([*adapter_files(adapter), *model_files(found)])
+    return cached_folder(
+        _plain(adapter.resolve().name),
+        digest,
+        lambda folder: merge_adapter(found, adapter, folder, trust_remote_code=trust_remote_code),
+    )
+
+
 def _resolve_bundled(name: str) -> Path:
     match source := BUNDLED[name]:
         case GgufWheels():
-            return cached_folder(name, source.sha256, lambda folder: convert_gguf(name, source, folder))
+            return cached_folder(name, source.sha256, lambda folder: convert_wheels(name, source, folder))
         case ShippedFolder():
             return shipped(name, source)
         case ShippedAdapter():
@@ -114,5 +177,6 @@ def _resolve_hub(name: str, trust_remote_code: bool) -> Path:
             f"Without the hub, give a local folder or name {bundled_names()}."
         ) from error
     folder = Path(found)
-    check_folder(folder, f"The hub model {name!r} (cached in {folder})")
+    if not is_adapter(folder):
+        check_folder(folder, f"The hub model {name!r} (cached in {folder})")
     return folder

@@ -27,12 +27,10 @@ _VOCABULARIES = (
 def check_folder(folder: Path, what: str) -> None:
     """Refuse a folder that `load` could not read, or only by unpickling it."""
     if not (folder / "config.json").is_file():
-        hint = (
-            "It is a LoRA adapter: merge it into its base model first (peft: merge_and_unload, then save_pretrained)."
-            if (folder / "adapter_config.json").is_file()
-            else "Give a folder in Hugging Face format: config.json, *.safetensors and a tokenizer."
+        raise ModelError(
+            f"{what} is not a model: it has no config.json. Give a folder in Hugging Face format (config.json, "
+            "*.safetensors and a tokenizer), that of a LoRA adapter, or a GGUF file."
         )
-        raise ModelError(f"{what} is not a model: it has no config.json. {hint}")
     config_of(folder)
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in folder.glob(kind))
@@ -43,20 +41,18 @@ def check_folder(folder: Path, what: str) -> None:
         )
 
 
-def config_of(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path, file: str = "config.json") -> dict[str, Any]:
     """The settings of the model in a folder.
 
     Raises:
         ModelError: they are damaged.
     """
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / file).read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"it holds {type(found).__name__}, not keys with values")
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{folder / 'config.json'} is damaged ({error}). Copy it again from where the model came from."
-        ) from error
+        raise ModelError(f"{folder / file} is damaged ({error}). Copy it again from where the model came from.") from error
     return found
 
 
@@ -98,7 +94,7 @@ def read(
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=getattr(torch, dtype),
-                attn_implementation="sdpa",
+                attn_implementation=_attention(folder),
                 use_safetensors=True,
                 output_loading_info=True,
                 **common,
@@ -121,6 +117,16 @@ def read(
         )
     _check_vocabulary(tokenizer, int(model.get_input_embeddings().weight.shape[0]), name)
     return model.to(device).eval(), tokenizer
+
+
+def _attention(folder: Path) -> str | None:
+    """How a model attends. None: by transformers' choice, SDPA where its class can do with it, else eager.
+
+    Scores that are capped before the softmax (Gemma 2) cannot be had from SDPA, which would leave the cap out.
+    """
+    config = config_of(folder)
+    capped = config.get("attn_logit_softcapping") or (config.get("text_config") or {}).get("attn_logit_softcapping")
+    return "eager" if capped else None
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
