@@ -63,7 +63,7 @@ def annotate(
         inputs["--rescore"] = tree_files(rescore)
     with claimed(out, settings, "annotate", ANNOTATE_WRITES, inputs, shard) as made:
         if rescore is not None:
-            trees = rescore_stage(settings.model, settings.training, rescore, out / "tree", made, shard)
+            trees = rescore_stage(settings.model, settings.training, rescore, out / "tree", shard, made)
         else:
             tell_left_out(settings.task, ["train"])
             questions = training_questions(settings, 1)
@@ -197,7 +197,7 @@ def evaluate(
         tell_left_out(settings.task, ("test", "train") if settings.validation.questions else ("test",))
         with bars() as show:
             solved = run_shard(settings, out, shard, show.stage)
-        output.print(f"{solved} questions of shard {shard} in {out}; when all are there: --join {out} and the other folders")
+        output.print(f"{solved} questions of shard {shard} in {out}. When all are there, join their folders: --join {out} ...")
         return
     if recipe is not None:
         run_into(out, recipe, [*(overrides or []), "rounds=0"], skip_bad=skip_bad, joined=join or [])

@@ -30,7 +30,7 @@ from caspo.engines.base import Engine
 from caspo.engines.opening import ModelSettings, check_local, open_engine, open_local
 from caspo.engines.prompts import Example
 from caspo.evaluate.estimates import paired_difference
-from caspo.evaluate.metrics import round_metrics
+from caspo.evaluate.metrics import judge_round, round_metrics
 from caspo.evaluate.run import evaluate_methods, read_outcomes
 from caspo.evaluate.step_figures import step_changes
 from caspo.formats.parquet import read_trees
@@ -112,10 +112,9 @@ def run_shard(recipe: CaspoRecipe, out: Path, shard: Shard, show: OnStage = lamb
         if recipe.validation.questions:
             _solve_validation(recipe, out, 0, clock, shard)
         folder, judge = out / "round-0" / "evaluate", _judge(recipe, out)
-        solved = {method.name: len(read_outcomes(folder, method.name)[0]) for method in recipe.evaluate.methods()}
-        if not judge.instant and all(solved.values()):
-            round_metrics(folder, judge, recipe.evaluate)  # for its verdicts, which are kept
-        return max(solved.values(), default=0)
+        if not judge.instant:
+            judge_round(folder, judge, recipe.evaluate)
+        return max((len(read_outcomes(folder, method.name)[0]) for method in recipe.evaluate.methods()), default=0)
 
 
 def _inputs(recipe: CaspoRecipe) -> dict[str, list[Path]]:

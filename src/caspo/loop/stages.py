@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,12 @@ def pairs_stage(trees: Sequence[Tree], settings: PairSettings, tokenizer: Any, f
 
 
 def rescore_stage(
-    model: ModelSettings, settings: StepDPOSettings, trees: Path, folder: Path, made: Made, shard: Shard | None = None
+    model: ModelSettings,
+    settings: StepDPOSettings,
+    trees: Path,
+    folder: Path,
+    shard: Shard | None = None,
+    made: Made = MappingProxyType({}),
 ) -> list[Tree]:
     """Trees of any engine with the exact traces of this model, file by file as they came; files that are there are kept.
 
