@@ -197,7 +197,9 @@ def evaluate(
         tell_left_out(settings.task, ("test", "train") if settings.validation.questions else ("test",))
         with bars() as show:
             solved = run_shard(settings, out, shard, show.stage)
-        output.print(f"{solved} questions of shard {shard} in {out}. When all are there, join their folders: --join {out} ...")
+        output.print(
+            f"{solved} questions of shard {shard} in {out}. When all are there, join their folders: --join {out} ..."
+        )
         return
     if recipe is not None:
         run_into(out, recipe, [*(overrides or []), "rounds=0"], skip_bad=skip_bad, joined=join or [])
