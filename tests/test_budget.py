@@ -219,6 +219,36 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert "Sampling: at most 109.2 h at 1 tokens a second. Training: at most 10.9 h at 10 unique tokens" in out
 
 
+def test_several_servers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They share the time of sampling, and that of a judge that completes what was sampled."""
+    task = {"name": "stories", "levels": [2], "judge": {"kind": "rollouts", "max_tokens": 100}}
+    recipe = write_recipe(tmp_path / "recipe.yaml", task=task)
+    rate = ("--sampling-tokens-per-second", 10)
+    out = told(capsys, monkeypatch, recipe, *rate)
+    assert "Sampling: at most 5.5 h at 10 tokens a second. Judging by rollouts: at most 17.1 h at the same." in out
+    assert "Machines: 1 server to sample, 1 device to train." in out
+    out = told(capsys, monkeypatch, recipe, *rate, "--sampling-servers", 4, "--devices", 8)
+    assert "Sampling: at most 82 min at 10 tokens a second of each of 4 servers. Judging by rollouts: at most 4.3 h" in out
+    assert "Machines: 4 servers to sample, 8 devices to train." in out
+
+
+def test_a_hub_model_offline(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its config.json lies beside the recipe: Qwen3-8B-Base has 8.19 billion parameters. Another model is asked for."""
+    root = Path(__file__).parent.parent
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    recipe = root / "recipes" / "qwen3-8b-base" / "recipe.yaml"
+    rates = ("--sampling-tokens-per-second", 1000, "--tokens-per-second", 10000)
+    out = told(capsys, monkeypatch, recipe, "--sampling-servers", 4, *rates)
+    assert "Qwen/Qwen3-8B-Base: 8,190.7M parameters" in out
+    assert "Machines: 4 servers to sample, 8 devices to train." in out
+    # what docs/clusters.md says of it
+    for figure in ("896,000 steps, 458,752,000 tokens", "at most 63.7 h", "at most 25.5 h", "highest │ 34.5", "peak │ 36.3"):
+        assert figure in out
+    out = told(capsys, monkeypatch, recipe, "model.name=Qwen/Another-8B")
+    assert "The configuration of the model 'Qwen/Another-8B' could not be read" in out
+
+
 def test_devices_of_the_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Number and sharding come from the file of accelerate; options beat it."""
     recipe = write_recipe(tmp_path / "recipe.yaml")

@@ -72,16 +72,21 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
         ("annotate", stories, "--out", str(folder / "made")),
         ("pairs", stories, "--trees", trees, "--out", str(folder / "made")),
         ("export", trees, "--format", "steps", "--out", labelled),
+        *(("evaluate", file, "--shard", f"{k}/2", "--out", str(folder / "shards" / str(k))) for k in (1, 2)),
     ):
         assert start(command).wait(300) == 0, command
     return {
         "run": Stage(("run", file), 14),
         "annotate": Stage(("annotate", more), 8),
         "rescore": Stage(("annotate", stories, "--rescore", trees), 5),
+        "annotate a shard": Stage(("annotate", more, "--shard", "2/2", "annotate.questions=90"), 6),
+        "evaluate a shard": Stage(("evaluate", file, "--shard", "1/2"), 6),
         "pairs": Stage(("pairs", stories, "--trees", trees), 4),
         "train": Stage(("train", stories, "--trees", trees, "--pairs", pairs, f"train={long}"), 9),
         "supervised": Stage(("run", str(folder / "supervised.yaml")), 7),
         "judge": Stage(("judge", labelled), 5),
+        "judge a shard": Stage(("judge", labelled, "--shard", "1/2"), 5),
+        "join": Stage(("evaluate", file, "--join", str(folder / "shards" / "1"), "--join", str(folder / "shards" / "2")), 4),
         "calibrate": Stage(("calibrate", stories, "--alpha", "0.45", "--delta", "0.45", "--questions", "60"), 4),
     }
 
@@ -117,7 +122,9 @@ def put_inside(out: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["run", "annotate", "rescore", "pairs", "train", "supervised", "judge", "calibrate"]
+    "name",
+    ["run", "annotate", "rescore", "annotate a shard", "evaluate a shard", "pairs", "train", "supervised", "judge",
+     "judge a shard", "join", "calibrate"],
 )  # fmt: skip
 def test_killed_anywhere(stages: dict[str, Stage], name: str, tmp_path: Path) -> None:
     """Whenever it is killed and however often, the same line ends with the same result, and foreign files are untouched."""

@@ -191,8 +191,8 @@ def test_rescore_gives_exact_confidences(tmp_path: Path) -> None:
     assert read_trees(bare)[0].nodes[0].step.trace.kind == "none"
     file = write_recipe(tmp_path / "recipe.yaml")
     with pytest.raises(DataError, match="--rescore"):
-        commands.pairs(file, bare, tmp_path / "pairs", None)
-    commands.annotate(file, tmp_path / "out", bare, None)
+        commands.pairs(file, [bare], tmp_path / "pairs", None)
+    commands.annotate(file, tmp_path / "out", bare)
     scored = read_trees(tmp_path / "out" / "tree")
     assert len(scored) == len(sampled)
     for tree, original in zip(scored, sampled, strict=True):
@@ -201,7 +201,7 @@ def test_rescore_gives_exact_confidences(tmp_path: Path) -> None:
             assert (a.verdict, a.step.token_ids) == (b.verdict, b.step.token_ids)
             for name in ("entropy", "logprob", "max_logprob", "margin", "varentropy"):
                 np.testing.assert_allclose(getattr(a.step.trace, name), getattr(b.step.trace, name), atol=1e-3)
-    commands.pairs(file, tmp_path / "out" / "tree", tmp_path / "pairs-again", None)
+    commands.pairs(file, [tmp_path / "out" / "tree"], tmp_path / "pairs-again", None)
     assert read_json(tmp_path / "pairs-again" / "report.json")["pairs"]
 
 

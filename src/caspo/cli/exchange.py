@@ -14,7 +14,10 @@ __all__ = ["export", "import_labelled"]
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="Folder (or file) of annotated trees, or a file of labelled solutions.")],
+    source: Annotated[
+        list[Path],
+        typer.Argument(help="Folder (or file) of annotated trees, of shards all of them; or a file of labelled solutions."),
+    ],
     out: Annotated[Path, typer.Option(help="File to write: JSONL, or Parquet for the format dataset.")],
     to: Annotated[
         str, typer.Option("--format", help="processbench, prm800k, math_shepherd, trl_stepwise, steps, step_dpo or dataset.")
@@ -33,23 +36,27 @@ def export(
     from caspo.data.dataset import write_dataset
     from caspo.data.pairs import read_pairs
     from caspo.formats import WRITTEN, pairs_as_step_dpo, read_labelled, trees_as, trees_of, write_rows
-    from caspo.formats.parquet import holds_trees, read_trees, tree_files
+    from caspo.formats.parquet import holds_trees
+    from caspo.formats.shards import read_all_trees, tree_inputs
 
     known = (*WRITTEN, "step_dpo", "dataset")
     if to not in known:
         raise ConfigError(f"There is no format {to!r}. Choose one of {', '.join(known)}.")
     if (to == "step_dpo") != (pairs is not None):
         raise ConfigError("The format step_dpo, and no other, is made of pairs: give it with --pairs, or leave both out.")
-    is_trees = holds_trees(source)
-    read = {"SOURCE": tree_files(source) if is_trees else [source], "--pairs": [] if pairs is None else [pairs]}
-    check_output_file(out, read)
-    if source.is_dir() and out.suffix == ".parquet" and out.resolve().parent == source.resolve():
-        raise ConfigError(
-            f"{source} is the folder of the trees, and {out.name} would be read as one of them. Choose another --out."
-        )
+    labelled = next((file for file in source if not holds_trees(file)), None)
+    if labelled is not None and len(source) > 1:
+        raise ConfigError(f"{labelled} holds no trees, and only trees are read from several places. Give one file.")
+    read = tree_inputs("SOURCE", source) if labelled is None else {"SOURCE": source}
+    check_output_file(out, read | {"--pairs": [] if pairs is None else [pairs]})
+    for folder in source:
+        if folder.is_dir() and out.suffix == ".parquet" and out.resolve().parent == folder.resolve():
+            raise ConfigError(
+                f"{folder} is the folder of the trees, and {out.name} would be read as one of them. Choose another --out."
+            )
     bad = BadRows() if skip_bad else None
     empty: list[str] = []
-    trees = read_trees(source) if is_trees else trees_of(read_labelled(source, bad, empty))
+    trees = read_all_trees(source) if labelled is None else trees_of(read_labelled(labelled, bad, empty))
     tell(bad, empty)
     if to == "dataset":
         write_dataset(out, trees, generator)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from caspo.cli.options import BaseOption, SkipBad
+from caspo.cli.options import BaseOption, ShardOption, SkipBad
 from caspo.core.errors import ConfigError
 
 __all__ = ["judge"]
@@ -18,7 +18,10 @@ _WRITES = ("part-[0-9]*.json", "scores.json", "verdicts.jsonl")
 
 def judge(
     source: Annotated[
-        Path, typer.Argument(help="Labelled solutions (a public format or steps; see docs/judges.md), or annotated trees.")
+        Path,
+        typer.Argument(
+            help="Labelled solutions (a public format or steps; docs/judges.md), or annotated trees; of shards all of them."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the verdicts and scores.json.")],
     name: Annotated[
@@ -30,6 +33,11 @@ def judge(
         str | None, typer.Option(help="labels: how good the judge is, the labels (or verdicts) of the file being the truth.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Solutions to judge, the first of the file.")] = None,
+    shard: ShardOption = None,
+    join: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a shard, once for every shard: their verdicts are put together in OUT."),
+    ] = None,
     skip_bad: SkipBad = False,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the judge, for example samples=8.")
@@ -41,35 +49,50 @@ def judge(
     """
     from caspo.cli.show import bars, judge_table, output, tell
     from caspo.core.config import settings_from
-    from caspo.core.folders import claimed, refuse_overwriting
+    from caspo.core.folders import claimed, refuse_overwriting, shards_in
     from caspo.core.rows import BadRows, stem_of
+    from caspo.core.shards import check_alike
     from caspo.engines.models import model_inputs
     from caspo.engines.opening import ModelSettings
-    from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, score_judge
+    from caspo.evaluate.judge_run import JudgeRun, digest, join_verdicts, judge_solutions, of_shard, score_judge
     from caspo.formats import read_solutions
+    from caspo.judges.cache import join_caches
     from caspo.loop.task import TaskSettings, open_judge, task_files
 
     if score_against not in (None, "labels"):
         raise ConfigError(f"--score-against is {score_against!r}; the only truth there is are the labels of the file.")
-    task = settings_from(TaskSettings, [f"judge.kind={name}", *(f"judge.{override}" for override in overrides or ())])
+    if shard is not None and (join or score_against):
+        raise ConfigError("A shard has neither --join nor scores: give these once, when all shards are put together.")
+    sources = [source, *(Path(word) for word in overrides or () if "=" not in word)]
+    judge_keys = [f"judge.{override}" for override in overrides or () if "=" in override]
+    task = settings_from(TaskSettings, [f"judge.kind={name}", *judge_keys])
     assert task.judge is not None
     if name == "rollouts" and model is None:
         raise ConfigError("The judge rollouts has a model complete the steps: name it with --model.")
-    refuse_overwriting(out, _WRITES, {"SOURCE": [source]})
+    shards = shards_in(join, "judge") if join else {}
+    joined = {f"--join (shard {one})": sorted(folder.glob("part-[0-9]*.json")) for one, (folder, _) in shards.items()}
+    refuse_overwriting(out, _WRITES, {"SOURCE": sources, **joined})
     bad = BadRows() if skip_bad else None
     empty: list[str] = []
-    solutions = read_solutions(source, bad, empty)[:limit]
+    solutions = read_solutions(sources, bad, empty)[:limit]
     tell(bad, empty)
     # Of the source a digest of what the judge is told stands among the settings: labels may be corrected.
     told = f"{stem_of(source)}, {len(solutions)} with digest {digest(solutions)}"
     run = JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=told)
     models = {"--model": model, "--base": base, "model": getattr(task.judge, "model", None)}
-    inputs = task_files(task, []) | model_inputs(models)
-    with claimed(out, run, "judge", _WRITES, inputs):
+    inputs = task_files(task, []) | model_inputs(models) | joined
+    with claimed(out, run, "judge", _WRITES, inputs, shard) as made:
+        for folder, made_there in shards.values():
+            check_alike(str(folder), made_there, "this command", made)
+        if shards:
+            folders = {one: folder for one, (folder, _) in shards.items()}
+            join_verdicts(solutions, folders, out)
+            join_caches([folder / "verdicts.jsonl" for folder in folders.values()], out / "verdicts.jsonl")
         asked = None if model is None else ModelSettings(name=model, base=base)
         chosen = open_judge(task, asked, out / "verdicts.jsonl")
+        mine = solutions if shard is None else of_shard(solutions, shard)
         with bars() as show:
-            judged = judge_solutions(solutions, chosen, out, lambda done, total: show.stage("judge", done, total))
+            judged = judge_solutions(mine, chosen, out, lambda done, total: show.stage("judge", done, total))
         scores = None if score_against is None else score_judge(name, judged, out)
     if scores is None:
         counts = Counter(label for one in judged for label in one.verdicts)

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from caspo.core.shards import Shard
+
 __all__ = [
-    "METHODS_HERE", "BaseOption", "EngineOption", "MethodOption", "MethodSettings", "ModelOption", "NamesMethods", "SkipBad",
-    "StepsOption", "TokenizerOption", "UrlOption",
+    "METHODS_HERE", "BaseOption", "EngineOption", "MethodOption", "MethodSettings", "ModelOption", "NamesMethods", "ShardOption",
+    "SkipBad", "StepsOption", "TokenizerOption", "UrlOption",
 ]  # fmt: skip
 
 METHODS_HERE = "{methods}"
@@ -44,6 +46,10 @@ TokenizerOption = Annotated[
 ]
 StepsOption = Annotated[
     str | None, typer.Option(help="What a step is (docs/steps.md): reasoning, line, paragraph, sentence, or delimiter:TEXT.")
+]
+ShardOption = Annotated[
+    Shard | None,
+    typer.Option(parser=Shard.parse, metavar="K/N", help="Part K of N of the questions, K from 1 (docs/clusters.md)."),
 ]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out rows of the file that cannot be used, and tell which and why.")

@@ -42,10 +42,17 @@ def plan(
         float | None, typer.Option(help="Unique tokens trained in a second by all devices together, for the time.")
     ] = None,
     sampling_tokens_per_second: Annotated[
-        float | None, typer.Option(help="Tokens sampled in a second, for the time.")
+        float | None, typer.Option(help="Tokens sampled in a second by one server, for the time.")
     ] = None,
+    sampling_servers: Annotated[
+        int, typer.Option(min=1, help="Servers, or shards, that sample at the same time (docs/clusters.md).")
+    ] = 1,
 ) -> None:
-    """Print what training will cost: memory of each device, tokens, and the time at a given throughput."""
+    """Print what training will cost: memory of each device, tokens, and the time at a given throughput.
+
+    A config.json beside the recipe stands for the hub's, where its `_name_or_path` is the recipe's model: nothing is
+    downloaded.
+    """
     from caspo.cli.show import output
     from caspo.core.config import load_recipe
     from caspo.loop.recipe import CaspoRecipe
@@ -63,7 +70,7 @@ def plan(
             *trees_and_pairs(read_rounds(trees or [], pairs or [])), settings.training, settings.seed
         )
     forward = largest_forward(settings.training, micros)
-    config = _config(settings.model)
+    config = _config(settings.model, recipe.parent)
     needed, size = memory(
         config,
         settings.training,
@@ -79,8 +86,12 @@ def plan(
     )
     output.print()
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    sampled, trained = _bounds(settings) if tokens is None else _counted(settings, tokens, context)
-    _times(sampled, trained, tokens is None, sampling_tokens_per_second, tokens_per_second)
+    sampled, judged, trained = _bounds(settings) if tokens is None else _counted(settings, tokens, context)
+    _sampling_times(sampled, judged, sampling_tokens_per_second, sampling_servers)
+    _training_time(trained, tokens is None, tokens_per_second)
+    output.print(
+        f"Machines: {_several(sampling_servers, 'server')} to sample, {_several(placed.number, 'device')} to train."
+    )
 
 
 def _devices(file: Path | None, number: int | None, sharding: str | None) -> Devices:
@@ -123,17 +134,23 @@ def _accelerate(file: Path) -> tuple[int, Literal["none", "full"]]:
     return number, "none" if kind in _WHOLE else "full"
 
 
-def _config(model: ModelSettings) -> Any:
-    """The model's configuration; of a hub model nothing else is downloaded, a folder needs no weights."""
+def _config(model: ModelSettings, beside: Path) -> Any:
+    """The model's configuration; of a hub model nothing else is downloaded, a folder needs no weights.
+
+    One of this model that stands ``beside`` the recipe is taken first.
+    """
     from transformers import AutoConfig
 
+    from caspo.core.storage import read_json
     from caspo.engines.models import BUNDLED, resolve
 
     name = model.name
     source: str | Path = Path(name).expanduser()
     if name in BUNDLED or not (Path(source) / "config.json").is_file():
         hub = name not in BUNDLED and not Path(source).exists() and _HUB_NAME.fullmatch(name)
-        source = name if hub else resolve(name, base=model.base)
+        shipped = hub and (beside / "config.json").is_file() and read_json(beside / "config.json")
+        of_this = isinstance(shipped, dict) and shipped.get("_name_or_path") == name
+        source = beside if of_this else name if hub else resolve(name, base=model.base)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # transformers raises whatever a malformed file or a missing network happens to trip over
@@ -171,8 +188,8 @@ def _memory_table(recipe: CaspoRecipe, devices: Devices, needed: Memory, size: M
     return table
 
 
-def _bounds(recipe: CaspoRecipe) -> tuple[int, int]:
-    """Print what the recipe allows at most; tokens sampled and trained on in all rounds, without prompts."""
+def _bounds(recipe: CaspoRecipe) -> tuple[int, int, int]:
+    """Print what the recipe allows at most; tokens sampled, judged by and trained on in all rounds, without prompts."""
     from caspo.cli.show import output
 
     annotate, train, rounds = recipe.annotate, recipe.training, recipe.rounds
@@ -185,12 +202,12 @@ def _bounds(recipe: CaspoRecipe) -> tuple[int, int]:
         f"A round samples at most {steps:,} steps, {tokens:,} tokens: {annotate.questions} questions, {prefixes} prefixes "
         f"each, {annotate.samples} samples, {annotate.max_step_tokens} tokens."
     )
-    judge = recipe.task.judge
+    judge, judged = recipe.task.judge, 0
     if judge is not None and judge.kind == "rollouts":
+        judged = steps * judge.samples * judge.max_tokens
         output.print(
-            f"Its judge rollouts completes each at most {judge.samples} times, "
-            f"{steps * judge.samples * judge.max_tokens:,} tokens (seen on small models: 2 completions a step). "
-            "They are not counted below."
+            f"Its judge rollouts completes each at most {judge.samples} times, {judged:,} tokens (seen on small models: 2 "
+            "completions a step)."
         )
     output.print(
         f"Training: {rounds} rounds of {train.epochs} epochs{', accumulated' if recipe.accumulate else ''}, on at most "
@@ -200,10 +217,10 @@ def _bounds(recipe: CaspoRecipe) -> tuple[int, int]:
         "Usually it is a small part of this: equal steps are merged, steps end early, and not every tree has pairs. For "
         "exact numbers give --trees and --pairs."
     )
-    return tokens * rounds, tokens * epochs
+    return tokens * rounds, judged * rounds, tokens * epochs
 
 
-def _counted(recipe: CaspoRecipe, tokens: Tokens, context: int | None) -> tuple[int, int]:
+def _counted(recipe: CaspoRecipe, tokens: Tokens, context: int | None) -> tuple[int, int, int]:
     """Print what was counted; no tokens to sample, and those to train on in all epochs."""
     from caspo.cli.show import output
 
@@ -222,15 +239,25 @@ def _counted(recipe: CaspoRecipe, tokens: Tokens, context: int | None) -> tuple[
         + (f", of a context of {context:,}" if context else "")
         + (". Training will refuse it." if over else ".")
     )
-    return 0, tokens.trained * train.epochs
+    return 0, 0, tokens.trained * train.epochs
 
 
-def _times(sampled: int, trained: int, bound: bool, sampling_rate: float | None, rate: float | None) -> None:
+def _sampling_times(sampled: int, judged: int, rate: float | None, servers: int) -> None:
+    """Print how long all rounds are sampled, and judged by completing what was sampled."""
+    from caspo.cli.show import output
+
+    if rate is None or not sampled:
+        return
+    speed = f"{rate:g} tokens a second" + (f" of each of {servers} servers" if servers > 1 else "")
+    output.print(f"Sampling: at most {_duration(sampled / rate / servers)} at {speed}.")
+    if judged:
+        output.print(f"Judging by rollouts: at most {_duration(judged / rate / servers)} at the same.")
+
+
+def _training_time(trained: int, bound: bool, rate: float | None) -> None:
     from caspo.cli.show import output
 
     most = "at most " if bound else ""
-    if sampling_rate is not None and sampled:
-        output.print(f"Sampling: at most {_duration(sampled / sampling_rate)} at {sampling_rate:g} tokens a second.")
     if rate is not None:
         output.print(f"Training: {most}{_duration(trained / rate)} at {rate:g} unique tokens a second.")
     else:
@@ -238,6 +265,10 @@ def _times(sampled: int, trained: int, bound: bool, sampling_rate: float | None,
             "Time: give --tokens-per-second. A short run of the recipe on the same devices tells it: in its training.json, "
             "unique_tokens x epochs / seconds."
         )
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
 
 def _duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from caspo.cli.options import SkipBad
 from caspo.core.errors import ConfigError
 
-__all__ = ["Overrides", "run"]
+__all__ = ["Overrides", "run", "run_into"]
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to change.")]
 
@@ -22,10 +23,14 @@ def run(
     skip_bad: SkipBad = False,
 ) -> None:
     """Run a recipe from beginning to end. Killed at any moment, the same command goes on."""
+    run_into(out or Path("runs") / recipe.resolve().parent.name, recipe, overrides or [], skip_bad=skip_bad)
+
+
+def run_into(target: Path, recipe: Path, overrides: Sequence[str], *, skip_bad: bool, joined: Sequence[Path] = ()) -> None:
+    """Run a recipe in a folder and print what came of it; ``joined`` are folders of shards that were solved already."""
     from caspo.cli.show import bars, metrics_table, output, signals_tables, tell_left_out
     from caspo.core.config import load_recipe
 
-    target = out or Path("runs") / (recipe.resolve().parent.name)
     if _kind(recipe) == "supervised":
         if skip_bad:
             raise ConfigError("--skip-bad is for files of questions, and a supervised recipe reads none. Leave it out.")
@@ -33,7 +38,7 @@ def run(
 
         with bars() as show:
             result = run_supervised(
-                load_recipe(SupervisedRecipe, recipe, overrides or ()),
+                load_recipe(SupervisedRecipe, recipe, overrides),
                 target,
                 lambda step, total, metrics: show.stage("train", step, total),
             )
@@ -42,10 +47,10 @@ def run(
     from caspo.loop.recipe import CaspoRecipe
     from caspo.loop.run import run_recipe
 
-    loaded = load_recipe(CaspoRecipe, recipe, [*(overrides or ()), *(["task.skip_bad=true"] if skip_bad else [])])
+    loaded = load_recipe(CaspoRecipe, recipe, [*overrides, *(["task.skip_bad=true"] if skip_bad else [])])
     tell_left_out(loaded.task, ("test", "train") if loaded.rounds or loaded.validation.questions else ("test",))
     with bars() as show:
-        metrics = run_recipe(loaded, target, show.stage)
+        metrics = run_recipe(loaded, target, show.stage, joined)
     output.print(metrics_table(metrics), *signals_tables(metrics), sep="\n")
     output.print(f"Report: {target / 'report.html'}   figures: {target / 'metrics.json'}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caspo.cli.options import SkipBad
+from caspo.cli.options import ShardOption, SkipBad
 from caspo.cli.run import Overrides
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ __all__ = ["annotate", "evaluate", "load", "pairs", "report", "train"]
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file with the settings of the stage.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
-Trees = Annotated[Path, typer.Option(help="Folder (or file) of annotated trees.")]
 
 
 def load(recipe: Path, overrides: list[str] | None, *, skip_bad: bool = False) -> CaspoRecipe:
@@ -42,6 +41,7 @@ def annotate(
     rescore: Annotated[
         Path | None, typer.Option(help="Trees of any engine, to be given this model's exact entropies instead.")
     ] = None,
+    shard: ShardOption = None,
     skip_bad: SkipBad = False,
     overrides: Overrides = None,
 ) -> None:
@@ -52,6 +52,7 @@ def annotate(
     from caspo.core.folders import claimed
     from caspo.engines.opening import open_engine
     from caspo.formats.parquet import tree_files
+    from caspo.formats.shards import Piece
     from caspo.loop.recipe import recipe_inputs, training_questions
     from caspo.loop.stages import ANNOTATE_WRITES, annotate_stage, rescore_stage
     from caspo.loop.task import open_examples, open_judge
@@ -60,9 +61,9 @@ def annotate(
     inputs = recipe_inputs(settings, ["train"] if rescore is None else [])
     if rescore is not None:
         inputs["--rescore"] = tree_files(rescore)
-    with claimed(out, settings, "annotate", ANNOTATE_WRITES, inputs):
+    with claimed(out, settings, "annotate", ANNOTATE_WRITES, inputs, shard) as made:
         if rescore is not None:
-            trees = rescore_stage(settings.model, settings.training, rescore, out / "tree")
+            trees = rescore_stage(settings.model, settings.training, rescore, out / "tree", shard, made)
         else:
             tell_left_out(settings.task, ["train"])
             questions = training_questions(settings, 1)
@@ -76,35 +77,43 @@ def annotate(
                     settings.seed,
                     out / "tree",
                     lambda done, total: show.stage("sample and judge", done, total),
+                    None if shard is None else Piece(shard, made, len(questions), {}),
                 )
     steps = sum(len(tree.nodes) for tree in trees)
     output.print(f"{len(trees)} trees with {steps} distinct steps in {out / 'tree'}")
 
 
-def pairs(recipe: Recipe, trees: Trees, out: Out, overrides: Overrides = None) -> None:
+def pairs(
+    recipe: Recipe,
+    trees: Annotated[list[Path], typer.Option(help="Folder (or file) of annotated trees; of shards once for every shard.")],
+    out: Out,
+    overrides: Overrides = None,
+) -> None:
     """Build preference pairs from annotated trees: OUT/pairs.parquet (loads in TRL as it is) and OUT/report.json."""
     from caspo.cli.show import output
     from caspo.core.errors import ConfigError
     from caspo.core.folders import claimed
     from caspo.core.storage import read_json
     from caspo.engines.models import read_tokenizer, resolve
-    from caspo.formats.parquet import read_trees, tree_files
+    from caspo.formats.shards import read_all_trees, tree_inputs
     from caspo.loop.stages import PAIRS_WRITES, pairs_stage
 
     settings = load(recipe, overrides)
-    if trees.is_dir() and trees.resolve() == out.resolve():
+    if any(folder.is_dir() and folder.resolve() == out.resolve() for folder in trees):
         raise ConfigError(f"{out} is the folder of the trees, and pairs in it would be read as trees. Choose another --out.")
-    with claimed(out, settings, "pairs", PAIRS_WRITES, {"--trees": tree_files(trees)}):
+    with claimed(out, settings, "pairs", PAIRS_WRITES, tree_inputs("--trees", trees)):
         asked = settings.model
         name = asked.tokenizer or asked.name
         tokenizer = read_tokenizer(resolve(name, base=asked.base_of(name)))
-        pairs_stage(read_trees(trees), settings.pairs, tokenizer, out)
+        pairs_stage(read_all_trees(trees), settings.pairs, tokenizer, out)
     output.print_json(data=read_json(out / "report.json"))
 
 
 def train(
     recipe: Recipe,
-    trees: Annotated[list[Path], typer.Option(help="Folder (or file) of annotated trees; once for every round.")],
+    trees: Annotated[
+        list[Path], typer.Option(help="Folder (or file) of annotated trees; once for every round, or shard of a round.")
+    ],
     pairs: Annotated[list[Path], typer.Option(help="File of the pairs built from them; once for every round.")],
     out: Out,
     reference: Annotated[str | None, typer.Option(help="Model that DPO compares with; the trained one itself.")] = None,
@@ -122,15 +131,15 @@ def train(
     from caspo.cli.show import bars, output
     from caspo.core.folders import claimed
     from caspo.engines.models import model_inputs
-    from caspo.formats.parquet import tree_files
+    from caspo.formats.shards import tree_inputs
     from caspo.loop.recipe import recipe_inputs
-    from caspo.loop.stages import TRAIN_WRITES, read_rounds, train_stage
+    from caspo.loop.stages import TRAIN_WRITES, by_round, read_rounds, train_stage
 
     settings = load(recipe, overrides)
     inputs = recipe_inputs(settings, []) | model_inputs({"--reference": reference})
-    for number, (folder, file) in enumerate(zip(trees, pairs, strict=False), start=1):
-        which = f" ({number} of {len(trees)})" if len(trees) > 1 else ""
-        inputs |= {f"--trees{which}": tree_files(folder), f"--pairs{which}": [file]}
+    for number, (folders, file) in enumerate(by_round(trees, pairs), start=1):
+        which = f" ({number} of {len(pairs)})" if len(pairs) > 1 else ""
+        inputs |= tree_inputs(f"--trees{which}", folders) | {f"--pairs{which}": [file]}
     first = int(os.environ.get("RANK", "0")) == 0
     # Of several processes the first has the folder; the others meet it when they read it.
     with claimed(out, settings, "train", TRAIN_WRITES, inputs) if first else nullcontext():
@@ -155,6 +164,10 @@ def evaluate(
     out: Out,
     recipe: Annotated[Path | None, typer.Argument(help="YAML file with the settings of the stage.")] = None,
     overrides: Overrides = None,
+    shard: ShardOption = None,
+    join: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a shard, once for every shard: what they solved is measured in OUT.")
+    ] = None,
     skip_bad: SkipBad = False,
     compare: Annotated[
         tuple[str, str] | None,
@@ -163,19 +176,35 @@ def evaluate(
 ) -> None:
     """Measure the recipe's model as `caspo run` does, without training: OUT/metrics.json and OUT/report.html.
 
+    With --shard K/N a part of the questions is solved and judged, and nothing measured; the same command with --join
+    instead, once for the folder of every shard, measures all of them.
+
     With --compare A B nothing is run: how B differs from A on the same questions, OUT/comparison.json. For example
     --compare runs/a runs/b, --compare runs/a/round-0 runs/a/round-1, --compare runs/a:cat runs/a:self_consistency.
     """
-    from caspo.cli.run import run
-    from caspo.cli.show import comparison_tables, output
+    from caspo.cli.run import run_into
+    from caspo.cli.show import bars, comparison_tables, output, tell_left_out
     from caspo.core.errors import ConfigError
     from caspo.core.storage import write_json
     from caspo.evaluate.compare import compare as compare_runs
 
     if (recipe is None) == (compare is None):
         raise ConfigError("Give either a RECIPE to evaluate, or --compare A B with two finished runs.")
+    if (shard is not None) + bool(join) + (compare is not None) > 1:
+        raise ConfigError("--shard, --join and --compare each do another thing: give one of them.")
+    if recipe is not None and shard is not None:
+        from caspo.loop.run import run_shard
+
+        settings = load(recipe, [*(overrides or []), "rounds=0"], skip_bad=skip_bad)
+        tell_left_out(settings.task, ("test", "train") if settings.validation.questions else ("test",))
+        with bars() as show:
+            solved = run_shard(settings, out, shard, show.stage)
+        output.print(
+            f"{solved} questions of shard {shard} in {out}. When all are there, join their folders: --join {out} ..."
+        )
+        return
     if recipe is not None:
-        run(recipe, [*(overrides or []), "rounds=0"], out, skip_bad=skip_bad)
+        run_into(out, recipe, [*(overrides or []), "rounds=0"], skip_bad=skip_bad, joined=join or [])
         return
     assert compare is not None
     found = compare_runs(*compare)

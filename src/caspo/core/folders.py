@@ -1,8 +1,8 @@
 """The folder that a command works in: whose it is, what it was made from, and that one process at a time works in it.
 
 A folder is claimed before anything in it is read, written or removed. Beside the results it then holds ``recipe.yaml`` (the
-settings, all defaults filled in), ``made_from.json`` (for each command its input files with their digests) and
-``.caspo.lock``. A folder that was made with other settings or other inputs is refused, and so is one that holds files of
+settings, all defaults filled in), ``made_from.json`` (for each command its shard and its input files with their digests)
+and ``.caspo.lock``. A folder that was made with other settings or other inputs is refused, and so is one that holds files of
 somebody else under the names that a command writes: what stands in those places is ours, and nothing else is ever removed.
 """
 
@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,22 +23,32 @@ import yaml
 
 from caspo.core.config import Config, flatten, parse_yaml
 from caspo.core.errors import ConfigError, ResumeError
+from caspo.core.shards import Made, Shard, check_all_there
 from caspo.core.storage import PARTIAL, explain_os_error, read_json, write_json, write_text
 
-__all__ = ["Inputs", "check_output_file", "claimed", "refuse_overwriting", "was_claimed"]
+__all__ = ["Inputs", "check_output_file", "claimed", "refuse_overwriting", "shards_in", "was_claimed"]
 
 Inputs = Mapping[str, Sequence[Path]]
 """What is read, by the option or key that names it: the files, of a folder those that are read."""
 
 _RECIPE, _MADE_FROM, _LOCK = "recipe.yaml", "made_from.json", ".caspo.lock"
 
+_SHARD, _JOIN = "--shard", "--join"
+_OF_MACHINES = {
+    "accelerate", "concurrency", "device", "endpoint.url", "first_wait", "key_variable", "longest_wait", "max_rows",
+    "patience", "retries", "threads", "timeout", "token_timeout", "urls",
+}  # fmt: skip
+"""Ends of keys that say where something runs and how it is waited for, and not what comes out: shards may differ in them."""
+
 
 @contextmanager
-def claimed(out: Path, settings: Config, command: str, writes: Sequence[str], inputs: Inputs) -> Iterator[None]:
+def claimed(
+    out: Path, settings: Config, command: str, writes: Sequence[str], inputs: Inputs, shard: Shard | None = None
+) -> Iterator[Made]:
     """Work in ``out`` as the only process, on what this very ``command`` began there, or on nothing.
 
     ``writes`` are the names in ``out`` that the command writes; they may be patterns (``round-*``). Half-written files that
-    a killed process left under them are removed.
+    a killed process left under them are removed. What the work is made of comes back: the same for all shards of a run.
 
     Raises:
         ConfigError: an input would be overwritten, or another process works there.
@@ -47,6 +57,8 @@ def claimed(out: Path, settings: Config, command: str, writes: Sequence[str], in
     """
     refuse_overwriting(out, (*writes, _RECIPE, _MADE_FROM), inputs)
     told = {name: {"path": _shown(files), "sha256": _digest(files)} for name, files in sorted(inputs.items())}
+    if shard is not None:
+        told[_SHARD] = {"path": str(shard), "sha256": hashlib.sha256(str(shard).encode()).hexdigest()}
     _refuse_other(out, settings, command, writes, told)  # before a lock is left in a folder that is not ours
     with _locked(out):
         _refuse_other(out, settings, command, writes, told)
@@ -57,7 +69,35 @@ def claimed(out: Path, settings: Config, command: str, writes: Sequence[str], in
             asked = settings.model_dump(mode="json")
             write_text(out / _RECIPE, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
         _sweep(out, (*writes, _RECIPE, _MADE_FROM))
-        yield
+        yield _made(flatten(settings.model_dump(mode="json")), told)
+
+
+def shards_in(folders: Sequence[Path], command: str) -> dict[Shard, tuple[Path, Made]]:
+    """The folders in which ``command`` made the shards of a run, and what each was made of, in the order of the shards.
+
+    Raises:
+        ConfigError: a folder of no shard, or not every shard of one division once.
+        ResumeError: what a folder says of itself is damaged.
+    """
+    found = []
+    for folder in folders:
+        told = (_made_from(folder / _MADE_FROM) or {}).get(command, {})
+        if _SHARD not in told or not (folder / _RECIPE).is_file():
+            what = "it holds a run that was not divided" if told else "no such command has worked there"
+            raise ConfigError(f"{folder} is no shard of `caspo {command}`: {what}. Give the folders (--out) of its shards.")
+        found.append((Shard.parse(told[_SHARD]["path"]), folder, _made(_settings_in(folder / _RECIPE), told)))
+    check_all_there([(str(folder), shard) for shard, folder, _ in found])
+    return {shard: (folder, made) for shard, folder, made in sorted(found, key=lambda one: one[0].number)}
+
+
+def _made(settings: Mapping[str, Any], told: Mapping[str, Any]) -> Made:
+    """Settings and inputs as shards are compared by them: an input by its contents and not by its path."""
+    kept = {key: value for key, value in settings.items() if not _ends_in(key, _OF_MACHINES) and not _ends_in(key, told)}
+    return kept | {name: given["sha256"] for name, given in told.items() if not name.startswith((_SHARD, _JOIN))}
+
+
+def _ends_in(key: str, names: Collection[str]) -> bool:
+    return any(f".{key}".endswith(f".{name}") for name in names)
 
 
 def refuse_overwriting(out: Path, writes: Sequence[str], inputs: Inputs) -> None:
@@ -157,16 +197,20 @@ def _differing(file: Path, settings: Config, same: set[str]) -> list[str]:
     """How the settings in a file differ from these, a line each; not of inputs that are the ``same`` by another path."""
     if not file.exists():
         return []
+    before, now = _settings_in(file), flatten(settings.model_dump(mode="json"))
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    keys = [key for key in keys if not _ends_in(key, same)]
+    return [f"{key}: {before.get(key, '(absent)')} there, {now.get(key, '(absent)')} now" for key in keys]
+
+
+def _settings_in(file: Path) -> dict[str, Any]:
     try:
         found = parse_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         found = None
     if not isinstance(found, dict):
         raise ResumeError(f"{file} is damaged. Choose another --out, or delete the file and what was made with it.")
-    before, now = flatten(found), flatten(settings.model_dump(mode="json"))
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    keys = [key for key in keys if not any(f".{key}".endswith(f".{name}") for name in same)]
-    return [f"{key}: {before.get(key, '(absent)')} there, {now.get(key, '(absent)')} now" for key in keys]
+    return flatten(found)
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -7,17 +7,19 @@ which the judge failed somewhere (an endpoint was down) is judged again next tim
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from caspo.core.config import Config
+from caspo.core.errors import ConfigError
+from caspo.core.shards import Shard
 from caspo.core.storage import read_json, write_json
 from caspo.evaluate.judge_scores import Judged, judge_scores
 from caspo.formats import LabelledSolution
 from caspo.judges.base import Chain, Judge, chain_key
 
-__all__ = ["JudgeRun", "digest", "judge_solutions", "score_judge"]
+__all__ = ["JudgeRun", "digest", "join_verdicts", "judge_solutions", "of_shard", "score_judge"]
 
 _CHUNK = 200
 """Solutions judged between two files."""
@@ -48,12 +50,11 @@ def judge_solutions(
 ) -> list[Judged]:
     """The verdicts of a judge on solutions, with what they are labelled; chunks that are there already are read."""
     judged: list[Judged] = []
-    for part, start in enumerate(range(0, len(solutions), _CHUNK)):
-        file = folder / f"part-{part:04d}.json"
+    for start, file in _parts(len(solutions), folder):
         chunk = solutions[start : start + _CHUNK]
         records = read_json(file) if file.exists() else None
         if records is None or any(_failed(v) for r in records for v in r["verdicts"]):
-            verdicts = judge.judge([Chain(s.question, s.steps, s.ended) for s in chunk])
+            verdicts = judge.judge([Chain(s.question, s.steps, s.ended) for s in chunk]) if chunk else []
             records = [
                 {"id": s.id, "verdicts": [{"label": v.label, "reason": v.reason, "failed": v.failed} for v in found]}
                 for s, found in zip(chunk, verdicts, strict=True)
@@ -64,6 +65,39 @@ def judge_solutions(
         ]
         on_chunk(start + len(chunk), len(solutions))
     return judged
+
+
+def of_shard(solutions: Sequence[LabelledSolution], shard: Shard) -> list[LabelledSolution]:
+    """The solutions of a shard: all those of each of its questions, which are counted as they first come."""
+    places: dict[str, int] = {}
+    return [s for s in solutions if shard.holds(places.setdefault(s.question.text, len(places)))]
+
+
+def join_verdicts(solutions: Sequence[LabelledSolution], shards: Mapping[Shard, Path], folder: Path) -> None:
+    """Write the files of `judge_solutions` in ``folder`` from those of all shards.
+
+    Raises:
+        ConfigError: a shard is not finished.
+    """
+    found: dict[str, Any] = {}
+    for shard, home in shards.items():
+        records = [record for file in sorted(home.glob("part-[0-9]*.json")) for record in read_json(file)]
+        wanted = [solution.id for solution in of_shard(solutions, shard)]
+        if [record["id"] for record in records] != wanted:
+            raise ConfigError(
+                f"{home} is not finished: it holds {len(records)} of the {len(wanted)} solutions of shard {shard}. "
+                "Run its command again; killed, it goes on where it was."
+            )
+        found |= {record["id"]: record for record in records}
+    for start, file in _parts(len(solutions), folder):
+        if not file.exists():
+            write_json(file, [found[solution.id] for solution in solutions[start : start + _CHUNK]])
+
+
+def _parts(number: int, folder: Path) -> Iterator[tuple[int, Path]]:
+    """The file of each chunk, with where the chunk begins; a shard without a question has an empty one."""
+    for part, start in enumerate(range(0, number, _CHUNK) or range(1)):
+        yield start, folder / f"part-{part:04d}.json"
 
 
 def _failed(verdict: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from caspo.judges.base import Chain, Judge
 from caspo.records import Tree
 from caspo.search import Method, answer_path
 
-__all__ = ["round_metrics"]
+__all__ = ["judge_round", "round_metrics"]
 
 _SHOWN_TREES = 8
 
@@ -65,6 +65,15 @@ def round_metrics(
         drawn["reliability_calibrated"] = [b._asdict() for b in reliability(probability, rows.right, weights=rows.weights)]
     measured = {"methods": methods, "steps": step_figures(rows, probability)}
     return measured, drawn, step_calibrator(rows)
+
+
+def judge_round(folder: Path, judge: Judge, settings: EvaluateSettings) -> None:
+    """Ask the judge all that `round_metrics` asks it about this folder: for the verdicts that it keeps."""
+    for method in settings.methods():
+        outcomes, trees = read_outcomes(folder, method.name)
+        judge.judge(_right_paths(outcomes, trees))
+        if method.name in ("cat", sampled_method(settings)):
+            judge_trees(trees, judge)
 
 
 def _cross_fitted(rows: StepRows) -> np.ndarray[Any, np.dtype[np.float64]] | None:

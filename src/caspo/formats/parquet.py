@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,8 @@ def tree_files(path: Path) -> list[Path]:
     return files
 
 
-def read_trees(path: Path) -> list[Tree]:
-    """Read what `write_trees` wrote: one file, or all ``*.parquet`` of a folder in the order of their names.
+def read_trees(*paths: Path) -> list[Tree]:
+    """Read what `write_trees` wrote: files, and all ``*.parquet`` of folders in the order of their names.
 
     Raises:
         DataError: missing, truncated, of another schema version, a tree's rows are not whole, or two files hold trees of
@@ -94,7 +94,7 @@ def read_trees(path: Path) -> list[Tree]:
     """
     trees: list[Tree] = []
     homes: dict[str, Path] = {}
-    for file in tree_files(path):
+    for file in (file for path in paths for file in tree_files(path)):
         rows = read_table(file, TREE_SCHEMA)
         start = 0
         while start < len(rows):
@@ -124,9 +124,12 @@ def holds_trees(path: Path) -> bool:
         return True  # reading it as trees says what is wrong
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema, **options: Any) -> None:
-    """Write rows as Parquet atomically, with ``options`` of pyarrow's `write_table`."""
-    table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata({"caspo_schema": str(SCHEMA_VERSION)}))
+def write_table(
+    path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema, metadata: Mapping[str, str] | None = None, **options: Any
+) -> None:
+    """Write rows as Parquet atomically, with ``options`` of pyarrow's `write_table`; ``metadata`` is of the file."""
+    told = {"caspo_schema": str(SCHEMA_VERSION), **(metadata or {})}
+    table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata(told))
     write_file(path, lambda temporary: pq.write_table(table, temporary, compression="zstd", **options))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from caspo.core.errors import DataError
+from caspo.core.errors import ConfigError, DataError
 from caspo.core.rows import BadRows, read_rows
 from caspo.core.storage import write_text
 from caspo.formats.labelled import Format, LabelledSolution, Record
@@ -88,13 +88,24 @@ def _format_of(row: Mapping[str, Any], where: str) -> Format:
     return found
 
 
-def read_solutions(path: Path, bad: BadRows | None = None, empty: list[str] | None = None) -> list[LabelledSolution]:
-    """The paths of annotated trees (a folder or ``*.parquet``), or the solutions of a labelled file."""
-    from caspo.formats.parquet import holds_trees, read_trees
+def read_solutions(
+    paths: Path | Sequence[Path], bad: BadRows | None = None, empty: list[str] | None = None
+) -> list[LabelledSolution]:
+    """The paths of annotated trees (folders or ``*.parquet``), or the solutions of a labelled file.
 
-    if holds_trees(path):
-        return [solution for tree in read_trees(path) for solution in solutions_of(tree)]
-    return read_labelled(path, bad, empty)
+    Raises:
+        ConfigError: shards of trees that are not all there, or several labelled files.
+    """
+    from caspo.formats.parquet import holds_trees
+    from caspo.formats.shards import read_all_trees
+
+    several = [paths] if isinstance(paths, Path) else list(paths)
+    labelled = [path for path in several if not holds_trees(path)]
+    if not labelled:
+        return [solution for tree in read_all_trees(several) for solution in solutions_of(tree)]
+    if len(several) > 1:
+        raise ConfigError(f"{labelled[0]} holds no trees, and only trees are read from several places. Give one file.")
+    return read_labelled(several[0], bad, empty)
 
 
 def trees_as(name: str, trees: Sequence[Tree], generator: str = "caspo") -> Exported:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from caspo.core.storage import explain_os_error
+from caspo.core.storage import explain_os_error, write_file
 from caspo.judges.base import Chain, Judge, chain_key
 from caspo.records import Verdict
 
-__all__ = ["CachedJudge"]
+__all__ = ["CachedJudge", "join_caches"]
 
 CHUNK = 256
 """Chains that are judged between two writes: what a kill may cost."""
@@ -82,3 +82,11 @@ class CachedJudge:
                 os.fsync(file.fileno())
         except OSError as error:
             raise explain_os_error(error, self.path) from error
+
+
+def join_caches(files: Iterable[Path], path: Path) -> None:
+    """Make one file of the verdicts of several, those of them that exist; one that is there already is left alone."""
+    parts = [file.read_bytes() for file in files if file.exists()]
+    if parts and not path.exists():
+        whole = b"".join(part if part.endswith(b"\n") else part + b"\n" for part in parts)
+        write_file(path, lambda temporary: temporary.write_bytes(whole))

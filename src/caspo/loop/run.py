@@ -23,26 +23,28 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from caspo.core.errors import ConfigError, EngineError
-from caspo.core.folders import claimed
+from caspo.core.folders import claimed, shards_in
+from caspo.core.shards import Shard
 from caspo.core.storage import read_json, write_json
 from caspo.engines.base import Engine
 from caspo.engines.models import resolve
 from caspo.engines.opening import ModelSettings, check_local, open_engine, open_local
 from caspo.engines.prompts import Example
 from caspo.evaluate.estimates import paired_difference
-from caspo.evaluate.metrics import round_metrics
-from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
+from caspo.evaluate.metrics import judge_round, round_metrics
+from caspo.evaluate.run import evaluate_methods, read_outcomes
 from caspo.evaluate.step_figures import step_changes
 from caspo.formats.parquet import read_trees
 from caspo.judges.base import Judge
 from caspo.loop.recipe import CaspoRecipe, check_rounds, recipe_inputs, training_questions
+from caspo.loop.shards import SHARD_COMMAND, join_shards, shard_files, validation_settings
 from caspo.loop.stages import annotate_stage, pairs_stage, train_stage
 from caspo.loop.task import open_examples, open_judge, open_task
 from caspo.report.page import write_report
-from caspo.search import METHODS, ChainOfThought
+from caspo.search import ChainOfThought
 from caspo.train.trainer import remove_checkpoints
 
-__all__ = ["run_recipe"]
+__all__ = ["run_recipe", "run_shard"]
 
 E = TypeVar("E", bound=Engine)
 
@@ -55,15 +57,18 @@ OnStage = Callable[[str, int, int], None]
 """Is told a stage, how much of it is done, and of how much."""
 
 
-def run_recipe(recipe: CaspoRecipe, out: Path, show: OnStage = lambda name, done, total: None) -> dict[str, Any]:
+def run_recipe(
+    recipe: CaspoRecipe, out: Path, show: OnStage = lambda name, done, total: None, joined: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Run the whole loop in ``out``; the content of ``metrics.json``. Killed and run again, it goes on.
+
+    With ``joined``, the folders of all shards of `run_shard`, a recipe without rounds is measured by what they solved.
 
     Raises:
         ResumeError: ``out`` belongs to another recipe, or to other questions or another model.
+        ConfigError: shards that are missing, not finished, or not of this recipe.
         StorageError, DataError, ModelError, EngineError: as the stages do.
     """
-    import torch
-
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             "`caspo run` is one process that starts the others when it trains. Run it without a launcher, and name the file "
@@ -73,13 +78,12 @@ def run_recipe(recipe: CaspoRecipe, out: Path, show: OnStage = lambda name, done
         check_local(recipe.model, "A run with rounds of training")
         _ = recipe.training  # that it is missing is said before anything is measured
         check_rounds(recipe)
-    trains = recipe.rounds > 0 or recipe.validation.questions > 0
-    with claimed(out, recipe, "run", _WRITES, recipe_inputs(recipe, ("train", "test") if trains else ("test",))):
-        clock = _Clock(out, show)
-        if not (out / "environment.json").exists():
-            write_json(out / "environment.json", _environment(recipe))
-        if recipe.threads:
-            torch.set_num_threads(recipe.threads)
+    shards = shards_in(joined, SHARD_COMMAND) if joined else {}
+    inputs = _inputs(recipe) | {f"--join (shard {shard})": shard_files(folder) for shard, (folder, _) in shards.items()}
+    with claimed(out, recipe, "run", _WRITES, inputs) as made:
+        if shards:
+            join_shards(recipe, shards, made, out)
+        clock = _begin(recipe, out, show)
         entries: list[dict[str, Any]] = []
         drawn: list[dict[str, Any]] = []
         best = 0
@@ -96,6 +100,38 @@ def run_recipe(recipe: CaspoRecipe, out: Path, show: OnStage = lambda name, done
             entries.append({**entry, "training": training})
             drawn.append({"round": index, **figure})
         return _finish(recipe, out, entries, drawn, clock)
+
+
+def run_shard(recipe: CaspoRecipe, out: Path, shard: Shard, show: OnStage = lambda name, done, total: None) -> int:
+    """Solve a shard of the questions that a recipe without rounds is measured on, and judge their steps; how many they are.
+
+    What figures are made of when all shards are joined (`run_recipe`); of a part there are none.
+    """
+    with claimed(out, recipe, SHARD_COMMAND, _WRITES, _inputs(recipe), shard):
+        clock = _begin(recipe, out, show)
+        _solve_round(recipe, out, 0, clock, shard)
+        if recipe.validation.questions:
+            _solve_validation(recipe, out, 0, clock, shard)
+        folder, judge = out / "round-0" / "evaluate", _judge(recipe, out)
+        if not judge.instant:
+            judge_round(folder, judge, recipe.evaluate)
+        return max((len(read_outcomes(folder, method.name)[0]) for method in recipe.evaluate.methods()), default=0)
+
+
+def _inputs(recipe: CaspoRecipe) -> dict[str, list[Path]]:
+    trains = recipe.rounds > 0 or recipe.validation.questions > 0
+    return recipe_inputs(recipe, ("train", "test") if trains else ("test",))
+
+
+def _begin(recipe: CaspoRecipe, out: Path, show: OnStage) -> _Clock:
+    """The clock of a run; where it runs is noted, and this process is on its threads."""
+    import torch
+
+    if not (out / "environment.json").exists():
+        write_json(out / "environment.json", _environment(recipe))
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    return _Clock(out, show)
 
 
 def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, clock: _Clock) -> dict[str, Any]:
@@ -161,33 +197,40 @@ def _launch(recipe: CaspoRecipe, source: str, data: Sequence[Path], out: Path, r
 
 def _validate(recipe: CaspoRecipe, out: Path, index: int, clock: _Clock) -> dict[str, Any]:
     """Accuracy of round ``index`` on the questions that decide whether it is built upon."""
-    method = ChainOfThought
-    chosen = {**dict.fromkeys(METHODS), method.name: recipe.evaluate.of(method) or method.settings_type()}
-    settings = EvaluateSettings.model_validate({"split": "train", "questions": recipe.validation.questions, **chosen})
+    outcomes, _ = read_outcomes(_solve_validation(recipe, out, index, clock), ChainOfThought.name)
+    return {"n": len(outcomes), "accuracy": sum(o.correct for o in outcomes) / len(outcomes)}
+
+
+def _solve_validation(recipe: CaspoRecipe, out: Path, index: int, clock: _Clock, shard: Shard | None = None) -> Path:
     folder = out / f"round-{index}" / "validation"
 
     def solved(method: str, done: int, total: int) -> None:
         clock.stage(f"round {index}: validation", done, total)
 
     with _lazy_engine(recipe, _model_of(recipe, out, index), open_engine) as engine:
-        evaluate_methods(open_task(recipe.task, "train"), engine, settings, recipe.seed - 1, folder, solved)
-    outcomes, _ = read_outcomes(folder, method.name)
-    return {"n": len(outcomes), "accuracy": sum(o.correct for o in outcomes) / len(outcomes)}
+        settings = validation_settings(recipe)
+        evaluate_methods(open_task(recipe.task, "train"), engine, settings, recipe.seed - 1, folder, solved, shard)
+    return folder
 
 
 def _measure_round(recipe: CaspoRecipe, out: Path, index: int, clock: _Clock) -> tuple[dict[str, Any], dict[str, Any]]:
     """Evaluate round ``index`` and keep its calibrator; its entries for `metrics.json` and for the report."""
     folder = out / f"round-{index}"
-    with _lazy_engine(recipe, _model_of(recipe, out, index), open_engine) as engine:
-
-        def solved(method: str, done: int, total: int) -> None:
-            clock.stage(f"round {index}: {method}", done, total)
-
-        evaluate_methods(open_task(recipe.task, "test"), engine, recipe.evaluate, recipe.seed, folder / "evaluate", solved)
+    _solve_round(recipe, out, index, clock)
     entry, drawn, calibrator = round_metrics(folder / "evaluate", _judge(recipe, out), recipe.evaluate)
     if calibrator is not None:
         calibrator.save((folder / "model" if index > 0 else folder) / "calibrator.json")
     return entry, drawn
+
+
+def _solve_round(recipe: CaspoRecipe, out: Path, index: int, clock: _Clock, shard: Shard | None = None) -> None:
+    folder = out / f"round-{index}" / "evaluate"
+
+    def solved(method: str, done: int, total: int) -> None:
+        clock.stage(f"round {index}: {method}", done, total)
+
+    with _lazy_engine(recipe, _model_of(recipe, out, index), open_engine) as engine:
+        evaluate_methods(open_task(recipe.task, "test"), engine, recipe.evaluate, recipe.seed, folder, solved, shard)
 
 
 def _finish(

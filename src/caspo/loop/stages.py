@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from caspo.confidence import SIGNALS, fit
 from caspo.core.errors import ConfigError, DataError
 from caspo.core.folders import refuse_overwriting, was_claimed
+from caspo.core.shards import Made, Shard
 from caspo.core.storage import read_json, write_directory, write_json, write_text
 from caspo.data.annotate import AnnotateSettings, annotate
 from caspo.data.pairs import PairSettings, build_pairs, check_pairs, read_pairs, write_pairs
@@ -24,6 +26,7 @@ from caspo.engines.base import Engine
 from caspo.engines.models import cache_dir, load, model_inputs
 from caspo.engines.opening import ModelSettings, check_local
 from caspo.formats.parquet import read_trees, tree_files, write_trees
+from caspo.formats.shards import Piece, read_all_trees, read_piece, write_piece
 from caspo.judges.base import Judge
 from caspo.records import GIVEN, Question, StepPair, Tree
 from caspo.train.checks import check_tokens
@@ -35,7 +38,7 @@ from caspo.train.units import judged_nodes
 from caspo.trees import check_rules
 
 __all__ = [
-    "ANNOTATE_WRITES", "PAIRS_WRITES", "TRAIN_WRITES", "TrainingData", "annotate_stage", "pairs_stage",
+    "ANNOTATE_WRITES", "PAIRS_WRITES", "TRAIN_WRITES", "TrainingData", "annotate_stage", "by_round", "pairs_stage",
     "read_rounds", "rescore_stage", "train_stage", "trees_and_pairs",
 ]  # fmt: skip
 
@@ -56,16 +59,26 @@ def annotate_stage(
     seed: int,
     folder: Path,
     on_chunk: Callable[[int, int], None],
+    piece: Piece | None = None,
 ) -> list[Tree]:
-    """Annotated trees of the questions in ``folder``, chunk by chunk; chunks that are there already are read."""
+    """Annotated trees of the questions in ``folder``, chunk by chunk; chunks that are there already are read.
+
+    Of a shard those of its questions: ``piece`` says which, and what it is made of. Without a question it has an empty file.
+    """
     trees: list[Tree] = []
-    for part, start in enumerate(range(0, len(questions), _CHUNK)):
-        file = folder / f"part-{part:04d}.parquet"
-        chunk = questions[start : start + _CHUNK]
+    mine = list(enumerate(questions)) if piece is None else piece.shard.take(list(enumerate(questions)))
+    for part, start in enumerate(range(0, len(mine), _CHUNK) or range(0 if piece is None else 1)):
+        name = f"part-{part:04d}.parquet"
+        file = folder / (name if piece is None else piece.file(name))
+        chunk = mine[start : start + _CHUNK]
         if not file.exists():
-            write_trees(file, annotate(chunk, engine(), judge, settings, seed))
+            grown = annotate([question for _, question in chunk], engine(), judge, settings, seed) if chunk else []
+            if piece is None:
+                write_trees(file, grown)
+            else:
+                write_piece(file, grown, replace(piece, places={question.id: place for place, question in chunk}))
         trees += read_trees(file)
-        on_chunk(start + len(chunk), len(questions))
+        on_chunk(start + len(chunk), len(mine))
     return trees
 
 
@@ -82,29 +95,71 @@ def pairs_stage(trees: Sequence[Tree], settings: PairSettings, tokenizer: Any, f
     write_json(folder / "report.json", asdict(report))
 
 
-def rescore_stage(model: ModelSettings, settings: StepDPOSettings, trees: Path, folder: Path) -> list[Tree]:
+def rescore_stage(
+    model: ModelSettings,
+    settings: StepDPOSettings,
+    trees: Path,
+    folder: Path,
+    shard: Shard | None = None,
+    made: Made = MappingProxyType({}),
+) -> list[Tree]:
     """Trees of any engine with the exact traces of this model, file by file as they came; files that are there are kept.
 
+    Trees of a shard stay a shard's; of trees that are whole a ``shard`` is scored. ``made`` is what this scoring is made of.
+
     Raises:
+        ConfigError: a shard of a shard is asked for.
         DataError: no trees, trees of another tokenizer, or paths longer than the model's context.
     """
-    files = tree_files(trees)
-    missing = [file for file in files if not (folder / file.name).exists()]
+    work = [(file, folder / name, piece) for file, name, piece in _to_rescore(trees, made, shard)]
+    missing = [(file, target, piece) for file, target, piece in work if not target.exists()]
     if missing:
         check_local(model, "Rescoring")
         loaded, tokenizer = _load(model, model.name)
         scorer = Scorer(loaded, packed=settings.layout == "packed")
-    for file in missing:
-        found = [tree for tree in read_trees(file) if tree.nodes]
+    checked = settings.layout != "packed"
+    for file, target, piece in missing:
+        found = [tree for tree in read_trees(file) if tree.nodes and (piece is None or tree.question.id in piece.places)]
         check_tokens(found, loaded, tokenizer)
-        if settings.layout == "packed" and found and file == missing[0]:
+        if found and not checked:
             last = len(found[0].nodes) - 1
             check_packing(loaded, found[0], {0, last // 2, last})
+            checked = True
         wanted = [(tree, frozenset(range(len(tree.nodes)))) for tree in found]
         bf16 = settings.precision == "bf16"
         scores = score_trees(loaded, scorer, wanted, settings.micro_tokens, _reference_cache(), bf16=bf16)
-        write_trees(folder / file.name, rescore(found, scores))
-    return [tree for file in files for tree in read_trees(folder / file.name)]
+        if piece is None:
+            write_trees(target, rescore(found, scores))
+        else:
+            write_piece(target, rescore(found, scores), piece)
+    return [tree for _, target, _ in work for tree in read_trees(target)]
+
+
+def _to_rescore(trees: Path, made: Made, shard: Shard | None) -> list[tuple[Path, str, Piece | None]]:
+    """The files to score, the name of what is made of each, and what that is a piece of."""
+    files = tree_files(trees)
+    before = [(file, piece) for file in files if (piece := read_piece(file)) is not None]
+    if before:
+        if shard is not None:
+            raise ConfigError(
+                f"{trees} is shard {before[0][1].shard} already. Leave --shard out: what is made of it stays that shard."
+            )
+        mine = {key: value for key, value in made.items() if key != "--rescore"}
+        again = {
+            file: replace(piece, made=mine | {f"--rescore {key}": value for key, value in piece.made.items()})
+            for file, piece in before
+        }
+        return [(file, file.name, again.get(file)) for file in files]
+    if shard is None:
+        return [(file, file.name, None) for file in files]
+    ids = [[tree.question.id for tree in read_trees(file)] for file in files]
+    places = {question: place for place, question in enumerate(question for of_file in ids for question in of_file)}
+    found: list[tuple[Path, str, Piece | None]] = []
+    for file, of_file in zip(files, ids, strict=True):
+        here = {question: places[question] for question in of_file if shard.holds(places[question])}
+        piece = Piece(shard, made, len(places), here)
+        found.append((file, piece.file(file.name), piece))
+    return found
 
 
 TrainingData = tuple[Sequence[Tree], Path]
@@ -117,9 +172,23 @@ def read_rounds(trees: Sequence[Path], pairs: Sequence[Path]) -> list[TrainingDa
     Raises:
         ConfigError: not as many of the one as of the other.
     """
+    return [(read_all_trees(paths), file) for paths, file in by_round(trees, pairs)]
+
+
+def by_round(trees: Sequence[Path], pairs: Sequence[Path]) -> list[tuple[Sequence[Path], Path]]:
+    """For every round where its trees are, and the file of its pairs. Of a single round the trees may be in several places.
+
+    Raises:
+        ConfigError: not as many of the one as of the other.
+    """
+    if len(pairs) == 1 and trees:
+        return [(trees, pairs[0])]
     if len(trees) != len(pairs):
-        raise ConfigError(f"--trees was given {len(trees)} times and --pairs {len(pairs)} times; each needs the other.")
-    return [(read_trees(folder), file) for folder, file in zip(trees, pairs, strict=True)]
+        raise ConfigError(
+            f"--trees was given {len(trees)} times and --pairs {len(pairs)} times; each needs the other. (Shards of several "
+            "rounds: gather the files of each round in a folder of its own.)"
+        )
+    return [([folder], file) for folder, file in zip(trees, pairs, strict=True)]
 
 
 def trees_and_pairs(data: Sequence[TrainingData]) -> tuple[list[Tree], list[StepPair]]:
