@@ -64,8 +64,8 @@ def judge(
     if shard is not None and (join or score_against):
         raise ConfigError("A shard has neither --join nor scores: give these once, when all shards are put together.")
     sources = [source, *(Path(word) for word in overrides or () if "=" not in word)]
-    judge_keys = [f"judge.{override}" for override in overrides or () if "=" in override]
-    task = settings_from(TaskSettings, [f"judge.kind={name}", *judge_keys])
+    keys = [f"judge.{override}" for override in overrides or () if "=" in override]
+    task = settings_from(TaskSettings, [f"judge.kind={name}", *keys])
     assert task.judge is not None
     if name == "rollouts" and model is None:
         raise ConfigError("The judge rollouts has a model complete the steps: name it with --model.")
@@ -79,17 +79,15 @@ def judge(
     # Of the source a digest of what the judge is told stands among the settings: labels may be corrected.
     told = f"{stem_of(source)}, {len(solutions)} with digest {digest(solutions)}"
     run = JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=told)
-    models = {"--model": model, "--base": base, "model": getattr(task.judge, "model", None)}
-    inputs = task_files(task, []) | model_inputs(models) | joined
+    models = model_inputs({"--model": model, "--base": base, "model": getattr(task.judge, "model", None)})
+    inputs = task_files(task, []) | models | joined
     with claimed(out, run, "judge", _WRITES, inputs, shard) as made:
         for folder, made_there in shards.values():
             check_alike(str(folder), made_there, "this command", made)
         if shards:
-            folders = {one: folder for one, (folder, _) in shards.items()}
-            join_verdicts(solutions, folders, out)
-            join_caches([folder / "verdicts.jsonl" for folder in folders.values()], out / "verdicts.jsonl")
-        asked = None if model is None else ModelSettings(name=model, base=base)
-        chosen = open_judge(task, asked, out / "verdicts.jsonl")
+            join_verdicts(solutions, {one: folder for one, (folder, _) in shards.items()}, out)
+            join_caches([folder / "verdicts.jsonl" for folder, _ in shards.values()], out / "verdicts.jsonl")
+        chosen = open_judge(task, None if model is None else ModelSettings(name=model, base=base), out / "verdicts.jsonl")
         mine = solutions if shard is None else of_shard(solutions, shard)
         with bars() as show:
             judged = judge_solutions(mine, chosen, out, lambda done, total: show.stage("judge", done, total))

@@ -10,8 +10,8 @@ from typer.core import TyperCommand, TyperOption
 from caspo.core.shards import Shard
 
 __all__ = [
-    "METHODS_HERE", "BaseOption", "EngineOption", "MethodOption", "MethodSettings", "ModelOption", "NamesMethods", "ShardOption",
-    "SkipBad", "StepsOption", "TokenizerOption", "UrlOption",
+    "METHODS_HERE", "BaseOption", "EngineOption", "MethodOption", "MethodSettings", "ModelOption", "NamesMethods",
+    "ShardOption", "SkipBad", "StepsOption", "TokenizerOption", "UrlOption",
 ]  # fmt: skip
 
 METHODS_HERE = "{methods}"
