@@ -40,6 +40,8 @@ from caspo.engines.opening import model_settings, open_local
 from caspo.records import Question
 from caspo.search import METHODS
 
+SIDES = ("generate", "cat", "vllm_cpu", "llama_cpp")
+
 
 def ours(engine: HFEngine, prompts: list[tuple[int, ...]], new: int) -> tuple[float, list[Completion]]:
     """Seconds and completions of our loop."""
@@ -67,16 +69,54 @@ def theirs(engine: HFEngine, prompts: list[tuple[int, ...]], new: int) -> tuple[
     return seconds, [row[:end] for row, end in zip(rows, ends, strict=True)]
 
 
+def against_generate(engine: HFEngine, prompts: list[tuple[int, ...]], args: argparse.Namespace) -> dict[str, Figure]:
+    """The ratio to `generate`, the share of the forward pass, and whether the tokens are the same."""
+    ours(engine, prompts, args.new_tokens)  # the first time, memory is new
+    theirs(engine, prompts, 4)
+    speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for turn in range(args.turns):
+        for side in ("ours", "theirs") if turn % 2 == 0 else ("theirs", "ours"):
+            if side == "ours":
+                seconds, found = ours(engine, prompts, args.new_tokens)
+                mine = [list(c.token_ids) for c in found]
+                speeds[side].append(sum(map(len, mine)) / seconds)
+            else:
+                seconds, rows = theirs(engine, prompts, args.new_tokens)
+                speeds[side].append(sum(map(len, rows)) / seconds)
+    differing = sum(a != b for a, b in zip(mine, rows, strict=True))
+    lengths = sorted(map(len, mine))
+    mean = sum(map(len, prompts)) // len(prompts) + sum(lengths) // len(lengths) // 2
+    total, passes = sum(lengths), max(2, min(20, lengths[-1] // 4))
+    floor = [
+        total / (prefill(engine, prompts) + total / args.batch * forward(engine, args.batch, mean, passes))
+        for _ in speeds["ours"]
+    ]
+    note = (
+        f"{args.batch} rows of {lengths[0]} to {lengths[-1]} new tokens (mean {sum(lengths) / len(lengths):.0f}), greedy, "
+        f"{args.turns} turns: {sorted(speeds['ours'])[args.turns // 2]:.0f} against "
+        f"{sorted(speeds['theirs'])[args.turns // 2]:.0f} tokens a second"
+    )
+    return {
+        "decode_speedup_vs_generate": ratio(speeds["ours"], speeds["theirs"], note),
+        "decode_fraction_of_forward": ratio(
+            speeds["ours"], floor,
+            f"forward passes alone: {sorted(floor)[args.turns // 2]:.0f} tokens a second", "share",
+        ),
+        "greedy_rows_that_differ": difference(differing, None, None, "", "rows", args.batch),
+    }  # fmt: skip
+
+
 @contextlib.contextmanager
 def peers(args: argparse.Namespace, longest: int) -> Iterator[dict[str, Side]]:
     """Those that are here, by the figure's ending."""
     with contextlib.ExitStack() as stack:
         found: dict[str, Side] = {}
-        if VLLM.exists():
+        if VLLM.exists() and "vllm_cpu" in args.sides:
             found["vllm_cpu"] = stack.enter_context(
                 vllm_cpu(resolve(args.model), args.dtype, args.batch, longest + args.new_tokens + 8)
             )
-        if find_spec("llama_cpp") is not None and isinstance(BUNDLED.get(args.model), GgufWheels):
+        gguf = isinstance(BUNDLED.get(args.model), GgufWheels)
+        if "llama_cpp" in args.sides and gguf and find_spec("llama_cpp") is not None:
             from caspo.engines.llama.engine import LlamaCppEngine
             from caspo.engines.models import gguf_file
 
@@ -141,6 +181,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=160, help="of a solution, at most")
     parser.add_argument("--task", default="1,2,3", metavar="TASK", help="levels of stories, or a JSONL file of questions")
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES, help="what is measured; all that is here")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
@@ -150,40 +191,11 @@ def main() -> None:
     engine = open_local(model_settings(args.model, device=args.device, dtype=args.dtype))
     questions = task_of(args.task).questions("test", args.batch, 0)
     prompts = [engine.prompt(question.text) for question in questions]
-    ours(engine, prompts, args.new_tokens)  # the first time, memory is new
-    theirs(engine, prompts, 4)
-    speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for turn in range(args.turns):
-        for side in ("ours", "theirs") if turn % 2 == 0 else ("theirs", "ours"):
-            if side == "ours":
-                seconds, found = ours(engine, prompts, args.new_tokens)
-                mine = [list(c.token_ids) for c in found]
-                speeds[side].append(sum(map(len, mine)) / seconds)
-            else:
-                seconds, rows = theirs(engine, prompts, args.new_tokens)
-                speeds[side].append(sum(map(len, rows)) / seconds)
-    differing = sum(a != b for a, b in zip(mine, rows, strict=True))
-    lengths = sorted(map(len, mine))
-    mean = sum(map(len, prompts)) // len(prompts) + sum(lengths) // len(lengths) // 2
-    total, passes = sum(lengths), max(2, min(20, lengths[-1] // 4))
-    floor = [
-        total / (prefill(engine, prompts) + total / args.batch * forward(engine, args.batch, mean, passes))
-        for _ in speeds["ours"]
-    ]
-    note = (
-        f"{args.batch} rows of {lengths[0]} to {lengths[-1]} new tokens (mean {sum(lengths) / len(lengths):.0f}), greedy, "
-        f"{args.turns} turns: {sorted(speeds['ours'])[args.turns // 2]:.0f} against "
-        f"{sorted(speeds['theirs'])[args.turns // 2]:.0f} tokens a second"
-    )
-    figures = {
-        "decode_speedup_vs_generate": ratio(speeds["ours"], speeds["theirs"], note),
-        "decode_fraction_of_forward": ratio(
-            speeds["ours"], floor,
-            f"forward passes alone: {sorted(floor)[args.turns // 2]:.0f} tokens a second", "share",
-        ),
-        "greedy_rows_that_differ": difference(differing, None, None, "", "rows", args.batch),
-    }  # fmt: skip
-    figures["cat_batch_efficiency"] = efficiency(engine, questions, args)
+    figures: dict[str, Figure] = {}
+    if "generate" in args.sides:
+        figures |= against_generate(engine, prompts, args)
+    if "cat" in args.sides:
+        figures["cat_batch_efficiency"] = efficiency(engine, questions, args)
     figures |= against_peers(engine, prompts, args)
     report(figures, args)
 
