@@ -88,7 +88,7 @@ def convert_gguf(name: str, gguf: Path, folder: Path) -> None:
     needed = 4 * file.numbers + _BESIDE
     check_room(folder, needed)
     log.info(
-        "Converting %s once into %s: %.1f GB of disk, a little more of memory, and some minutes for each billion weights.",
+        "Converting %s once into %s: %.1f GB of disk, a little more of memory, and a minute or two of a processor.",
         name, cache_dir(), needed / 1e9,
     )  # fmt: skip
     with quiet(), redirect_stderr(io.StringIO()):  # its progress bar has no switch
