@@ -149,7 +149,7 @@ def placed(settings: ModelSettings, name: str | None = None) -> ModelSettings:
         return settings
     from caspo.core.threads import patient, use_threads
 
-    patient()  # before torch is loaded
+    patient()
     threads = use_threads(settings.threads)
     device, dtype, why = settings.device, str(settings.dtype), ""
     if settings.engine == "llama_cpp":
@@ -179,12 +179,12 @@ def open_local(settings: ModelSettings, name: str | None = None, examples: Seque
     Raises:
         ConfigError: the recipe's model is on a server.
     """
+    check_local(settings, "A judge or a round that loads a model")
+    settings = placed(settings, name)  # before torch is loaded
     from caspo.engines.local.engine import HFEngine
     from caspo.engines.local.layout import laid_out
     from caspo.engines.models import load
 
-    check_local(settings, "A judge or a round that loads a model")
-    settings = placed(settings, name)
     model, tokenizer = load(
         name or settings.name,
         dtype=settings.dtype,
