@@ -69,8 +69,8 @@ def join_placements(folders: Sequence[Path], out: Path) -> None:
         first, its = next(iter(found.items()))
         if placement.dtype != its.dtype:
             raise ConfigError(
-                f"{first} was made in {its.dtype} and {folder} in {placement.dtype}: they are not parts of one run. Make all "
-                "shards in one precision (model.dtype in a recipe, --dtype)."
+                f"{first} was made in {its.dtype} and {folder} in {placement.dtype}: they are not parts of one run. Make "
+                "all shards in one precision (model.dtype in a recipe, --dtype)."
             )
     if found and not (out / PLACEMENT).exists():
         write_json(out / PLACEMENT, next(iter(found.values())).model_dump(include=_CHOSEN))
