@@ -14,12 +14,13 @@ import torch
 from safetensors.numpy import save_file
 
 from caspo.core.errors import ConfigError, ModelError, ResumeError
+from caspo.core.folders import PLACEMENT
 from caspo.core.storage import read_json
 from caspo.engines import models, opening
 from caspo.engines.models import placement, probe
 from caspo.engines.models.placement import chosen_device, chosen_dtype
 from caspo.engines.opening import ModelSettings, placed
-from caspo.loop.settled import PLACEMENT, settled
+from caspo.loop.settled import join_placements, settled
 
 CPU = torch.device("cpu")
 
@@ -260,3 +261,18 @@ def test_fewer_cores_than_it_was_begun_with(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / PLACEMENT).write_text(json.dumps({"device": "cpu", "dtype": "float32", "threads": 64}))
     monkeypatch.setattr("caspo.loop.settled.cores", lambda: 1)
     assert settled(ModelSettings(name="stories-tiny"), tmp_path).threads == 1
+
+
+def test_shards_in_one_precision(tmp_path: Path) -> None:
+    """What they were begun with is that of the folder they are joined in; of several precisions they are not one run."""
+    a, b, out = (tmp_path / name for name in ("a", "b", "out"))
+    for folder, threads in ((a, 1), (b, 2)):
+        folder.mkdir()
+        (folder / PLACEMENT).write_text(json.dumps({"device": "cpu", "dtype": "bfloat16", "threads": threads}))
+    join_placements([a, b], out)
+    assert read_json(out / PLACEMENT) == read_json(a / PLACEMENT)
+    (b / PLACEMENT).write_text(json.dumps({"device": "cuda", "dtype": "float32", "threads": 1}))
+    with pytest.raises(ConfigError, match=r"a was made in bfloat16 and .*b in float32"):
+        join_placements([a, b], out)
+    join_placements([], tmp_path / "of a server")
+    assert not (tmp_path / "of a server").exists()

@@ -63,7 +63,7 @@ def judge(
     from caspo.engines.opening import model_settings
     from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, of_shard, score_judge
     from caspo.formats import read_solutions
-    from caspo.loop.settled import PLACEMENT, settled
+    from caspo.loop.settled import settled
     from caspo.loop.task import TaskSettings, open_judge, task_files
 
     if score_against not in (None, "labels"):
@@ -91,7 +91,7 @@ def judge(
     run = JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=told)
     models = {"--model": model, "--base": base, "model": getattr(task.judge, "model", None)}
     inputs = task_files(task, []) | model_inputs(models) | joined
-    with claimed(out, run, "judge", (*_WRITES, PLACEMENT), inputs, shard) as made:
+    with claimed(out, run, "judge", _WRITES, inputs, shard) as made:
         if shards:
             _join(solutions, shards, made, out)
         chosen = open_judge(task, None if asked is None else settled(asked, out), out / "verdicts.jsonl")

@@ -37,7 +37,7 @@ from caspo.evaluate.step_figures import step_changes
 from caspo.formats.parquet import read_trees
 from caspo.judges.base import Judge
 from caspo.loop.recipe import CaspoRecipe, check_rounds, recipe_inputs, training_questions
-from caspo.loop.settled import PLACEMENT, settled
+from caspo.loop.settled import settled
 from caspo.loop.shards import SHARD_COMMAND, join_shards, shard_files, validation_settings
 from caspo.loop.stages import annotate_stage, pairs_stage, train_stage
 from caspo.loop.task import open_examples, open_judge, open_task
@@ -50,8 +50,7 @@ __all__ = ["run_recipe", "run_shard"]
 E = TypeVar("E", bound=Engine)
 
 _WRITES = (
-    "round-[0-9]*", "clock.json", "environment.json", "metrics.json", PLACEMENT, "report_data.json", "report.html",
-    "verdicts.jsonl",
+    "round-[0-9]*", "clock.json", "environment.json", "metrics.json", "report_data.json", "report.html", "verdicts.jsonl"
 )  # fmt: skip
 """What a run writes into its folder."""
 

@@ -12,14 +12,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from caspo.core.errors import ConfigError, ResumeError
+from caspo.core.folders import PLACEMENT
 from caspo.core.storage import read_json, write_json
 from caspo.core.threads import cores, use_threads
 from caspo.engines.opening import ModelSettings, placed
 
-__all__ = ["PLACEMENT", "join_placements", "settled"]
-
-PLACEMENT = "placement.json"
-"""The file's name, in the folder of a command that samples."""
+__all__ = ["join_placements", "settled"]
 
 _CHOSEN = {"device", "dtype", "threads"}
 

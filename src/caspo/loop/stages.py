@@ -28,7 +28,6 @@ from caspo.engines.opening import ModelSettings, check_local
 from caspo.formats.parquet import read_trees, tree_files, write_trees
 from caspo.formats.shards import Piece, read_all_trees, read_piece, write_piece
 from caspo.judges.base import Judge
-from caspo.loop.settled import PLACEMENT
 from caspo.records import GIVEN, Question, StepPair, Tree
 from caspo.train.checks import check_tokens
 from caspo.train.reference import rescore, score_trees
@@ -43,7 +42,7 @@ __all__ = [
     "read_rounds", "rescore_stage", "train_stage", "trees_and_pairs",
 ]  # fmt: skip
 
-ANNOTATE_WRITES = ("tree", "verdicts.jsonl", PLACEMENT)
+ANNOTATE_WRITES = ("tree", "verdicts.jsonl")
 PAIRS_WRITES = ("pairs.parquet", "report.json")
 TRAIN_WRITES = ("model", "train", "log.jsonl", "training.json")
 """What the stages write into their folders."""

@@ -36,7 +36,7 @@ from caspo.engines.prompts import Example
 from caspo.evaluate.step_figures import step_calibrator, step_rows
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.loop.recipe import CaspoRecipe, recipe_inputs, training_questions, validation_questions
-from caspo.loop.settled import PLACEMENT, settled
+from caspo.loop.settled import settled
 from caspo.loop.task import open_examples, open_judge, open_task
 from caspo.records import Question, Solution, Tree
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
@@ -132,7 +132,7 @@ def calibrate_stage(
     for name, kind in (("thresholds.json", Thresholds), ("calibrator.json", Calibrator)):
         if (out / name).exists():
             _refuse_foreign(out / name, kind.load)
-    with claimed(work, settings, "calibrate", ("pruning", "abstention", PLACEMENT), inputs):
+    with claimed(work, settings, "calibrate", ("pruning", "abstention"), inputs):
         model = settled(recipe.model, work, recipe.threads)
         settings = settings.model_copy(update={"recipe": recipe.model_copy(update={"model": model})})
         return _calibrate(settings, cat, questions, cache(lambda: opened(model)), out, on_done)
