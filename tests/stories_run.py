@@ -11,7 +11,7 @@ import yaml
 RECIPE: dict[str, Any] = {
     "kind": "caspo",
     "name": "small",
-    "model": {"name": "stories-tiny"},
+    "model": {"name": "stories-tiny", "device": "cpu"},
     "task": {"name": "stories", "levels": [2]},
     "seed": 1,
     "threads": 1,

@@ -58,7 +58,7 @@ def recipe_of(folder: Path, n: int, **changes: Any) -> CaspoRecipe:
 
 def stage(recipe: CaspoRecipe, out: Path, make: Any = ScriptedEngine, **more: Any) -> Calibration:
     settings = CalibrateSettings(recipe=recipe, **{"alpha": 0.25, "delta": 0.2, "questions": N, **more})
-    return calibrate_stage(settings, lambda: make(script), out, lambda name, done, total: None)
+    return calibrate_stage(settings, lambda model: make(script), out, lambda name, done, total: None)
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.12])

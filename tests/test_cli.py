@@ -13,6 +13,7 @@ import pytest
 
 from caspo import __version__
 from caspo.core.storage import read_json
+from caspo.engines.opening import _tell
 from caspo.search import ConfidenceTreeSettings
 from caspo.search.threshold import Thresholds
 from stories_run import pair_rows, timeless, write_recipe
@@ -72,8 +73,14 @@ def test_wrong_recipes(caspo: Command, tmp_path: Path) -> None:
 def test_solve_a_question(caspo: Command) -> None:
     """Each step with its confidence, and the answer."""
     question = "Tom has 5 apples. He buys 3 more apples. How many apples does Tom have now?"
-    code, out, _ = caspo("solve", question, "--model", "stories-tiny", "children=2", "max_tokens=96")
+    _tell.cache_clear()
+    line = ("solve", question, "--model", "stories-tiny", "--device", "cpu", "--threads", 1, "children=2", "max_tokens=96")
+    code, out, err = caspo(*line)
     assert code == 0
+    assert "stories-tiny: device cpu, float32 (a small model), 1 thread\n" in err, (
+        "what was chosen, and no part of the result"
+    )
+    assert "device cpu" not in out
     assert "Tom has 5 apples" in out
     assert "\n  = " in out
 
@@ -97,7 +104,7 @@ def test_solve_with_calibrated_thresholds(caspo: Command, tmp_path: Path) -> Non
     assert caspo(*tiny, "--instruction", "Think.")[0] == 0, "what is in the file may be said again"
     for other in (
         ("--model", "smollm2-135m"), (*tiny[-2:], "children=2"), (*tiny[-2:], "--instruction", "Guess."),
-        (*tiny[-2:], "--method", "beam"), (*tiny[-2:], "--engine", "llama_cpp"),
+        (*tiny[-2:], "--method", "beam"), (*tiny[-2:], "--engine", "llama_cpp"), (*tiny[-2:], "--dtype", "bfloat16"),
     ):  # fmt: skip
         assert "nothing is guaranteed" in failed(caspo(*line, *other))
 
@@ -176,6 +183,8 @@ def test_solve_a_benchmark(caspo: Command, tmp_path: Path) -> None:
         (("none.jsonl", "--model", "stories-tiny"), "none.jsonl: no such file"),
         (("1 + 1?", "--model", "./none"), "There is no model folder './none'"),
         (("1 + 1?", "--model", "stories-tiny", "--device", "toaster"), "'toaster' is not a device"),
+        (("1 + 1?", "--model", "stories-tiny", "--device", "cuda:7"), "no device 'cuda:7' here: torch"),
+        (("1 + 1?", "--model", "stories-tiny", "--dtype", "int8"), "dtype: Input should be 'auto', 'float32', 'bfloat16'"),
     ],
 )
 def test_solve_says_what_is_wrong(caspo: Command, args: tuple[str, ...], message: str) -> None:

@@ -152,7 +152,10 @@ def test_files_of_a_run(finished: Path) -> None:
     """The folder of a run, and each file is what it says."""
     round_1 = finished / "round-1"
     assert (finished / "report.html").read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html")
-    assert {"seed", "git_revision", "versions", "processor"} <= read_json(finished / "environment.json").keys()
+    environment = read_json(finished / "environment.json")
+    assert {"seed", "git_revision", "versions", "processor"} <= environment.keys()
+    placement = {"device": "cpu", "dtype": "float32", "threads": 1}
+    assert read_json(finished / "placement.json") == placement == {key: environment[key] for key in placement}
     asked = yaml.safe_load((finished / "recipe.yaml").read_text())
     assert asked["train"]["beta"] == 2.0, "defaults are filled in"
     assert CaspoRecipe.model_validate(asked) == recipe()

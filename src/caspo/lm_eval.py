@@ -59,7 +59,7 @@ class HarnessModel:
     Args:
         pretrained: bundled name, folder or hub name.
         method: a name of `caspo.search.METHODS`.
-        dtype, device, trust_remote_code, max_rows: of `caspo.engines.ModelSettings`.
+        dtype, device, threads, trust_remote_code, max_rows: of `caspo.engines.ModelSettings`.
         batch_size, max_batch_size: not used: the harness says 1 where its user says nothing; ``max_rows`` is the limit.
         seed: of methods that sample.
         settings: of the method, for example ``children=8``.
@@ -70,8 +70,9 @@ class HarnessModel:
         pretrained: str,
         method: str = DEFAULT_METHOD,
         *,
-        dtype: str = "float32",
+        dtype: str = "auto",
         device: str | None = None,
+        threads: int | None = None,
         trust_remote_code: bool = False,
         max_rows: int = 256,
         batch_size: int | str | None = None,
@@ -90,7 +91,8 @@ class HarnessModel:
         self._kind = METHODS[method]
         self._settings = [f"{key}={value}" for key, value in settings.items()]
         self._method({"max_tokens": _MAX_GEN_TOKS})  # a wrong setting fails before the model is loaded
-        named = {"name": pretrained, "dtype": dtype, "device": _device(device), "max_rows": max_rows}
+        placed = {"dtype": dtype, "device": _device(device), "threads": threads}
+        named = {"name": pretrained, "max_rows": max_rows, **placed}
         model = ModelSettings.model_validate({**named, "trust_remote_code": trust_remote_code})
         self._engine = open_local(model)
         self._seed = seed
@@ -196,10 +198,7 @@ class HarnessModel:
 
 
 def _device(asked: str | None) -> str:
-    """The harness asks for cuda:0 when its user asked for nothing; where there is no GPU that means the CPU."""
+    """The harness asks for cuda:0 when its user asked for nothing; where that is not, it means what there is."""
     import torch
 
-    if asked == "cuda:0" and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning("No GPU is there: running on the CPU.")
-        return "cpu"
-    return asked or "cpu"
+    return "auto" if asked is None or (asked == "cuda:0" and not torch.cuda.is_available()) else asked

@@ -34,8 +34,6 @@ def calibrate(
 
     For the model of a run: --out RUN/round-1/model model.name=RUN/round-1/model. Killed, the same command goes on.
     """
-    from functools import cache
-
     from caspo.cli.show import bars, output, tell_left_out
     from caspo.engines.opening import open_engine
     from caspo.loop.task import open_examples
@@ -44,9 +42,10 @@ def calibrate(
     loaded = load(recipe, overrides, skip_bad=skip_bad)
     tell_left_out(loaded.task, ["train"])
     settings = CalibrateSettings(recipe=loaded, alpha=alpha, delta=delta, questions=questions)
-    engine = cache(lambda: open_engine(loaded.model, examples=open_examples(loaded.task)))
     with bars() as show:
-        found = calibrate_stage(settings, engine, out, show.stage)
+        found = calibrate_stage(
+            settings, lambda model: open_engine(model, examples=open_examples(loaded.task)), out, show.stage
+        )
     output.print(_pruning_table(found), _abstention_table(found), sep="\n")
     output.print(_told(found))
     output.print(f"Thresholds: {out / 'thresholds.json'}")

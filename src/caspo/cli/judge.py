@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caspo.cli.options import BaseOption, ShardOption, SkipBad
+from caspo.cli.options import BaseOption, DeviceOption, DtypeOption, ShardOption, SkipBad, ThreadsOption
 from caspo.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from caspo.core.shards import Made, Shard
+    from caspo.formats import LabelledSolution
 
 __all__ = ["judge"]
 
@@ -39,6 +44,9 @@ def judge(
         typer.Option(help="Folder of a shard, once for every shard: their verdicts are put together in OUT."),
     ] = None,
     skip_bad: SkipBad = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the judge, for example samples=8.")
     ] = None,
@@ -51,12 +59,11 @@ def judge(
     from caspo.core.config import settings_from
     from caspo.core.folders import claimed, refuse_overwriting, shards_in
     from caspo.core.rows import BadRows, stem_of
-    from caspo.core.shards import check_alike
     from caspo.engines.models import model_inputs
-    from caspo.engines.opening import ModelSettings
-    from caspo.evaluate.judge_run import JudgeRun, digest, join_verdicts, judge_solutions, of_shard, score_judge
+    from caspo.engines.opening import model_settings
+    from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, of_shard, score_judge
     from caspo.formats import read_solutions
-    from caspo.judges.cache import join_caches
+    from caspo.loop.settled import settled
     from caspo.loop.task import TaskSettings, open_judge, task_files
 
     if score_against not in (None, "labels"):
@@ -69,6 +76,9 @@ def judge(
     assert task.judge is not None
     if name == "rollouts" and model is None:
         raise ConfigError("The judge rollouts has a model complete the steps: name it with --model.")
+    asked = None
+    if model is not None:
+        asked = model_settings(model, engine="hf", base=base, device=device, dtype=dtype or "auto", threads=threads)
     shards = shards_in(join, "judge") if join else {}
     joined = {f"--join (shard {one})": sorted(folder.glob("part-[0-9]*.json")) for one, (folder, _) in shards.items()}
     refuse_overwriting(out, _WRITES, {"SOURCE": sources, **joined})
@@ -82,12 +92,9 @@ def judge(
     models = model_inputs({"--model": model, "--base": base, "model": getattr(task.judge, "model", None)})
     inputs = task_files(task, []) | models | joined
     with claimed(out, run, "judge", _WRITES, inputs, shard) as made:
-        for folder, made_there in shards.values():
-            check_alike(str(folder), made_there, "this command", made)
         if shards:
-            join_verdicts(solutions, {one: folder for one, (folder, _) in shards.items()}, out)
-            join_caches([folder / "verdicts.jsonl" for folder, _ in shards.values()], out / "verdicts.jsonl")
-        chosen = open_judge(task, None if model is None else ModelSettings(name=model, base=base), out / "verdicts.jsonl")
+            _join(solutions, shards, made, out)
+        chosen = open_judge(task, None if asked is None else settled(asked, out), out / "verdicts.jsonl")
         mine = solutions if shard is None else of_shard(solutions, shard)
         with bars() as show:
             judged = judge_solutions(mine, chosen, out, lambda done, total: show.stage("judge", done, total))
@@ -99,3 +106,18 @@ def judge(
         return
     output.print(judge_table(scores))
     output.print(f"Scores: {out / 'scores.json'}")
+
+
+def _join(solutions: Sequence[LabelledSolution], shards: Mapping[Shard, tuple[Path, Made]], made: Made, out: Path) -> None:
+    """Write into ``out`` what shards were judged to be, as if it had been judged there."""
+    from caspo.core.shards import check_alike
+    from caspo.evaluate.judge_run import join_verdicts
+    from caspo.judges.cache import join_caches
+    from caspo.loop.settled import join_placements
+
+    for folder, made_there in shards.values():
+        check_alike(str(folder), made_there, "this command", made)
+    folders = {one: folder for one, (folder, _) in shards.items()}
+    join_placements(list(folders.values()), out)
+    join_verdicts(solutions, folders, out)
+    join_caches([folder / "verdicts.jsonl" for folder in folders.values()], out / "verdicts.jsonl")

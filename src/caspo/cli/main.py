@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -12,6 +13,7 @@ from caspo import __version__
 from caspo.cli import calibrate, exchange, harness, judge, plan, run, serve, solve, stages
 from caspo.cli.options import NamesMethods
 from caspo.core.errors import CaspoError
+from caspo.core.threads import patient
 
 __all__ = ["app", "main"]
 
@@ -49,11 +51,29 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
+class _Choices(logging.Handler):
+    """Says what was chosen for a model: to stderr, as it is no result."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line, above a bar if there is one."""
+        from caspo.cli.show import console
+
+        console.print(record.getMessage(), highlight=False, markup=False, soft_wrap=True)
+
+
+_CHOICES = _Choices()
+
+
 def main() -> None:
     """Run a command; a `CaspoError` becomes one message on stderr and exit code 1, Ctrl-C exit code 130."""
     # Our own bars tell the progress; this must be set before transformers is imported.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    patient()
+    opening = logging.getLogger("caspo.engines.opening")
+    opening.setLevel(logging.INFO)
+    if "serve" not in sys.argv[1:2]:  # which logs all there is
+        opening.addHandler(_CHOICES)
     try:
         app()
     except CaspoError as error:

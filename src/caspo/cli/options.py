@@ -10,8 +10,8 @@ from typer.core import TyperCommand, TyperOption
 from caspo.core.shards import Shard
 
 __all__ = [
-    "METHODS_HERE", "BaseOption", "EngineOption", "MethodOption", "MethodSettings", "ModelOption", "NamesMethods",
-    "ShardOption", "SkipBad", "StepsOption", "TokenizerOption", "UrlOption",
+    "METHODS_HERE", "BaseOption", "DeviceOption", "DtypeOption", "EngineOption", "MethodOption", "MethodSettings",
+    "ModelOption", "NamesMethods", "ShardOption", "SkipBad", "StepsOption", "ThreadsOption", "TokenizerOption", "UrlOption",
 ]  # fmt: skip
 
 METHODS_HERE = "{methods}"
@@ -51,6 +51,11 @@ ShardOption = Annotated[
     Shard | None,
     typer.Option(parser=Shard.parse, metavar="K/N", help="Part K of N of the questions, K from 1 (docs/clusters.md)."),
 ]
+DeviceOption = Annotated[str, typer.Option(help="auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1, mps, ...")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; by default bfloat16 where that is faster.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one for each core.")]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out rows of the file that cannot be used, and tell which and why.")
 ]

@@ -76,7 +76,7 @@ def plan(
         settings.training,
         forward,
         placed,
-        gpu=settings.model.device != "cpu",
+        gpu=_on_gpu(settings.model.device),
         trust_remote_code=settings.model.trust_remote_code,
     )
     output.print(_memory_table(settings, placed, needed, size))
@@ -132,6 +132,13 @@ def _accelerate(file: Path) -> tuple[int, Literal["none", "full"]]:
             "--devices and --sharding (none or full)."
         )
     return number, "none" if kind in _WHOLE else "full"
+
+
+def _on_gpu(device: str) -> bool:
+    """Whether that is planned for; for ``auto``, if this machine has a GPU. A device that is named need not be here."""
+    from caspo.engines.models.placement import chosen_device
+
+    return (chosen_device("float32", device).type if device == "auto" else device) != "cpu"
 
 
 def _config(model: ModelSettings, beside: Path) -> Any:

@@ -9,11 +9,14 @@ import typer
 
 from caspo.cli.options import (
     BaseOption,
+    DeviceOption,
+    DtypeOption,
     EngineOption,
     MethodOption,
     MethodSettings,
     ModelOption,
     StepsOption,
+    ThreadsOption,
     TokenizerOption,
     UrlOption,
 )
@@ -43,7 +46,9 @@ def serve(
         str | None, typer.Option(help="System message of conversations that have none; '' for none.")
     ] = None,
     steps: StepsOption = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
     host: Annotated[str, typer.Option(help="Address; other than loopback only with API keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     api_keys: Annotated[
@@ -65,7 +70,7 @@ def serve(
     from caspo.cli.solve import choose
     from caspo.engines.prompts import INSTRUCTION
 
-    asked_of = {"engine": engine, "base": base, "instruction": instruction, "steps": steps}
+    asked_of = {"engine": engine, "base": base, "dtype": dtype, "instruction": instruction, "steps": steps}
     chosen, told = choose(thresholds, method, settings, model, **asked_of)
     configured = _settings(
         host=host,
@@ -94,7 +99,7 @@ def serve(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    asked = model_settings(model, url=url, tokenizer=tokenizer, device=device, **told)
+    asked = model_settings(model, url=url, tokenizer=tokenizer, device=device, threads=threads, **told)
     thread = EngineThread()
     opened = thread.submit(lambda: open_engine(asked)).result()
     same_answer("1/2", "0.5")  # loads what compares answers: seconds that the first client would wait

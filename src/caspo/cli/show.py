@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from caspo.loop.task import TaskSettings
 
 __all__ = [
-    "Bars", "bars", "comparison_tables", "judge_table", "metrics_table", "output", "signals_tables", "tell", "tell_left_out",
+    "Bars", "bars", "comparison_tables", "console", "judge_table", "metrics_table", "output", "signals_tables", "tell",
+    "tell_left_out",
 ]  # fmt: skip
 
 output = Console(highlight=False)

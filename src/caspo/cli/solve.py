@@ -10,12 +10,15 @@ import typer
 
 from caspo.cli.options import (
     BaseOption,
+    DeviceOption,
+    DtypeOption,
     EngineOption,
     MethodOption,
     MethodSettings,
     ModelOption,
     SkipBad,
     StepsOption,
+    ThreadsOption,
     TokenizerOption,
     UrlOption,
 )  # fmt: skip
@@ -44,7 +47,9 @@ def solve(
     seed: Annotated[int, typer.Option(help="Seed of sampling and of the choice of questions.")] = 0,
     instruction: Annotated[str | None, typer.Option(help="System message of the prompt.")] = None,
     steps: StepsOption = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
     data: Annotated[Path | None, typer.Option(help="Folder of a benchmark's JSONL; the hub by default.")] = None,
     run_code: Annotated[bool, typer.Option("--run-code", help="Run what the model writes, to grade it.")] = False,
     thresholds: Annotated[
@@ -70,15 +75,16 @@ def solve(
     shown = _examples(question, examples, data)
     prints = fingerprint(shown) if shown else None
     chosen, told = choose(
-        thresholds, method, settings, model, engine=engine, base=base, instruction=instruction, steps=steps, examples=prints
-    )
+        thresholds, method, settings, model, engine=engine, base=base, dtype=dtype, instruction=instruction, steps=steps,
+        examples=prints,
+    )  # fmt: skip
     bad = BadRows() if skip_bad else None
     questions, grade, files = _questions(question, limit, seed, data, run_code, bad)
     if out is not None:
         read = {"QUESTION": files, "--thresholds": [] if thresholds is None else [thresholds]}
         check_output_file(out, {**read, **model_inputs({"--model": model, "--base": base, "--tokenizer": tokenizer})})
     tell(bad)
-    loaded = load(model, url=url, tokenizer=tokenizer, device=device, examples=shown, **told)
+    loaded = load(model, url=url, tokenizer=tokenizer, device=device, threads=threads, examples=shown, **told)
     done = 0
     with bars() as show:
 
@@ -120,7 +126,8 @@ def choose(
 ) -> tuple[Method[Any], dict[str, str]]:
     """The method, and what of the model's settings is told: as given, or as ``thresholds`` were calibrated.
 
-    ``asked``: what is given of ``engine``, ``base``, ``instruction`` and ``steps``, and the fingerprint of ``examples``.
+    ``asked``: what is given of ``engine``, ``base``, ``dtype``, ``instruction`` and ``steps``, and the fingerprint of
+    ``examples``.
     """
     from caspo.search import method_of
 
@@ -158,9 +165,9 @@ def _calibrated(
     if other:
         raise ConfigError(
             f"{file} holds for method cat with the settings in it and the model {name}, engine {found.model['engine']}, "
-            f"instruction {found.model['instruction']!r}, steps {found.model['steps']}; with {', '.join(other)} nothing is "
-            f"guaranteed. Give --model {name}, no other method, engine, base, instruction or steps and no KEY=VALUE; or "
-            "leave out --thresholds."
+            f"dtype {found.model['dtype']}, instruction {found.model['instruction']!r}, steps {found.model['steps']}; with "
+            f"{', '.join(other)} nothing is guaranteed. Give --model {name}, no other method, engine, base, dtype, "
+            "instruction or steps and no KEY=VALUE; or leave out --thresholds."
         )
     if found.abstain_below is None:
         raise ConfigError(

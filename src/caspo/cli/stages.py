@@ -23,16 +23,11 @@ Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 
 
 def load(recipe: Path, overrides: list[str] | None, *, skip_bad: bool = False) -> CaspoRecipe:
-    """The recipe, with this process on its threads."""
+    """The recipe of a file, with what is overridden."""
     from caspo.core.config import load_recipe
     from caspo.loop.recipe import CaspoRecipe
 
-    loaded = load_recipe(CaspoRecipe, recipe, [*(overrides or ()), *(["task.skip_bad=true"] if skip_bad else [])])
-    if loaded.threads:
-        import torch
-
-        torch.set_num_threads(loaded.threads)
-    return loaded
+    return load_recipe(CaspoRecipe, recipe, [*(overrides or ()), *(["task.skip_bad=true"] if skip_bad else [])])
 
 
 def annotate(
@@ -50,10 +45,12 @@ def annotate(
 
     from caspo.cli.show import bars, output, tell_left_out
     from caspo.core.folders import claimed
+    from caspo.core.threads import use_threads
     from caspo.engines.opening import open_engine
     from caspo.formats.parquet import tree_files
     from caspo.formats.shards import Piece
     from caspo.loop.recipe import recipe_inputs, training_questions
+    from caspo.loop.settled import settled
     from caspo.loop.stages import ANNOTATE_WRITES, annotate_stage, rescore_stage
     from caspo.loop.task import open_examples, open_judge
 
@@ -63,21 +60,25 @@ def annotate(
         inputs["--rescore"] = tree_files(rescore)
     with claimed(out, settings, "annotate", ANNOTATE_WRITES, inputs, shard) as made:
         if rescore is not None:
+            use_threads(settings.threads or settings.model.threads)
             trees = rescore_stage(settings.model, settings.training, rescore, out / "tree", shard, made)
         else:
             tell_left_out(settings.task, ["train"])
             questions = training_questions(settings, 1)
-            engine = cache(lambda: open_engine(settings.model, examples=open_examples(settings.task)))
+            model = settled(settings.model, out, settings.threads)
+            engine = cache(lambda: open_engine(model, examples=open_examples(settings.task)))
+            # Shards may have been made on machines that choose otherwise.
+            alike = {**made, "model.dtype": model.dtype}
             with bars() as show:
                 trees = annotate_stage(
                     questions,
                     engine,
-                    open_judge(settings.task, settings.model, out / "verdicts.jsonl"),
+                    open_judge(settings.task, model, out / "verdicts.jsonl"),
                     settings.annotate,
                     settings.seed,
                     out / "tree",
                     lambda done, total: show.stage("sample and judge", done, total),
-                    None if shard is None else Piece(shard, made, len(questions), {}),
+                    None if shard is None else Piece(shard, alike, len(questions), {}),
                 )
     steps = sum(len(tree.nodes) for tree in trees)
     output.print(f"{len(trees)} trees with {steps} distinct steps in {out / 'tree'}")
@@ -130,7 +131,9 @@ def train(
 
     from caspo.cli.show import bars, output
     from caspo.core.folders import claimed
+    from caspo.core.threads import use_threads
     from caspo.engines.models import model_inputs
+    from caspo.engines.models.placement import chosen_device
     from caspo.formats.shards import tree_inputs
     from caspo.loop.recipe import recipe_inputs
     from caspo.loop.stages import TRAIN_WRITES, by_round, read_rounds, train_stage
@@ -144,7 +147,9 @@ def train(
     # Of several processes the first has the folder; the others meet it when they read it.
     with claimed(out, settings, "train", TRAIN_WRITES, inputs) if first else nullcontext():
         data = read_rounds(trees, pairs)
-        PartialState(cpu=settings.model.device == "cpu")  # under a launcher: meet the others, take this process's device
+        use_threads(settings.threads or settings.model.threads)
+        on_cpu = chosen_device("float32", settings.model.device).type == "cpu"
+        PartialState(cpu=on_cpu)  # under a launcher: meet the others, take this process's device
         with bars() as show:
             result = train_stage(
                 settings.model.name,

@@ -1,9 +1,10 @@
 """The folder that a command works in: whose it is, what it was made from, and that one process at a time works in it.
 
 A folder is claimed before anything in it is read, written or removed. Beside the results it then holds ``recipe.yaml`` (the
-settings, all defaults filled in), ``made_from.json`` (for each command its shard and its input files with their digests)
-and ``.caspo.lock``. A folder that was made with other settings or other inputs is refused, and so is one that holds files of
-somebody else under the names that a command writes: what stands in those places is ours, and nothing else is ever removed.
+settings, all defaults filled in), ``made_from.json`` (for each command its shard and its input files with their digests),
+``placement.json`` where a model sampled (`caspo.loop.settled`) and ``.caspo.lock``. A folder that was made with other
+settings or other inputs is refused, and so is one that holds files of somebody else under the names that a command writes:
+what stands in those places is ours, and nothing else is ever removed.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ from caspo.core.errors import ConfigError, ResumeError
 from caspo.core.shards import Made, Shard, check_all_there
 from caspo.core.storage import PARTIAL, explain_os_error, read_json, write_json, write_text
 
-__all__ = ["Inputs", "check_output_file", "claimed", "refuse_overwriting", "shards_in", "was_claimed"]
+__all__ = ["PLACEMENT", "Inputs", "check_output_file", "claimed", "refuse_overwriting", "shards_in", "was_claimed"]
 
 Inputs = Mapping[str, Sequence[Path]]
 """What is read, by the option or key that names it: the files, of a folder those that are read."""
 
+PLACEMENT = "placement.json"
+"""With what a model samples in a folder, where its settings leave it open. It is no result: other inputs may follow."""
 _RECIPE, _MADE_FROM, _LOCK = "recipe.yaml", "made_from.json", ".caspo.lock"
+_OURS = (_RECIPE, _MADE_FROM, PLACEMENT)
 
 _SHARD, _JOIN = "--shard", "--join"
 _OF_MACHINES = {
@@ -55,7 +59,7 @@ def claimed(
         ResumeError: the folder was made with other settings or inputs; the message names them.
         StorageError: the folder cannot be written.
     """
-    refuse_overwriting(out, (*writes, _RECIPE, _MADE_FROM), inputs)
+    refuse_overwriting(out, (*writes, *_OURS), inputs)
     told = {name: {"path": _shown(files), "sha256": _digest(files)} for name, files in sorted(inputs.items())}
     if shard is not None:
         told[_SHARD] = {"path": str(shard), "sha256": hashlib.sha256(str(shard).encode()).hexdigest()}
@@ -68,7 +72,7 @@ def claimed(
         if not (out / _RECIPE).exists():
             asked = settings.model_dump(mode="json")
             write_text(out / _RECIPE, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
-        _sweep(out, (*writes, _RECIPE, _MADE_FROM))
+        _sweep(out, (*writes, *_OURS))
         yield _made(flatten(settings.model_dump(mode="json")), told)
 
 
@@ -156,10 +160,11 @@ def _refuse_other(out: Path, settings: Config, command: str, writes: Sequence[st
             "A run keeps its settings under that name. Choose another --out, for example a new folder."
         )
     if keys:
+        here = [name for name in _OURS if (out / name).exists()]
         raise ResumeError(
             f"{out} was made with another configuration; going on would mix the two. These keys differ:\n"
             + "\n".join(f"  {key}" for key in keys)
-            + f"\nChoose another --out, or delete {', '.join([*found, _RECIPE, _MADE_FROM])} in {out} to start over."
+            + f"\nChoose another --out, or delete {', '.join([*found, *here])} in {out} to start over."
         )  # fmt: skip
     if before is None and found:
         raise ResumeError(

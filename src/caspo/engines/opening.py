@@ -5,7 +5,9 @@ Each engine is imported where it is opened: a model on a server needs no torch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -20,7 +22,9 @@ from caspo.steps import rule_name
 if TYPE_CHECKING:
     from caspo.engines.local.engine import HFEngine
 
-__all__ = ["ModelSettings", "check_local", "model_settings", "open_engine", "open_local"]
+__all__ = ["ModelSettings", "check_local", "model_settings", "open_engine", "open_local", "placed"]
+
+log = logging.getLogger(__name__)
 
 
 def _rule(setting: Any) -> str:
@@ -28,6 +32,12 @@ def _rule(setting: Any) -> str:
         return rule_name(setting)
     except ConfigError as error:
         raise ValueError(str(error)) from error
+
+
+@cache
+def _tell(line: str) -> None:
+    """Log a line, once."""
+    log.info("%s", line)
 
 
 class ModelSettings(RemoteSettings):
@@ -42,10 +52,13 @@ class ModelSettings(RemoteSettings):
     name, for `openai_compatible` the name that the server gives it."""
     base: str | None = None
     """Of a LoRA adapter: the model it was trained on, where the adapter does not name it or that name is not known here."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What sampling computes in; training keeps float32 masters."""
-    device: str = "cpu"
-    """`cpu`, `cuda`, `cuda:1`, ..."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What sampling computes in; training keeps float32 masters. `auto`: bfloat16 on a GPU, on a CPU where it is faster
+    (docs/engines.md)."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `mps`, ...; `auto`: CUDA if it is there, else MPS, else the CPU."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; by default one for each core that this process may use."""
     instruction: str = INSTRUCTION
     """System message of the prompt; models trained on plain prompts ignore it."""
     steps: Annotated[str, BeforeValidator(_rule)] = "reasoning"
@@ -99,6 +112,7 @@ def open_engine(settings: ModelSettings, name: str | None = None, examples: Sequ
             settings, settings.name, settings.instruction, examples, steps=settings.steps, thinking=settings.thinking
         )
     if settings.engine == "llama_cpp" and name in (None, settings.name):
+        settings = placed(settings)
         from caspo.engines.llama.engine import open_llama_cpp
 
         return open_llama_cpp(
@@ -123,17 +137,54 @@ def check_local(settings: ModelSettings, what: str) -> None:
         )
 
 
+def placed(settings: ModelSettings, name: str | None = None) -> ModelSettings:
+    """The settings with what they leave open decided for this machine: device, precision, and threads, which this process
+    computes with from now on. ``name`` is that of another model with the same settings.
+
+    Raises:
+        ConfigError: a device that is not here, or does not have the precision.
+        ModelError: there is no such model.
+    """
+    if settings.engine not in ("hf", "llama_cpp"):
+        return settings
+    from caspo.core.threads import patient, use_threads
+
+    patient()
+    threads = use_threads(settings.threads)
+    device, dtype, why = settings.device, str(settings.dtype), ""
+    if settings.engine == "llama_cpp":
+        from caspo.engines.llama.library import chosen_device as device_of_llama_cpp
+
+        device = device_of_llama_cpp(device)
+        dtype = "float32" if dtype == "auto" else dtype  # of keys and values: exact, whatever the weights are
+    else:
+        from caspo.engines.models import resolve
+        from caspo.engines.models.placement import chosen_device, chosen_dtype
+
+        place = chosen_device("float32" if dtype == "auto" else dtype, device)  # before anything is downloaded or converted
+        device = place.type if device == "auto" else device
+        if dtype == "auto":
+            folder = resolve(
+                name or settings.name, base=settings.base_of(name), trust_remote_code=settings.trust_remote_code
+            )
+            dtype, why = chosen_dtype(place, folder)
+    because = f" ({why})" if why else ""
+    _tell(f"{name or settings.name}: device {device}, {dtype}{because}, {threads} thread{'s' * (threads > 1)}")
+    return settings.model_copy(update={"device": device, "dtype": dtype, "threads": threads})
+
+
 def open_local(settings: ModelSettings, name: str | None = None, examples: Sequence[Example] = ()) -> HFEngine:
     """The engine `hf`, for what needs the model itself; see `open_engine`.
 
     Raises:
         ConfigError: the recipe's model is on a server.
     """
+    check_local(settings, "A judge or a round that loads a model")
+    settings = placed(settings, name)  # before torch is loaded
     from caspo.engines.local.engine import HFEngine
     from caspo.engines.local.layout import laid_out
     from caspo.engines.models import load
 
-    check_local(settings, "A judge or a round that loads a model")
     model, tokenizer = load(
         name or settings.name,
         dtype=settings.dtype,

@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from caspo.core.config import Config
 from caspo.core.errors import ConfigError, ModelError
 from caspo.engines.models import resolve
+from caspo.engines.models.placement import chosen_device
 from caspo.formats.math_shepherd import TAG as SHEPHERD_TAG
 from caspo.formats.math_shepherd import with_headers
 from caspo.judges.base import Chain
@@ -53,9 +54,9 @@ class RewardModelSettings(Config):
     batch_tokens: int = Field(8192, ge=1)
     """Tokens of one forward pass, padding included; a single longer solution is passed alone."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What it computes in."""
-    device: str = "cpu"
-    """`cpu`, `cuda`, `cuda:1`, ..."""
+    """What it computes in. Not chosen by itself: its scores are held to thresholds."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `mps`, ...; `auto`: CUDA if it is there, else MPS, else the CPU."""
     trust_remote_code: bool = False
     """Run the Python code of the model's repository; `qwen` cannot do without."""
 
@@ -175,6 +176,7 @@ def load_reward_model(settings: RewardModelSettings) -> tuple[Any, Any]:
     of = {"qwen": AutoModel, "token_classification": AutoModelForTokenClassification, "math_shepherd": AutoModelForCausalLM}[
         settings.layout
     ]
+    device = chosen_device(settings.dtype, settings.device)  # before anything is downloaded
     folder = resolve(settings.model, trust_remote_code=settings.trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
@@ -195,7 +197,7 @@ def load_reward_model(settings: RewardModelSettings) -> tuple[Any, Any]:
             f"{folder} lacks weights ({', '.join(sorted(info['missing_keys'])[:3])}, ...): it is no reward model of the "
             f"layout {settings.layout!r}. Its scores would be random."
         )
-    return model.to(settings.device).eval(), tokenizer
+    return model.to(device).eval(), tokenizer
 
 
 def _row(layout: Layout, tokenizer: Any, question: Question, steps: Sequence[str]) -> _ModelInput:

@@ -52,7 +52,7 @@ class CaspoRecipe(Config):
     seed: int = 0
     """All that is drawn follows from it, the order of training included."""
     threads: int | None = None
-    """CPU threads; all by default."""
+    """CPU threads of all that is computed here; `model.threads` by default."""
     rounds: int = Field(1, ge=0)
     """Rounds of sampling, judging, pairing and training; 0 measures the model as it is."""
     reference: Literal["previous", "first"] = "previous"

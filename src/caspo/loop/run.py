@@ -37,6 +37,7 @@ from caspo.evaluate.step_figures import step_changes
 from caspo.formats.parquet import read_trees
 from caspo.judges.base import Judge
 from caspo.loop.recipe import CaspoRecipe, check_rounds, recipe_inputs, training_questions
+from caspo.loop.settled import settled
 from caspo.loop.shards import SHARD_COMMAND, join_shards, shard_files, validation_settings
 from caspo.loop.stages import annotate_stage, pairs_stage, train_stage
 from caspo.loop.task import open_examples, open_judge, open_task
@@ -83,7 +84,7 @@ def run_recipe(
     with claimed(out, recipe, "run", _WRITES, inputs) as made:
         if shards:
             join_shards(recipe, shards, made, out)
-        clock = _begin(recipe, out, show)
+        recipe, clock = _begin(recipe, out, show)
         entries: list[dict[str, Any]] = []
         drawn: list[dict[str, Any]] = []
         best = 0
@@ -108,7 +109,7 @@ def run_shard(recipe: CaspoRecipe, out: Path, shard: Shard, show: OnStage = lamb
     What figures are made of when all shards are joined (`run_recipe`); of a part there are none.
     """
     with claimed(out, recipe, SHARD_COMMAND, _WRITES, _inputs(recipe), shard):
-        clock = _begin(recipe, out, show)
+        recipe, clock = _begin(recipe, out, show)
         _solve_round(recipe, out, 0, clock, shard)
         if recipe.validation.questions:
             _solve_validation(recipe, out, 0, clock, shard)
@@ -123,15 +124,12 @@ def _inputs(recipe: CaspoRecipe) -> dict[str, list[Path]]:
     return recipe_inputs(recipe, ("train", "test") if trains else ("test",))
 
 
-def _begin(recipe: CaspoRecipe, out: Path, show: OnStage) -> _Clock:
-    """The clock of a run; where it runs is noted, and this process is on its threads."""
-    import torch
-
+def _begin(recipe: CaspoRecipe, out: Path, show: OnStage) -> tuple[CaspoRecipe, _Clock]:
+    """The recipe with nothing of its model left open, and the clock of a run; where it runs is noted."""
+    recipe = recipe.model_copy(update={"model": settled(recipe.model, out, recipe.threads)})
     if not (out / "environment.json").exists():
         write_json(out / "environment.json", _environment(recipe))
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    return _Clock(out, show)
+    return recipe, _Clock(out, show)
 
 
 def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, clock: _Clock) -> dict[str, Any]:
@@ -185,6 +183,7 @@ def _launch(recipe: CaspoRecipe, source: str, data: Sequence[Path], out: Path, r
         "-m", "caspo.cli.main", "train", str(recipe_file), "--out", str(out),
         *(part for f in data for part in ("--trees", str(f / "tree"), "--pairs", str(f / "pairs" / "pairs.parquet"))),
         *(("--reference", reference) if reference else ()), f"model.name={source}", "model.base=null",
+        f"model.device={recipe.model.device}",
     ]  # fmt: skip
     code = subprocess.run(command, check=False).returncode
     if code or not (out / "training.json").exists():
@@ -329,7 +328,10 @@ def _environment(recipe: CaspoRecipe) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        "threads": recipe.threads or torch.get_num_threads(),
+        # A server's are its own.
+        "device": None if recipe.model.device == "auto" else recipe.model.device,
+        "dtype": None if recipe.model.dtype == "auto" else recipe.model.dtype,
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions,
     }

@@ -11,6 +11,7 @@ from caspo.core.storage import read_json, write_json
 from caspo.evaluate.run import EvaluateSettings, join_evaluations
 from caspo.judges.cache import join_caches
 from caspo.loop.recipe import CaspoRecipe
+from caspo.loop.settled import join_placements
 from caspo.loop.task import open_task
 from caspo.search import METHODS, ChainOfThought
 
@@ -46,6 +47,7 @@ def join_shards(recipe: CaspoRecipe, shards: Mapping[Shard, tuple[Path, Made]], 
     for folder, made_there in shards.values():
         check_alike(str(folder), made_there, "this recipe", made)
     homes = {shard: folder for shard, (folder, _) in shards.items()}
+    join_placements(list(homes.values()), out)
     parts: list[tuple[str, Literal["train", "test"], EvaluateSettings, int]] = []
     parts.append(("evaluate", "test", recipe.evaluate, recipe.seed))
     if recipe.validation.questions:

@@ -15,6 +15,7 @@ import datetime
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from caspo.engines.prompts import Example
 from caspo.evaluate.step_figures import step_calibrator, step_rows
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.loop.recipe import CaspoRecipe, recipe_inputs, training_questions, validation_questions
+from caspo.loop.settled import settled
 from caspo.loop.task import open_examples, open_judge, open_task
 from caspo.records import Question, Solution, Tree
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
@@ -99,10 +101,13 @@ def calibration_questions(recipe: CaspoRecipe, number: int) -> list[Question]:
     return [question for question in drawn if question.text not in texts][:number]
 
 
-def calibrate_stage(settings: CalibrateSettings, engine: Callable[[], Engine], out: Path, on_done: OnDone) -> Calibration:
+def calibrate_stage(
+    settings: CalibrateSettings, opened: Callable[[ModelSettings], Engine], out: Path, on_done: OnDone
+) -> Calibration:
     """Choose the thresholds and fit the calibrator; ``out/thresholds.json`` and ``out/calibrator.json``.
 
-    ``engine`` is called when there is something to decode. ``on_done`` is told a name, how much is done, and of how much.
+    ``opened`` gives the engine of a model, and is called when there is something to decode. ``on_done`` is told a name, how
+    much is done, and of how much.
 
     Raises:
         DataError: too few questions, or answers, for this alpha and delta; it says how many are needed.
@@ -128,7 +133,9 @@ def calibrate_stage(settings: CalibrateSettings, engine: Callable[[], Engine], o
         if (out / name).exists():
             _refuse_foreign(out / name, kind.load)
     with claimed(work, settings, "calibrate", ("pruning", "abstention"), inputs):
-        return _calibrate(settings, cat, questions, engine, out, on_done)
+        model = settled(recipe.model, work, recipe.threads)
+        settings = settings.model_copy(update={"recipe": recipe.model_copy(update={"model": model})})
+        return _calibrate(settings, cat, questions, cache(lambda: opened(model)), out, on_done)
 
 
 def _refuse_foreign(file: Path, load: Callable[[Path], object]) -> None:

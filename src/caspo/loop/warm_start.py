@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from caspo.core.config import Config
 from caspo.core.folders import claimed
 from caspo.core.storage import write_directory
+from caspo.core.threads import use_threads
 from caspo.engines.models import model_inputs
 from caspo.engines.prompts import PLAIN_TEMPLATE, prompt_ids, solution_ids
 from caspo.tasks.stories import StoriesTask, sums
@@ -66,7 +67,7 @@ class SupervisedRecipe(Config):
     seed: int = 0
     """All that is drawn follows from it, the first weights included."""
     threads: int | None = None
-    """CPU threads; all by default."""
+    """CPU threads; by default one for each core that this process may use."""
     train: SupervisedSettings
 
     @model_validator(mode="after")
@@ -100,8 +101,7 @@ def _train(recipe: SupervisedRecipe, out: Path, on_step: Callable[[int, int, dic
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
+    use_threads(recipe.threads)
     set_seed(recipe.seed)
     questions = StoriesTask(recipe.levels).questions("train", recipe.problems, recipe.seed)
     questions += sums(recipe.sums, recipe.seed)

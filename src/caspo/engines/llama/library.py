@@ -9,7 +9,7 @@ from typing import Any
 
 from caspo.core.errors import ConfigError, ModelError
 
-__all__ = ["last_error", "library", "load_model"]
+__all__ = ["chosen_device", "last_error", "library", "load_model"]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,23 @@ def library() -> Any:
     api.llama_log_set(record, None)
     api.llama_backend_init()
     return api
+
+
+def chosen_device(device: str) -> str:
+    """`cpu`, or the GPU that is asked for; of ``auto`` ``gpu`` where llama.cpp was built with one.
+
+    Raises:
+        ConfigError: llama-cpp-python is not installed, or was built without a GPU.
+    """
+    has = bool(library().llama_supports_gpu_offload())
+    if device == "auto":
+        return "gpu" if has else "cpu"
+    if device != "cpu" and not has:
+        raise ConfigError(
+            f"The device {device!r} is asked for, and llama.cpp was built here without a GPU. Use 'cpu' or 'auto', or "
+            "build it with one (docs/engines.md)."
+        )
+    return device
 
 
 def load_model(api: Any, file: Path, device_layers: int) -> Any:

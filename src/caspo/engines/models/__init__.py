@@ -7,7 +7,8 @@ What it is not: an installer (it never runs pip) or a loader of pickles (`*.bin`
 
 `bundled` is the table of models that need no hub, `cache` the folder of what is made, `gguf` looks into a GGUF file,
 `conversion` makes a folder of it, `adapter` one of an adapter and its base, `reading` loads a folder, `names` finds the
-folder of a name, `files` says which files of a folder are the model.
+folder of a name, `files` says which files of a folder are the model. `placement` chooses device and precision, for which
+`probe` tries out the CPU.
 """
 
 from caspo.engines.models.bundled import BUNDLED, BundledModel, GgufWheels, ShippedAdapter, ShippedFolder

@@ -21,7 +21,8 @@ from caspo.engines.models.bundled import (
 from caspo.engines.models.cache import cached_folder, digest_of, sha256
 from caspo.engines.models.conversion import WHOLE, convert_gguf, convert_wheels, whole
 from caspo.engines.models.files import model_files
-from caspo.engines.models.reading import check_folder, chosen_device, quiet, read
+from caspo.engines.models.placement import chosen_device
+from caspo.engines.models.reading import check_folder, quiet, read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,7 +60,8 @@ def load(
     name_or_path: str, *, dtype: str = "float32", device: str = "cpu", base: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:  # fmt: skip
-    """A model in evaluation mode, and its tokenizer; names and ``base`` as `resolve` takes them.
+    """A model in evaluation mode, and its tokenizer; names and ``base`` as `resolve` takes them, ``device`` as
+    `chosen_device` does.
 
     Attention is SDPA, or eager where a model needs that. The tokenizer has an EOS token (without one no solution could ever
     end); it may lack a padding token: engines and collators pad by themselves. Every weight comes from the file: a missing

@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caspo.core.errors import ConfigError, ModelError
+from caspo.core.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["check_folder", "chosen_device", "quiet", "read", "read_tokenizer"]
-
-_DTYPES = ("float32", "bfloat16", "float16")
+__all__ = ["check_folder", "quiet", "read", "read_tokenizer"]
 
 _VOCABULARIES = (
     "tokenizer.json", "*.model", "vocab.*", "vocab-*", "*.tiktoken", "tekken.json", "*.gguf", "tokenization_*.py"
@@ -54,25 +52,6 @@ def config_of(folder: Path, file: str = "config.json") -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / file} is damaged ({error}). Copy it again from where the model came from.") from error
     return found
-
-
-def chosen_device(dtype: str, device: str) -> torch.device:
-    """The device, if it and the type of the weights exist here.
-
-    Raises:
-        ConfigError: one of them does not.
-    """
-    import torch
-
-    if dtype not in _DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}. Choose one of these.")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"{device!r} is not a device torch knows. Use for example 'cpu' or 'cuda'.") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"Device {device!r} was asked for, but torch {torch.__version__} sees no GPU. Use device 'cpu'.")
-    return place
 
 
 def read(
