@@ -34,9 +34,9 @@ class ModelSettings(RemoteSettings):
     """The model and where it runs. What `RemoteSettings` adds is for `openai_compatible`; the rest of this is for `hf`, but
     ``name`` and ``instruction``, which are for all."""
 
-    engine: Literal["hf", "llama_cpp", "openai_compatible"] = "hf"
-    """`hf`: in this process, and what is trained. `llama_cpp`: a GGUF file in this process. `openai_compatible`: on servers
-    (docs/engines.md)."""
+    engine: Literal["hf", "llama_cpp", "vllm", "openai_compatible"] = "hf"
+    """`hf`: in this process, and what is trained. `llama_cpp`: a GGUF file in this process. `vllm`: vLLM in this process.
+    `openai_compatible`: on servers (docs/engines.md)."""
     name: str
     """Bundled name, folder or hub name; for `llama_cpp` a GGUF file or a bundled name, for `openai_compatible` the name that
     the server gives it."""
@@ -54,6 +54,8 @@ class ModelSettings(RemoteSettings):
     """Run the Python code of the model's repository."""
     max_rows: int = Field(256, ge=1)
     """Rows decoded at once."""
+    vllm: dict[str, Any] = Field(default_factory=dict)
+    """For `vllm`: further arguments of its `EngineArgs`, such as `{gpu_memory_utilization: 0.8, quantization: fp8}`."""
 
     @model_validator(mode="after")
     def _servers(self) -> ModelSettings:
@@ -61,6 +63,8 @@ class ModelSettings(RemoteSettings):
             raise ValueError("the engine openai_compatible needs urls, a list of its servers")
         if self.urls and self.engine != "openai_compatible":
             raise ValueError(f"urls are for the engine openai_compatible, not for {self.engine}")
+        if self.vllm and self.engine != "vllm":
+            raise ValueError(f"vllm holds arguments of the engine vllm, not of {self.engine}")
         return self
 
 
@@ -100,6 +104,21 @@ def open_engine(settings: ModelSettings, name: str | None = None, examples: Sequ
             dtype=settings.dtype,
             device=settings.device,
             max_rows=settings.max_rows,
+            steps=settings.steps,
+            thinking=settings.thinking,
+        )
+    if settings.engine == "vllm":
+        from caspo.engines.vllm.engine import VllmEngine
+
+        return VllmEngine(
+            name or settings.name,
+            name=settings.name,
+            instruction=settings.instruction,
+            examples=examples,
+            dtype=settings.dtype,
+            max_rows=settings.max_rows,
+            trust_remote_code=settings.trust_remote_code,
+            options=settings.vllm,
             steps=settings.steps,
             thinking=settings.thinking,
         )

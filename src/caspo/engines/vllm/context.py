@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from caspo.core.errors import ConfigError, EngineError, ModelError
-from caspo.engines.base import Completion, Request
+from caspo.engines.base import Completion
 from caspo.engines.rows import Row, check
 from caspo.records import Measured
 
