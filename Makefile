@@ -8,6 +8,8 @@ GEMMA_STAMP := .venv/.caspo-gemma
 LLAMA_STAMP := .venv/.caspo-llama
 VLLM_PY := .venv-vllm/bin/python
 VLLM_STAMP := .venv-vllm/.caspo-setup
+# The CPU build is for this platform; elsewhere its tests are skipped.
+HAS_VLLM := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
 # No telemetry, no questions, no thread-pool warnings from worker processes.
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -65,7 +67,7 @@ demo: $(STAMP) ## the whole idea on a real model: ends with runs/demo/report.htm
 test: $(STAMP) ## the fast tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
-test-slow: $(STAMP) $(GEMMA_STAMP) $(LLAMA_STAMP) $(VLLM_STAMP) ## the tests that load real models or take long, and every benchmark
+test-slow: $(STAMP) $(GEMMA_STAMP) $(LLAMA_STAMP) $(if $(HAS_VLLM),$(VLLM_STAMP)) ## the tests that load real models or take long, and every benchmark
 	$(PY) -m pytest -m slow
 
 lint: $(STAMP) ## ruff and mypy

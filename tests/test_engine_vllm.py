@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,20 @@ from vllm_server import environment
 
 os.environ |= environment()
 
+from caspo.core.config import settings_from
 from caspo.core.errors import ConfigError, EngineError, ModelError
+from caspo.core.storage import read_json
 from caspo.engines import model_settings, open_engine
 from caspo.engines.base import Completion, Request
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.models import load
 from caspo.engines.vllm import draws
 from caspo.engines.vllm.engine import VllmEngine
+from caspo.loop.recipe import CaspoRecipe
+from caspo.loop.run import run_recipe
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
 from caspo.tasks.stories import StoriesTask
+from stories_run import RECIPE
 
 pytestmark = pytest.mark.slow
 
@@ -239,6 +245,17 @@ def test_what_fails_inside_vllm_is_an_error_and_the_engine_is_closed() -> None:
     for message in ("out of memory.*Open the model again", "was closed"):
         with pytest.raises(EngineError, match=message):
             engine.generate([Request((5, 6), 0, 3)])
+
+
+def test_a_round_of_training_samples_with_it(tmp_path: Path) -> None:
+    """Its memory is free while the model is trained, and the round is measured with the trained weights."""
+    out = tmp_path / "run"
+    model = {"name": "stories-tiny", "engine": "vllm", "vllm": OPTIONS}
+    recipe = settings_from(CaspoRecipe, {**RECIPE, "model": model, "rounds": 1}, "This recipe")
+    run_recipe(recipe, out)
+    metrics = read_json(out / "metrics.json")
+    assert [entry["round"] for entry in metrics["rounds"]] == [0, 1]
+    assert metrics["rounds"][1]["training"]["pairs"] > 0
 
 
 @pytest.mark.parametrize("options", [{"tensor_parallel_size": 2}, {"logits_processors": []}, {"no_such_option": 1}])

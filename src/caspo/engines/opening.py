@@ -54,7 +54,7 @@ class ModelSettings(RemoteSettings):
     """Run the Python code of the model's repository."""
     max_rows: int = Field(256, ge=1)
     """Rows decoded at once."""
-    vllm: dict[str, Any] = Field(default_factory=dict)
+    vllm: dict[str, Any] | None = None
     """For `vllm`: further arguments of its `EngineArgs`, such as `{gpu_memory_utilization: 0.8, quantization: fp8}`."""
 
     @model_validator(mode="after")
@@ -127,7 +127,7 @@ def open_engine(settings: ModelSettings, name: str | None = None, examples: Sequ
 
 def check_local(settings: ModelSettings, what: str) -> None:
     """Refuse to do ``what`` with a model that cannot be loaded here as what is trained."""
-    if settings.engine != "hf":
+    if settings.engine not in ("hf", "vllm"):
         raise ConfigError(
             f"{what} needs the model's weights, and the engine {settings.engine} does not give them. Set model.engine=hf "
             "and model.name to the model's folder or hub name (model.urls=[])."

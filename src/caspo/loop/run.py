@@ -20,14 +20,14 @@ from dataclasses import asdict
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from caspo.core.errors import ConfigError, EngineError
 from caspo.core.folders import claimed
 from caspo.core.storage import read_json, write_json
 from caspo.engines.base import Engine
-from caspo.engines.opening import ModelSettings, check_local, open_engine, open_local
-from caspo.engines.prompts import Example
+from caspo.engines.models import read_tokenizer, resolve
+from caspo.engines.opening import check_local, open_engine
 from caspo.evaluate.estimates import paired_difference
 from caspo.evaluate.metrics import round_metrics
 from caspo.evaluate.run import EvaluateSettings, evaluate_methods, read_outcomes
@@ -42,8 +42,6 @@ from caspo.search import METHODS, ChainOfThought
 from caspo.train.trainer import remove_checkpoints
 
 __all__ = ["run_recipe"]
-
-E = TypeVar("E", bound=Engine)
 
 _WRITES = (
     "round-[0-9]*", "clock.json", "environment.json", "metrics.json", "report_data.json", "report.html", "verdicts.jsonl"
@@ -105,14 +103,14 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, clock: _C
         remove_checkpoints(folder / "train")
         return dict(read_json(folder / "training.json"))
     questions = training_questions(recipe, index)
-    with _lazy_engine(recipe, source, open_local) as engine:
+    with _lazy_engine(recipe, source) as engine:
         annotated = partial(clock.stage, f"round {index}: sample and judge")
         trees = annotate_stage(
             questions, engine, _judge(recipe, out), recipe.annotate, recipe.seed, folder / "tree", annotated
         )
         pairs_file = folder / "pairs" / "pairs.parquet"
         if not (pairs_file.exists() and (folder / "pairs" / "report.json").exists()):
-            pairs_stage(trees, recipe.pairs, engine().tokenizer, folder / "pairs")
+            pairs_stage(trees, recipe.pairs, read_tokenizer(resolve(source)), folder / "pairs")
 
     stepped = partial(clock.stage, f"round {index}: train")
     used = range(1, index + 1) if recipe.accumulate else [index]
@@ -164,7 +162,7 @@ def _validate(recipe: CaspoRecipe, out: Path, index: int, clock: _Clock) -> dict
     def solved(method: str, done: int, total: int) -> None:
         clock.stage(f"round {index}: validation", done, total)
 
-    with _lazy_engine(recipe, _model_of(recipe, out, index), open_engine) as engine:
+    with _lazy_engine(recipe, _model_of(recipe, out, index)) as engine:
         evaluate_methods(open_task(recipe.task, "train"), engine, settings, recipe.seed - 1, folder, solved)
     outcomes, _ = read_outcomes(folder, method.name)
     return {"n": len(outcomes), "accuracy": sum(o.correct for o in outcomes) / len(outcomes)}
@@ -173,7 +171,7 @@ def _validate(recipe: CaspoRecipe, out: Path, index: int, clock: _Clock) -> dict
 def _measure_round(recipe: CaspoRecipe, out: Path, index: int, clock: _Clock) -> tuple[dict[str, Any], dict[str, Any]]:
     """Evaluate round ``index`` and keep its calibrator; its entries for `metrics.json` and for the report."""
     folder = out / f"round-{index}"
-    with _lazy_engine(recipe, _model_of(recipe, out, index), open_engine) as engine:
+    with _lazy_engine(recipe, _model_of(recipe, out, index)) as engine:
 
         def solved(method: str, done: int, total: int) -> None:
             clock.stage(f"round {index}: {method}", done, total)
@@ -228,11 +226,9 @@ def _model_of(recipe: CaspoRecipe, out: Path, index: int) -> str:
 
 
 @contextmanager
-def _lazy_engine(
-    recipe: CaspoRecipe, name: str, opened: Callable[[ModelSettings, str, Sequence[Example]], E]
-) -> Iterator[Callable[[], E]]:
+def _lazy_engine(recipe: CaspoRecipe, name: str) -> Iterator[Callable[[], Engine]]:
     """An engine that is loaded when first used (a resumed stage may need none) and freed at the end."""
-    engine = cache(lambda: opened(recipe.model, name, open_examples(recipe.task)))
+    engine = cache(lambda: open_engine(recipe.model, name, open_examples(recipe.task)))
     try:
         yield engine
     finally:

@@ -235,14 +235,14 @@ class _Reader:
                     return
         if finish is None:
             raise Passing("a stream ended in the middle")
-        ended = self._end(finish, received, named, asked)
-        if ended is not None:
+        end = self._end(finish, received, named, asked)
+        if end is not None:
             self.over = True
-            yield ended
+            yield end
 
     def _end(self, finish: str, received: int, named: int, asked: int) -> Ended | None:
-        """How a stream ended that told of ``received`` tokens, of ``named`` that were generated and ``asked`` that were asked
-        for; None where the continuation goes on behind it.
+        """How a stream ended that told of ``received`` tokens, of ``named`` generated and ``asked`` asked for; None where
+        the continuation goes on behind it.
 
         Raises:
             EngineError: tokens are lost.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
@@ -31,6 +32,8 @@ _CPU_CACHE = 4 << 30
 _CPU_BLOCK = 32
 """Tokens of a block there. Prefixes are shared in whole blocks, and vLLM's own 128 are longer than most steps."""
 
+_OPEN: weakref.WeakSet[VllmContext] = weakref.WeakSet()
+
 
 class VllmContext:
     """What a batch is given, and what the engine composes. The arguments are those of `VllmEngine`.
@@ -49,6 +52,8 @@ class VllmContext:
         self._drawn: dict[str, tuple[int, Measured] | EngineError] = {}
         self._keys = map(str, count())
         self._llm: Any = self._open({"model": str(folder), "served_model_name": name, **options})
+        _OPEN.add(self)
+        self._free = weakref.finalize(self, _free, self._llm.engine_core)
         config = self._llm.model_config
         self.context_length, self.vocab_size = int(config.max_model_len), int(config.get_vocab_size())
         self.generation: Mapping[str, Any] = config.try_get_generation_config()
@@ -57,14 +62,9 @@ class VllmContext:
     def close(self) -> None:
         """Give the memory back. Nothing can be asked after."""
         with self.lock:
-            if self._llm is None:
-                return
-            from vllm.distributed import cleanup_dist_env_and_memory
-
-            self._llm.engine_core.shutdown()
             self._llm = None
-            gc.collect()
-            cleanup_dist_env_and_memory()
+            _OPEN.discard(self)
+            self._free()
 
     def add(self, row: Row, told: OnEnd) -> str:
         """Take a row in; what comes back is its key here.
@@ -182,3 +182,14 @@ class VllmContext:
             raise ModelError(
                 f"vLLM could not load {self.name!r}: {type(error).__name__}: {error}. Its own messages are above."
             ) from error
+
+
+def _free(core: Any) -> None:
+    """End vLLM's core; what all engines of the process share goes with the last one."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    core.shutdown()
+    del core
+    gc.collect()
+    if not _OPEN:
+        cleanup_dist_env_and_memory()
