@@ -8,6 +8,10 @@ GEMMA_STAMP := .venv/.caspo-gemma
 QWEN_STAMP := .venv/.caspo-qwen
 QWEN_15_STAMP := .venv/.caspo-qwen-1.5b
 LLAMA_STAMP := .venv/.caspo-llama
+VLLM_PY := .venv-vllm/bin/python
+VLLM_STAMP := .venv-vllm/.caspo-setup
+# The CPU build is for this platform; elsewhere its tests are skipped.
+HAS_VLLM := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
 # No telemetry, no questions, no thread-pool warnings from worker processes.
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -16,7 +20,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gemma qwen qwen-1.5b llama demo test test-slow lint docs bench clean
+.PHONY: help setup gemma qwen qwen-1.5b llama vllm demo test test-slow lint docs bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -64,6 +68,15 @@ $(LLAMA_STAMP): $(STAMP)
 	    $(PY) -m pip install -c constraints.txt -e '.[llamacpp]'
 	@touch $@
 
+vllm: $(VLLM_STAMP) ## create .venv-vllm with the CPU build of vLLM, for its tests (docs/engines.md: vLLM on a GPU)
+
+# A venv of its own: vLLM pins other versions than ours, and wants packages for sound and pictures that are left out here.
+$(VLLM_STAMP): requirements-vllm.txt
+	test -x $(VLLM_PY) || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_PY) -m pip install -c requirements-vllm.txt torch
+	$(VLLM_PY) -m pip install --no-deps -r requirements-vllm.txt -e .
+	@touch $@
+
 demo: $(STAMP) ## the whole idea on a real model: ends with runs/demo/report.html
 	.venv/bin/caspo run recipes/demo/recipe.yaml --out runs/demo
 
@@ -71,7 +84,7 @@ demo: $(STAMP) ## the whole idea on a real model: ends with runs/demo/report.htm
 test: $(STAMP) ## the fast tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
-test-slow: $(STAMP) $(GEMMA_STAMP) $(QWEN_STAMP) $(LLAMA_STAMP) ## the tests that load real models or take long, and every benchmark
+test-slow: $(STAMP) $(GEMMA_STAMP) $(QWEN_STAMP) $(LLAMA_STAMP) $(if $(HAS_VLLM),$(VLLM_STAMP)) ## the tests that load real models or take long, and every benchmark
 	$(PY) -m pytest -m slow
 
 lint: $(STAMP) ## ruff and mypy

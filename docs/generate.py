@@ -200,6 +200,8 @@ def _type(kind: Any) -> str:
         told = ", ".join(f"`{part}`" for part in parts)
     elif origin in (list, tuple):
         told = f"list of {_type(parts[0])}"
+    elif origin is dict:
+        told = "mapping"
     elif issubclass(kind, BaseModel):
         told = "section"
     else:

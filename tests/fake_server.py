@@ -52,6 +52,8 @@ class FakeServer:
         """Of the streamed requests."""
         self.pause = 0.0
         """Seconds before each token."""
+        self.limit: int | None = None
+        """Tokens of a continuation at most, whatever is asked for."""
         self.hung_up = 0
         """Streams that the client closed before their end."""
         self.streaming = self.most_streaming = 0
@@ -141,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
             token, logs = self._sampled(text, body, sent)
             text += chr(token)
             sent += 1
-            reason = "stop" if token == EOS else "length" if sent == body["max_tokens"] else None
+            reason = "stop" if token == EOS else "length" if sent == min(body["max_tokens"], fake.limit or 1000) else None
             choice = self._choice(body, [token], [logs])
             if fault and sent == number + 1:
                 _spoil(choice, fault)

@@ -177,6 +177,17 @@ def test_what_passes_is_tried_again_and_no_token_is_told_of_twice(fault: tuple[A
             assert server.bodies[1]["prompt"] == [*map(ord, "q:" + found.text[:3])], "it goes on from what arrived"
 
 
+def test_a_limit_of_the_servers_own_ends_no_continuation() -> None:
+    """vLLM takes max_new_tokens from a model's generation config for one; llama.cpp has -n."""
+    with serving("vllm") as server, engine_for(server) as engine:
+        server.limit = 5
+        found = greedy(engine)
+        assert (found.text, found.finish) == (expected("q:"), "eos")
+        assert [len(body["prompt"]) for body in server.bodies] == [2, 7, 12]
+        assert greedy(engine, max_new_tokens=7).finish == "length"
+        assert [body["max_tokens"] for body in server.bodies[3:]] == [7, 2]
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

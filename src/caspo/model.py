@@ -146,7 +146,7 @@ def load(
     Args:
         name: a bundled name (README.md lists them), a folder, a hub name, a GGUF file, or the name that a server gives it.
         url: of a server that has the model, or of several.
-        engine: `hf`, `llama_cpp` or `openai_compatible`; by default what ``name`` and ``url`` suggest.
+        engine: `hf`, `llama_cpp`, `vllm` or `openai_compatible`; by default what ``name`` and ``url`` suggest.
         examples: questions with their solutions, shown before every question; the last takes the place of one that is asked.
         settings: of `caspo.engines.ModelSettings`, such as ``device="cuda"``, ``dtype="bfloat16"`` or ``instruction``.
 

@@ -39,7 +39,9 @@ ModelOption = Annotated[str, typer.Option(help="Bundled name, folder, GGUF file,
 BaseOption = Annotated[
     str | None, typer.Option(help="What a LoRA adapter (--model FOLDER) was trained on, where it does not say or is moved.")
 ]
-EngineOption = Annotated[str | None, typer.Option(help="hf, llama_cpp, or openai_compatible (with --url the default).")]
+EngineOption = Annotated[
+    str | None, typer.Option(help="hf, llama_cpp, vllm, or openai_compatible (with --url the default).")
+]
 UrlOption = Annotated[list[str] | None, typer.Option(help="Address of a server of the model; once for every server.")]
 TokenizerOption = Annotated[
     str | None, typer.Option(help="Hub name or folder of a server's tokenizer, where it tells no vocabulary (vLLM).")

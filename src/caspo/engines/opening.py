@@ -44,9 +44,9 @@ class ModelSettings(RemoteSettings):
     """The model and where it runs. What `RemoteSettings` adds is for `openai_compatible`; the rest of this is for `hf`, but
     ``name`` and ``instruction``, which are for all."""
 
-    engine: Literal["hf", "llama_cpp", "openai_compatible"] = "hf"
-    """`hf`: in this process, and what is trained. `llama_cpp`: a GGUF file in this process. `openai_compatible`: on servers
-    (docs/engines.md)."""
+    engine: Literal["hf", "llama_cpp", "vllm", "openai_compatible"] = "hf"
+    """`hf`: in this process, and what is trained. `llama_cpp`: a GGUF file in this process. `vllm`: vLLM in this process.
+    `openai_compatible`: on servers (docs/engines.md)."""
     name: str
     """Bundled name, folder (of a model or a LoRA adapter), GGUF file or hub name; for `llama_cpp` a GGUF file or a bundled
     name, for `openai_compatible` the name that the server gives it."""
@@ -69,6 +69,8 @@ class ModelSettings(RemoteSettings):
     """Run the Python code of the model's repository."""
     max_rows: int = Field(256, ge=1)
     """Rows decoded at once."""
+    vllm: dict[str, Any] | None = None
+    """For `vllm`: further arguments of its `EngineArgs`, such as `{gpu_memory_utilization: 0.8, quantization: fp8}`."""
 
     @model_validator(mode="after")
     def _servers(self) -> ModelSettings:
@@ -78,6 +80,8 @@ class ModelSettings(RemoteSettings):
             raise ValueError(f"urls are for the engine openai_compatible, not for {self.engine}")
         if self.base is not None and self.engine != "hf":
             raise ValueError(f"base is of a LoRA adapter for the engine hf; {self.engine} is given a whole model")
+        if self.vllm and self.engine != "vllm":
+            raise ValueError(f"vllm holds arguments of the engine vllm, not of {self.engine}")
         return self
 
     def base_of(self, name: str | None) -> str | None:
@@ -125,12 +129,27 @@ def open_engine(settings: ModelSettings, name: str | None = None, examples: Sequ
             steps=settings.steps,
             thinking=settings.thinking,
         )
+    if settings.engine == "vllm":
+        from caspo.engines.vllm.engine import VllmEngine
+
+        return VllmEngine(
+            name or settings.name,
+            name=settings.name,
+            instruction=settings.instruction,
+            examples=examples,
+            dtype=settings.dtype,
+            max_rows=settings.max_rows,
+            trust_remote_code=settings.trust_remote_code,
+            options=settings.vllm,
+            steps=settings.steps,
+            thinking=settings.thinking,
+        )
     return open_local(settings, name, examples)
 
 
 def check_local(settings: ModelSettings, what: str) -> None:
     """Refuse to do ``what`` with a model that cannot be loaded here as what is trained."""
-    if settings.engine != "hf":
+    if settings.engine not in ("hf", "vllm"):
         raise ConfigError(
             f"{what} needs the model's weights, and the engine {settings.engine} does not give them. Set model.engine=hf "
             "and model.name to the model's folder or hub name (model.urls=[])."

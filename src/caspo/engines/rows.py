@@ -119,11 +119,11 @@ class Row:
         return at if at or self.before.endswith(b"\n") else None
 
 
-def check(request: Request, context_length: int, name: str) -> None:
-    """Refuse a request that no model with this context can serve.
+def check(request: Request, context_length: int, name: str, vocab_size: int | None = None) -> None:
+    """Refuse a request that no model with this context, and a vocabulary of this size where it is told, can serve.
 
     Raises:
-        EngineError: its prefix is empty, or leaves no room.
+        EngineError: its prefix is empty, leaves no room, or holds tokens that the model does not have.
     """
     if not request.prefix_ids:
         raise EngineError("A prompt needs at least one token. Is the question or the chat template empty?")
@@ -132,6 +132,8 @@ def check(request: Request, context_length: int, name: str) -> None:
             f"A prompt of {len(request.prefix_ids)} tokens leaves no room in the context of {name} "
             f"({context_length} tokens). Shorten the question, or use a model with a longer context."
         )
+    if vocab_size is not None and not all(0 <= token < vocab_size for token in request.prefix_ids):
+        raise EngineError(f"A prefix holds tokens that {name} does not have: it knows those from 0 to {vocab_size - 1}.")
 
 
 def shared_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:

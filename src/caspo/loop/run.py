@@ -20,16 +20,15 @@ from dataclasses import asdict
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from caspo.core.errors import ConfigError, EngineError
 from caspo.core.folders import claimed, shards_in
 from caspo.core.shards import Shard
 from caspo.core.storage import read_json, write_json
 from caspo.engines.base import Engine
-from caspo.engines.models import resolve
-from caspo.engines.opening import ModelSettings, check_local, open_engine, open_local
-from caspo.engines.prompts import Example
+from caspo.engines.models import read_tokenizer, resolve
+from caspo.engines.opening import check_local, open_engine
 from caspo.evaluate.estimates import paired_difference
 from caspo.evaluate.metrics import judge_round, round_metrics
 from caspo.evaluate.run import evaluate_methods, read_outcomes
@@ -46,8 +45,6 @@ from caspo.search import ChainOfThought
 from caspo.train.trainer import remove_checkpoints
 
 __all__ = ["run_recipe", "run_shard"]
-
-E = TypeVar("E", bound=Engine)
 
 _WRITES = (
     "round-[0-9]*", "clock.json", "environment.json", "metrics.json", "report_data.json", "report.html", "verdicts.jsonl"
@@ -140,14 +137,14 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, clock: _C
         remove_checkpoints(folder / "train")
         return dict(read_json(folder / "training.json"))
     questions = training_questions(recipe, index)
-    with _lazy_engine(recipe, source, open_local) as engine:
+    with _lazy_engine(recipe, source) as engine:
         annotated = partial(clock.stage, f"round {index}: sample and judge")
         trees = annotate_stage(
             questions, engine, _judge(recipe, out), recipe.annotate, recipe.seed, folder / "tree", annotated
         )
         pairs_file = folder / "pairs" / "pairs.parquet"
         if not (pairs_file.exists() and (folder / "pairs" / "report.json").exists()):
-            pairs_stage(trees, recipe.pairs, engine().tokenizer, folder / "pairs")
+            pairs_stage(trees, recipe.pairs, read_tokenizer(resolve(source)), folder / "pairs")
 
     stepped = partial(clock.stage, f"round {index}: train")
     used = range(1, index + 1) if recipe.accumulate else [index]
@@ -206,7 +203,7 @@ def _solve_validation(recipe: CaspoRecipe, out: Path, index: int, clock: _Clock,
     def solved(method: str, done: int, total: int) -> None:
         clock.stage(f"round {index}: validation", done, total)
 
-    with _lazy_engine(recipe, _model_of(recipe, out, index), open_engine) as engine:
+    with _lazy_engine(recipe, _model_of(recipe, out, index)) as engine:
         settings = validation_settings(recipe)
         evaluate_methods(open_task(recipe.task, "train"), engine, settings, recipe.seed - 1, folder, solved, shard)
     return folder
@@ -228,7 +225,7 @@ def _solve_round(recipe: CaspoRecipe, out: Path, index: int, clock: _Clock, shar
     def solved(method: str, done: int, total: int) -> None:
         clock.stage(f"round {index}: {method}", done, total)
 
-    with _lazy_engine(recipe, _model_of(recipe, out, index), open_engine) as engine:
+    with _lazy_engine(recipe, _model_of(recipe, out, index)) as engine:
         evaluate_methods(open_task(recipe.task, "test"), engine, recipe.evaluate, recipe.seed, folder, solved, shard)
 
 
@@ -275,11 +272,9 @@ def _model_of(recipe: CaspoRecipe, out: Path, index: int) -> str:
 
 
 @contextmanager
-def _lazy_engine(
-    recipe: CaspoRecipe, name: str, opened: Callable[[ModelSettings, str, Sequence[Example]], E]
-) -> Iterator[Callable[[], E]]:
+def _lazy_engine(recipe: CaspoRecipe, name: str) -> Iterator[Callable[[], Engine]]:
     """An engine that is loaded when first used (a resumed stage may need none) and freed at the end."""
-    engine = cache(lambda: opened(recipe.model, name, open_examples(recipe.task)))
+    engine = cache(lambda: open_engine(recipe.model, name, open_examples(recipe.task)))
     try:
         yield engine
     finally:

@@ -95,10 +95,7 @@ class LlamaContext:
         Raises:
             EngineError: its prefix leaves no room in the model's context, or in the cells.
         """
-        check(request, self.context_length, self.name)
-        size = self.tokenizer.size
-        if not all(0 <= token < size for token in request.prefix_ids):
-            raise EngineError(f"A prefix holds tokens that {self.name} does not have: it knows those from 0 to {size - 1}.")
+        check(request, self.context_length, self.name, self.tokenizer.size)
         if len(request.prefix_ids) > self.cells.size:
             raise EngineError(
                 f"A prompt of {len(request.prefix_ids)} tokens does not fit into the {self.cells.size} cells of the "

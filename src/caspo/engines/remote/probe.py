@@ -162,7 +162,9 @@ async def _listed(pool: Pool, endpoint: Endpoint, model: str) -> Mapping[str, An
     entries = [e for e in (reply.get("data") if isinstance(reply, dict) else None) or [] if isinstance(e, dict)]
     for entry in entries:
         if model in (entry.get("id"), *(entry.get("aliases") or ())):
-            return entry
+            # Of an adapter vLLM tells the context with the base model only.
+            base = next((other for other in entries if entry.get("parent") and other.get("id") == entry["parent"]), {})
+            return {**entry, "max_model_len": entry.get("max_model_len") or base.get("max_model_len")}
     if len(entries) == 1 and (entries[0].get("owned_by") == "llamacpp" or str(entries[0].get("id")).endswith(".gguf")):
         return entries[0]
     names = ", ".join(str(entry.get("id")) for entry in entries) or "none at all"

@@ -148,7 +148,10 @@ def _logprob(value: Any) -> float:
     if math.isnan(number):
         raise BadReply("the server sent a log-probability that is NaN")
     if number > TOLERANCE:
-        raise BadReply(f"the server sent a log-probability of {number:.6g}, which is above 0")
+        raise BadReply(
+            f"the server sent a log-probability of {number:.6g}, which is above 0 (vLLM shows logits if it was started with "
+            "--logprobs-mode raw_logits or processed_logits)"
+        )
     return min(number, 0.0)
 
 

@@ -127,9 +127,10 @@ async def tokens(side: Side, request: Request) -> AsyncGenerator[Token | Ended, 
             async with side.pool.place() as endpoint:
                 if attempt == 0:  # to wait for a place among others is no failure
                     until = clock() + side.pool.patience
-                events = side.pool.events(endpoint, _body(side, request, reader.ids))
+                body = _body(side, request, reader.ids)
+                events = side.pool.events(endpoint, body)
                 async with aclosing(events):
-                    async for found in reader.read(events):
+                    async for found in reader.read(events, body["max_tokens"]):
                         attempt, until = 0, clock() + side.pool.patience
                         yield found
             if reader.over:
@@ -196,8 +197,9 @@ class _Reader:
         self.over = self.over or last
         return Token(token, known.measured._replace(logprob=taken.logprob, top_k_logprob=top_k), last)
 
-    async def read(self, events: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[Token | Ended, None]:
-        """Read one stream. A token without text is held back until it is known whether it was the end."""
+    async def read(self, events: AsyncIterator[Mapping[str, Any]], asked: int) -> AsyncGenerator[Token | Ended, None]:
+        """Read one stream, of ``asked`` tokens at most. A token without text is held back until it is known whether it was
+        the end."""
         side = self.side
         held: list[Position] = []
         finish: str | None = None
@@ -233,12 +235,26 @@ class _Reader:
                     return
         if finish is None:
             raise Passing("a stream ended in the middle")
+        end = self._end(finish, received, named, asked)
+        if end is not None:
+            self.over = True
+            yield end
+
+    def _end(self, finish: str, received: int, named: int, asked: int) -> Ended | None:
+        """How a stream ended that told of ``received`` tokens, of ``named`` generated and ``asked`` asked for; None where
+        the continuation goes on behind it.
+
+        Raises:
+            EngineError: tokens are lost.
+        """
+        features = self.side.features
         if finish == "stop" or not (received or self.ids):  # a limit may have cut a character in two: that much is told
             refuse_lost(received, named - (finish == "stop"))
         if finish not in ("stop", "length"):
             raise Passing(f"the server ended a stream for the reason {finish!r}")
-        self.over = True
-        yield Ended("eos" if finish == "stop" else "length")
+        if finish == "length" and features.ids and features.context_length and 0 < max(received, named) < asked:
+            return None  # a limit of the server's own (vLLM: max_new_tokens of its generation config)
+        return Ended("eos" if finish == "stop" else "length")
 
     def _check_model(self, event: Mapping[str, Any]) -> None:
         told = event.get("model")
