@@ -144,7 +144,9 @@ def _make_round(recipe: CaspoRecipe, out: Path, index: int, base: int, clock: _C
         )
         pairs_file = folder / "pairs" / "pairs.parquet"
         if not (pairs_file.exists() and (folder / "pairs" / "report.json").exists()):
-            pairs_stage(trees, recipe.pairs, read_tokenizer(resolve(source)), folder / "pairs")
+            pairs_stage(
+                trees, recipe.pairs, read_tokenizer(resolve(source, base=recipe.model.base_of(source))), folder / "pairs"
+            )
 
     stepped = partial(clock.stage, f"round {index}: train")
     used = range(1, index + 1) if recipe.accumulate else [index]
