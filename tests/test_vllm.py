@@ -124,7 +124,7 @@ def same_greedy(remote: OpenAICompatibleEngine, local: HFEngine, n: int) -> None
     assert {c.token_ids[-1] for c in found} <= local.eos_ids
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not come to that"
@@ -258,7 +258,7 @@ def test_what_is_dropped_or_abandoned_is_no_longer_decoded(server: VllmServer, r
         done += batch.step()
     assert [(place, over.finish) for place, over in done] == [(7, "abandoned")]
     batch.close()
-    wait_for(lambda: server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting") == 0, 30)
+    wait_for(lambda: server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting") == 0, 120)
 
 
 def test_a_client_that_vanishes_leaves_nothing_behind(server: VllmServer) -> None:
@@ -268,7 +268,7 @@ def test_a_client_that_vanishes_leaves_nothing_behind(server: VllmServer) -> Non
         batch.add(place, Request(engine.prompt("Count."), place, 900, temperature=2.0))
     wait_for(lambda: batch.step() == [] and server.metric("vllm:num_requests_running") > 0)
     engine.close()
-    wait_for(lambda: server.metric("vllm:num_requests_running") == 0, 30)
+    wait_for(lambda: server.metric("vllm:num_requests_running") == 0, 120)
 
 
 def test_limits_of_a_request(remote: OpenAICompatibleEngine) -> None:
@@ -299,7 +299,7 @@ def test_trees_annotated_through_a_server_that_dies_are_whole_and_fit_for_traini
     """Killed in the middle and started again, the run goes on; its trees give pairs, and hf scores them."""
     model = {
         "engine": "openai_compatible", "name": "tiny", "urls": [server.url], "tokenizer": str(resolve("stories-tiny")),
-        "patience": 300,
+        "patience": 900,
     }  # fmt: skip
     recipe = write_recipe(tmp_path / "recipe.yaml", model=model, annotate={"questions": 24, "samples": 4})
     before = server.metric("vllm:request_success")
@@ -384,9 +384,8 @@ def test_of_processed_log_probabilities_only_those_are_taken_that_are_the_models
     engine.close()
 
 
-@pytest.mark.parametrize("mode", ["raw_logits", "processed_logits"])
-def test_logits_are_not_taken_for_log_probabilities(mode: str) -> None:
-    running = VllmServer(resolve("stories-tiny"), "tiny", "--logprobs-mode", mode)
+def test_logits_are_not_taken_for_log_probabilities() -> None:
+    running = VllmServer(resolve("stories-tiny"), "tiny", "--logprobs-mode", "raw_logits")
     try:
         with pytest.raises(ConfigError, match=r"above 0 .*--logprobs-mode"):
             engine_of(running)

@@ -22,6 +22,9 @@ CONTEXT = 1024
 BLOCK = 32
 """Tokens of a block: prefixes are shared in whole ones."""
 
+_PATIENCE = 900
+"""Seconds that it may take to start: a busy machine is no failure."""
+
 VLLM = Path(os.environ.get("CASPO_VLLM_PYTHON", Path(__file__).parent.parent / ".venv-vllm" / "bin" / "python"))
 """The Python that has vLLM."""
 
@@ -41,6 +44,7 @@ class VllmServer:
     def __init__(self, model: Path, name: str, *options: str, dtype: str = "float32") -> None:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        # `vllm serve` looks for a distribution of the name vllm, which the CPU build is not.
         self._command = [
             str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", name,
             "--host", "127.0.0.1", "--port", str(self.port), "--dtype", dtype, "--enforce-eager",
@@ -55,7 +59,7 @@ class VllmServer:
         self._process = subprocess.Popen(
             self._command, env=environment(), stdout=self._log, stderr=self._log, start_new_session=True
         )
-        until = time.monotonic() + 300
+        until = time.monotonic() + _PATIENCE
         while time.monotonic() < until:
             try:
                 self.get("/health")
@@ -66,7 +70,7 @@ class VllmServer:
             else:
                 return
         self.kill()
-        raise AssertionError(f"the server did not start within five minutes: {self.log[-2000:]}")
+        raise AssertionError(f"the server did not start within {_PATIENCE} s: {self.log[-2000:]}")
 
     @property
     def log(self) -> str:
