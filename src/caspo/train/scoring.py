@@ -1,7 +1,7 @@
 """One forward pass over a row: log-probabilities and entropies of every step in it.
 
-Logits are computed only at the places that predict a step's token, and what the loss needs of them is reduced to a few
-numbers per token at once: `_TokenScores` keeps no copy of the (places, V) matrix beside the logits themselves.
+Logits are computed only at the places that predict a step's token, a part of them at a time where they are many
+(`output_layer`), and reduced to a few numbers per token at once: `_TokenScores` keeps no copy of a (places, V) matrix.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from caspo.confidence.logits import Distribution
 from caspo.core.errors import EngineError
 from caspo.records import Tree
 from caspo.train.attention import TreeAttention
+from caspo.train.output_layer import OutputLayer, Reduce
 from caspo.train.tree_packing import NodeKey, PackedRow, join, pack, separate
 
 __all__ = ["CPU_ROWS", "GPU_ROWS", "NodeScores", "Scorer", "check_packing"]
@@ -57,6 +58,7 @@ class Scorer:
                 "hold one for every token and word. Use a causal language model of a current transformers release."
             )
         self.attention = TreeAttention.of(model) if packed else None
+        self.output = OutputLayer.of(model)
         self.dtype: torch.dtype = model.dtype
 
     def rows(self, tree: Tree, needed: Collection[int]) -> list[PackedRow]:
@@ -65,11 +67,7 @@ class Scorer:
 
     def score(self, model: Any, rows: Sequence[PackedRow]) -> dict[NodeKey, NodeScores]:
         """Scores of every node of the rows, differentiable; ``model`` may be wrapped."""
-        logits_UV, order, keys, sizes = self._logits(model, rows)
-        places, tokens = order
-        logprobs, entropies = _TokenScores.apply(logits_UV, places, tokens)  # type: ignore[no-untyped-call]
-        split = zip(keys, torch.split(logprobs, sizes), torch.split(entropies[places], sizes), strict=True)
-        return {key: NodeScores(lp, h) for key, lp, h in split}
+        return {key: NodeScores(*found.unbind(1)) for key, found in self._reduce(model, rows, _scores).items()}
 
     @torch.no_grad()
     def traces(self, model: Any, rows: Sequence[PackedRow]) -> dict[NodeKey, torch.Tensor]:
@@ -78,18 +76,10 @@ class Scorer:
         Raises:
             EngineError: NaN or infinite logits.
         """
-        logits_UV, (places, tokens), keys, sizes = self._logits(model, rows)
-        step = _step(logits_UV)
-        found = [
-            Distribution.of(logits_PV := logits_UV[p]).statistics(logits_PV, t)
-            for p, t in zip(torch.split(places, step), torch.split(tokens, step), strict=True)
-        ]
-        return dict(zip(keys, torch.split(torch.cat(found).cpu(), sizes), strict=True))
+        return {key: found.cpu() for key, found in self._reduce(model, rows, _statistics).items()}
 
-    def _logits(
-        self, model: Any, rows: Sequence[PackedRow]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], list[NodeKey], list[int]]:
-        """(U, V) logits at the places where tokens are predicted; per token its place among the U and its id."""
+    def _reduce(self, model: Any, rows: Sequence[PackedRow], reduce: Reduce) -> dict[NodeKey, torch.Tensor]:
+        """Per node (n, k): what ``reduce`` makes of the logits that predict its tokens."""
         device = next(model.parameters()).device
         if self.attention:
             row = join(rows)
@@ -110,21 +100,16 @@ class Scorer:
                 for key, (predictors, tokens) in row.nodes.items()
             }
             inputs = {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
-        keys = list(nodes)
-        sizes = [len(nodes[key][1]) for key in keys]
+        sizes = [len(tokens) for _, tokens in nodes.values()]
         # A place that predicts several children appears once.
-        kept, places = torch.unique(
-            torch.tensor([p for key in keys for p in nodes[key][0]], device=device), return_inverse=True
+        kept_U, places_N = torch.unique(
+            torch.tensor([p for predictors, _ in nodes.values() for p in predictors], device=device), return_inverse=True
         )
-        tokens_N = torch.tensor([t for key in keys for t in nodes[key][1]], device=device)
-        columns = kept if self.attention else torch.unique(kept % width)
-        logits = model(**inputs, logits_to_keep=columns, use_cache=False).logits
-        if not self.attention:
-            found = torch.searchsorted(columns, kept % width)
-            logits = logits.flatten(0, 1)[(kept // width) * len(columns) + found]
-        else:
-            logits = logits[0]
-        return logits, (places, tokens_N), keys, sizes
+        tokens_N = torch.tensor([t for _, tokens in nodes.values() for t in tokens], device=device)
+        columns = torch.unique(kept_U % width)
+        wanted_U = kept_U // width * len(columns) + torch.searchsorted(columns, kept_U % width)
+        found = self.output.reduce(model, {**inputs, "logits_to_keep": columns}, wanted_U, places_N, tokens_N, reduce)
+        return dict(zip(nodes, torch.split(found, sizes), strict=True))
 
 
 @torch.no_grad()
@@ -148,6 +133,22 @@ def check_packing(model: Any, tree: Tree, needed: Collection[int]) -> float:
 
 def _step(logits: torch.Tensor) -> int:
     return CPU_ROWS if logits.device.type == "cpu" else GPU_ROWS
+
+
+def _scores(logits_PV: torch.Tensor, places_N: torch.Tensor, tokens_N: torch.Tensor) -> torch.Tensor:
+    """(N, 2): log p of each token, and the entropy it was drawn at."""
+    logprobs_N, entropies_P = _TokenScores.apply(logits_PV, places_N, tokens_N)  # type: ignore[no-untyped-call]
+    return torch.stack([logprobs_N, entropies_P[places_N]], dim=1)
+
+
+def _statistics(logits_PV: torch.Tensor, places_N: torch.Tensor, tokens_N: torch.Tensor) -> torch.Tensor:
+    """(N, 5): see `Distribution.statistics`."""
+    step = _step(logits_PV)
+    found = [
+        Distribution.of(logits_NV := logits_PV[places]).statistics(logits_NV, tokens)
+        for places, tokens in zip(torch.split(places_N, step), torch.split(tokens_N, step), strict=True)
+    ]
+    return torch.cat(found)
 
 
 class _TokenScores(torch.autograd.Function):
