@@ -1,8 +1,8 @@
 """From hidden states to what is needed of the logits, without ever holding all logits of a row.
 
 With a vocabulary of 150,000 the logits of 2,048 places and their gradient are 2.5 GB, more than a small model. So they are
-made and reduced a part of the places at a time, and made again for the backward pass: one more product with the output layer,
-a tenth of a training step of a small model. Where they are few they are kept instead.
+made and reduced a part of the places at a time, and made again for the backward pass: one more product with the output
+layer, a tenth of a training step of a small model. Where they are few they are kept instead.
 """
 
 from __future__ import annotations

@@ -57,9 +57,10 @@ def resolve(name_or_path: str, *, base: str | None = None, trust_remote_code: bo
 
 def load(
     name_or_path: str, *, dtype: str = "float32", device: str = "cpu", base: str | None = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: bool = False, four_bit: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:  # fmt: skip
-    """A model in evaluation mode, and its tokenizer; names and ``base`` as `resolve` takes them.
+    """A model in evaluation mode, and its tokenizer; names and ``base`` as `resolve` takes them. With ``four_bit`` the
+    weights of its linear layers are rounded to NF4 by bitsandbytes, and ``dtype`` is what they are computed in.
 
     Attention is SDPA, or eager where a model needs that. The tokenizer has an EOS token (without one no solution could ever
     end); it may lack a padding token: engines and collators pad by themselves. Every weight comes from the file: a missing
@@ -67,7 +68,7 @@ def load(
     """
     place = chosen_device(dtype, device)  # before anything is downloaded or converted
     folder = resolve(name_or_path, base=base, trust_remote_code=trust_remote_code)
-    return read(folder, name_or_path, dtype=dtype, device=place, trust_remote_code=trust_remote_code)
+    return read(folder, name_or_path, dtype=dtype, device=place, trust_remote_code=trust_remote_code, four_bit=four_bit)
 
 
 def gguf_file(name: str) -> Path:

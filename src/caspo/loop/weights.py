@@ -1,0 +1,107 @@
+"""The weights that training starts from and those that it leaves: bases held in less, adapters, precision of the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from caspo.core.errors import ModelError
+from caspo.core.storage import write_directory
+from caspo.engines.models import BUNDLED, load, read_tokenizer, resolve, stored_dtype
+from caspo.engines.models.reading import quiet
+from caspo.engines.opening import ModelSettings
+from caspo.train.lora import continue_adapters, merged, on_base, save_adapters
+from caspo.train.step_dpo import StepDPOSettings
+
+__all__ = ["ADAPTER", "base_of", "open_for_training", "save_trained"]
+
+ADAPTER = "adapter"
+"""Folder of the adapters beside the merged model, with ``save: both``."""
+
+
+def base_of(name: str, model: ModelSettings) -> str | None:
+    """The base of an adapter's folder, by name or folder; None of a model that is whole.
+
+    Raises:
+        ModelError: the folder does not say, or is damaged.
+    """
+    file = Path(name).expanduser() / "adapter_config.json"
+    if name in BUNDLED or not file.is_file() or (file.parent / "config.json").exists():
+        return None
+    told = getattr(model, "base", None) if name == model.name else None
+    try:
+        base = told or json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file} is damaged ({error}). Copy it again from where the adapter came from.") from error
+    if not isinstance(base, str):
+        raise ModelError(f"{file} names no base model (base_model_name_or_path). Name it with --base.")
+    return base
+
+
+def open_for_training(source: str, model: ModelSettings, settings: StepDPOSettings) -> tuple[Any, Any]:
+    """The model as training starts from it and as a reference is scored, and its tokenizer.
+
+    Under `lora` the base is held as `train.base` says, and the adapters of an adapter's folder are on it, to be trained
+    further. Everything else is float32: the masters of a full training.
+
+    Raises:
+        ConfigError: another shape of adapters than the recipe's, or no bitsandbytes for 4 bits.
+        ModelError: as `load` does.
+    """
+    base = None if settings.lora is None else base_of(source, model)
+    loaded, tokenizer = load(
+        base or source,
+        dtype="float32" if settings.base == "float32" else "bfloat16",
+        device=model.device,
+        trust_remote_code=model.trust_remote_code,
+        four_bit=settings.base == "4bit",
+    )
+    if base is None or settings.lora is None:
+        return loaded, tokenizer
+    folder = Path(source).expanduser()
+    return continue_adapters(loaded, folder, settings.lora), read_tokenizer(folder)
+
+
+def save_trained(
+    trained: Any, tokenizer: Any, source: str, model: ModelSettings, settings: StepDPOSettings, out: Path
+) -> None:
+    """Write ``out/model``, and with ``save: both`` ``out/adapter``, unless they are there. The model is used up.
+
+    Adapters are merged into the weights that the base is stored in: one that is held in less is read again.
+    """
+    base = base_of(source, model) or source
+    if settings.save != "merged":
+        place = Path(base).expanduser()
+        name = str(place.resolve()) if base not in BUNDLED and place.is_dir() else base
+
+        def adapters(folder: Path) -> None:
+            save_adapters(trained, folder, name)
+            tokenizer.save_pretrained(folder)
+
+        _once(out / ("model" if settings.save == "adapter" else ADAPTER), adapters)
+    if (out / "model").exists():
+        return
+    dtype = settings.save_dtype
+    if dtype == "auto":
+        dtype = stored_dtype(resolve(base, trust_remote_code=model.trust_remote_code))  # type: ignore[assignment]
+    if settings.lora is not None:
+        if settings.base not in ("float32", dtype):
+            fresh, _ = load(base, dtype=dtype, device="cpu", trust_remote_code=model.trust_remote_code)
+            trained = on_base(trained, fresh)
+        trained = merged(trained)
+
+    def whole(folder: Path) -> None:
+        import torch
+
+        with quiet():
+            trained.to(getattr(torch, dtype)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    _once(out / "model", whole)
+
+
+def _once(folder: Path, write: Callable[[Path], object]) -> None:
+    if not folder.exists():
+        write_directory(folder, write)
