@@ -142,8 +142,7 @@ def test_adapters_go_on_in_the_next_round(base: str, folder: Path, tmp_path: Pat
     second = trained(tmp_path / "1" / "model", tmp_path / "2", base=base, save="adapter", learning_rate=1e-4)
     assert first["reference"] == second["reference"] == "scored"
     log = [json.loads(line) for line in (tmp_path / "2" / "log.jsonl").read_text().splitlines()]
-    assert log[0]["dpo"] == pytest.approx(math.log(2), abs=1e-5 if base == "float32" else 0.02)
-    assert log[0]["entropy_right"] != pytest.approx(json.loads(first_line(tmp_path / "1"))["entropy_right"], abs=1e-3)
+    assert log[0]["dpo"] == pytest.approx(math.log(2), abs=1e-5), "and not away from a reference without the adapter"
     config = json.loads((tmp_path / "2" / "model" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["r"]) == (str(folder.resolve()), 4)
     before, after = (load_file(tmp_path / n / "model" / "adapter_model.safetensors") for n in "12")
@@ -152,10 +151,6 @@ def test_adapters_go_on_in_the_next_round(base: str, folder: Path, tmp_path: Pat
     third = trained(tmp_path / "2" / "model", tmp_path / "3", base=base)
     assert third["reference"] == "scored"
     assert dtypes(tmp_path / "3" / "model") == {torch.bfloat16}, "as the base of the adapter came"
-
-
-def first_line(out: Path) -> str:
-    return (out / "log.jsonl").read_text().splitlines()[0]
 
 
 def test_adapters_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
@@ -241,11 +236,11 @@ def test_packed_equals_separate_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("base", ["float32", "bfloat16"])
 def test_the_first_loss_is_log_2(base: str, tmp_path: Path) -> None:
-    """To the last digit where the reference was scored in the same rows, over any base: adapters start as nothing."""
+    """To the last digit, over any base, of several passes with several trees each: adapters start as nothing, and the
+    reference is scored in the rows of the training, where bfloat16 rounds alike."""
     model = build("llama").to(getattr(torch, base))
-    settings = settings_from(StepDPOSettings, {**LORA, "base": base, "batch_pairs": 1000, "micro_tokens": 1000})
-    trees, pairs = TREES[:1], pairs_of(TREES[0])
-    _, result = train_step_dpo(model, trees, pairs, settings, 0, tmp_path)
+    settings = settings_from(StepDPOSettings, {**LORA, "base": base, "micro_tokens": 70, "batch_pairs": 1000})
+    _, result = train_step_dpo(model, TREES, PAIRS, settings, 0, tmp_path)
     assert result.reference == "scored"
     assert result.log[0]["dpo"] == pytest.approx(math.log(2), abs=1e-6)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,7 +65,7 @@ def test_no_more_than_a_part_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> No
     results(model, packed=True)
     assert max(rows) == 7
     assert "forward" not in vars(model.lm_head)
-    layer, one = OutputLayer.of(model), torch.zeros(1, dtype=torch.long)
+    layer, one = OutputLayer.of(model), np.zeros(1, dtype=np.int64)
     ids = {"input_ids": torch.zeros(1, 2, dtype=torch.long), "logits_to_keep": 1}
 
     def refuse(*_: Any) -> torch.Tensor:

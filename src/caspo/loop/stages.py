@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from caspo.judges.base import Judge
 from caspo.loop.weights import ADAPTER, open_for_training, save_trained
 from caspo.records import GIVEN, Question, StepPair, Tree
 from caspo.train.checks import check_tokens
-from caspo.train.lora import without_adapters
+from caspo.train.lora import Adapters, without_adapters
 from caspo.train.reference import rescore, score_trees
 from caspo.train.scoring import Scorer, check_packing
 from caspo.train.step_dpo import StepDPOSettings, reference_of, train_step_dpo
@@ -242,7 +243,7 @@ def train_stage(
     if reference is not None and reference != source:
         other, tokenizer = open_for_training(reference, model, settings)
         check_tokens(trees, other, tokenizer)
-        scores = reference_of(without_adapters(other), trees, pairs, settings, _reference_cache())
+        scores = reference_of(without_adapters(other), trees, pairs, settings, seed, _reference_cache())
         del other
     loaded, tokenizer = open_for_training(source, model, settings)
     trained, result = train_step_dpo(
@@ -262,7 +263,9 @@ def train_stage(
     del loaded
     if trained is None or int(os.environ.get("RANK", "0")) > 0:
         return result.as_json()
-
+    if settings.lora is not None:
+        trained = Adapters.of(trained)
+        gc.collect()  # the base is read again to be merged with them
     save_trained(trained, tokenizer, source, model, settings, out)
     write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log))
     write_json(file, result.as_json())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from caspo.core.storage import write_directory
 from caspo.engines.models import BUNDLED, load, read_tokenizer, resolve, stored_dtype
 from caspo.engines.models.reading import quiet
 from caspo.engines.opening import ModelSettings
-from caspo.train.lora import continue_adapters, merged, on_base, save_adapters
+from caspo.train.lora import Adapters, continue_adapters
 from caspo.train.step_dpo import StepDPOSettings
 
 __all__ = ["ADAPTER", "base_of", "open_for_training", "save_trained"]
@@ -69,39 +70,40 @@ def save_trained(
 ) -> None:
     """Write ``out/model``, and with ``save: both`` ``out/adapter``, unless they are there. The model is used up.
 
-    Adapters are merged into the weights that the base is stored in: one that is held in less is read again.
+    Args:
+        trained: the model; under `lora` its adapters, which are merged into the base as it is stored, read again.
+        tokenizer: written beside both.
+        source: what the training started from.
+        model, settings: of the recipe.
+        out: the folder.
     """
     base = base_of(source, model) or source
-    if settings.save != "merged":
+    if isinstance(trained, Adapters) and settings.save != "merged":
         place = Path(base).expanduser()
         name = str(place.resolve()) if base not in BUNDLED and place.is_dir() else base
-
-        def adapters(folder: Path) -> None:
-            save_adapters(trained, folder, name)
-            tokenizer.save_pretrained(folder)
-
-        _once(out / ("model" if settings.save == "adapter" else ADAPTER), adapters)
+        _once(out / ("model" if settings.save == "adapter" else ADAPTER), partial(trained.save, base=name), tokenizer)
     if (out / "model").exists():
         return
-    dtype = settings.save_dtype
+    dtype: str = settings.save_dtype
     if dtype == "auto":
-        dtype = stored_dtype(resolve(base, trust_remote_code=model.trust_remote_code))  # type: ignore[assignment]
-    if settings.lora is not None:
-        if settings.base not in ("float32", dtype):
-            fresh, _ = load(base, dtype=dtype, device="cpu", trust_remote_code=model.trust_remote_code)
-            trained = on_base(trained, fresh)
-        trained = merged(trained)
+        dtype = stored_dtype(resolve(base, trust_remote_code=model.trust_remote_code))
+    if isinstance(trained, Adapters):
+        stored, _ = load(base, dtype=dtype, device="cpu", trust_remote_code=model.trust_remote_code)
+        trained = trained.on(stored)
 
     def whole(folder: Path) -> None:
         import torch
 
         with quiet():
             trained.to(getattr(torch, dtype)).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
 
-    _once(out / "model", whole)
+    _once(out / "model", whole, tokenizer)
 
 
-def _once(folder: Path, write: Callable[[Path], object]) -> None:
+def _once(folder: Path, write: Callable[[Path], object], tokenizer: Any) -> None:
+    def both(temporary: Path) -> None:
+        write(temporary)
+        tokenizer.save_pretrained(temporary)
+
     if not folder.exists():
-        write_directory(folder, write)
+        write_directory(folder, both)

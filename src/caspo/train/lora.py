@@ -6,6 +6,8 @@ Dettmers et al. 2023) an eighth. The adapters are float32 whatever the base is.
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,7 @@ from pydantic import Field
 from caspo.core.config import Config
 from caspo.core.errors import ConfigError, ModelError
 
-__all__ = [
-    "LoraSettings",
-    "add_adapters",
-    "continue_adapters",
-    "like",
-    "merged",
-    "on_base",
-    "save_adapters",
-    "without_adapters",
-]
+__all__ = ["Adapters", "LoraSettings", "add_adapters", "continue_adapters", "like", "merged", "without_adapters"]
 
 
 class LoraSettings(Config):
@@ -86,22 +79,42 @@ def like(model: Any, base: Any) -> Any:
     return get_peft_model(base, model.peft_config["default"])
 
 
-def on_base(model: Any, base: Any) -> Any:
-    """``base`` with the adapters of ``model``: where that one's base is held in less than it is stored in."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    adapted = like(model, base)
-    set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, save_embedding_layers=False))
-    return adapted
-
-
 def merged(model: Any) -> Any:
     """The plain model with its adapters added to its weights, in place."""
     return model.merge_and_unload()
 
 
-def save_adapters(model: Any, folder: Path, base: str) -> None:
-    """The adapters alone, as peft reads them; ``base`` is the name or the folder of the model that they are for."""
-    model.peft_config["default"].base_model_name_or_path = base
-    # Left to itself, peft asks the hub about the base model's vocabulary, which never changes here.
-    model.save_pretrained(folder, save_embedding_layers=False)
+@dataclass(frozen=True)
+class Adapters:
+    """Trained adapters without the base that they were trained on, which may be held in less than it is stored in."""
+
+    config: Any
+    """Of peft."""
+    weights: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Any) -> Adapters:
+        """Those of a model."""
+        from peft import get_peft_model_state_dict
+
+        # Left to itself, peft asks the hub about the base model's vocabulary, which never changes here.
+        found = get_peft_model_state_dict(model, save_embedding_layers=False)
+        return cls(model.peft_config["default"], {name: value.detach().cpu() for name, value in found.items()})
+
+    def on(self, base: Any) -> Any:
+        """``base`` with these adapters merged into its weights, in place."""
+        from peft import get_peft_model, set_peft_model_state_dict
+
+        adapted = get_peft_model(base, self.config)
+        set_peft_model_state_dict(adapted, self.weights)
+        return merged(adapted)
+
+    def save(self, folder: Path, base: str) -> None:
+        """The files that peft reads; ``base`` is the name or the folder of the model that they are for."""
+        from safetensors.torch import save_file
+
+        config = copy.copy(self.config)
+        config.base_model_name_or_path, config.inference_mode = base, True
+        config.save_pretrained(folder)
+        weights = {name: value.contiguous() for name, value in self.weights.items()}
+        save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +21,7 @@ __all__ = ["HELD", "OutputLayer", "Reduce"]
 HELD = 2**28
 """Bytes of float32 logits up to which they are made at once and kept for the backward pass."""
 
+Ids = np.ndarray[Any, np.dtype[np.int64]]
 Layer = Callable[[torch.Tensor], torch.Tensor]
 Reduce = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(P, V) logits, and of n tokens the place among the P that predicts each and its id, to (n, k) numbers."""
@@ -49,11 +51,8 @@ class OutputLayer:
             hook.remove()
         return cls(module if len(made) == 1 and made[0] is found else None, found.shape[-1])
 
-    def reduce(
-        self, model: Any, inputs: dict[str, Any], wanted_U: torch.Tensor, places_N: torch.Tensor, tokens_N: torch.Tensor,
-        reduce: Reduce,
-    ) -> torch.Tensor:  # fmt: skip
-        """(N, k) numbers of the tokens; differentiable if ``reduce`` is.
+    def reduce(self, model: Any, inputs: dict[str, Any], wanted_U: Ids, places_N: Ids, tokens_N: Ids, reduce: Reduce) -> Any:
+        """(N, k) numbers of the tokens, on the model's device; differentiable if ``reduce`` is.
 
         Args:
             model: may be wrapped for several devices.
@@ -64,15 +63,14 @@ class OutputLayer:
         """
         if self.module is None:
             logits = model(**inputs, use_cache=False).logits
-            return reduce(logits.flatten(0, -2)[wanted_U], places_N, tokens_N)
+            return reduce(_rows(logits, wanted_U), *_tensors(logits.device, places_N, tokens_N))
 
         def in_parts(layer: Layer, hidden: torch.Tensor) -> torch.Tensor:
             size = max(1, HELD // (4 * self.vocabulary))
-            return _in_parts(layer, hidden.flatten(0, -2)[wanted_U], places_N, tokens_N, reduce, size)
+            return _in_parts(layer, _rows(hidden, wanted_U), places_N, tokens_N, reduce, size)
 
         with _in_its_place(self.module, in_parts):
-            found: torch.Tensor = model(**inputs, use_cache=False).logits
-        return found
+            return model(**inputs, use_cache=False).logits
 
 
 @contextlib.contextmanager
@@ -90,7 +88,7 @@ def _in_its_place(module: Any, instead: Callable[[Layer, torch.Tensor], torch.Te
 
 
 def _in_parts(
-    layer: Layer, hidden_UH: torch.Tensor, places_N: torch.Tensor, tokens_N: torch.Tensor, reduce: Reduce, size: int
+    layer: Layer, hidden_UH: torch.Tensor, places_N: Ids, tokens_N: Ids, reduce: Reduce, size: int
 ) -> torch.Tensor:
     """(N, k): ``reduce`` of the logits, ``size`` places at a time."""
 
@@ -98,16 +96,25 @@ def _in_parts(
         return reduce(layer(hidden_PH), places_N, tokens_N)
 
     if len(hidden_UH) <= size:
-        return reduced(hidden_UH, places_N, tokens_N)
-    order_N = places_N.argsort(stable=True)
-    starts = torch.arange(0, len(hidden_UH) + size, size, device=places_N.device)
-    counts = torch.searchsorted(places_N[order_N], starts).diff().tolist()
-    parts = zip(range(0, len(hidden_UH), size), torch.split(order_N, counts), strict=True)
+        return reduced(hidden_UH, *_tensors(hidden_UH.device, places_N, tokens_N))
+    order_N = places_N.argsort(kind="stable")
+    starts = np.arange(0, len(hidden_UH), size)
     found = []
-    for start, mine in parts:
-        arguments = (hidden_UH[start : start + size], places_N[mine] - start, tokens_N[mine])
+    for start, mine in zip(starts, np.split(order_N, places_N[order_N].searchsorted(starts[1:])), strict=True):
+        part = hidden_UH[start : start + size]
+        told = _tensors(part.device, places_N[mine] - start, tokens_N[mine])
         if torch.is_grad_enabled():
-            found.append(checkpoint(reduced, *arguments, use_reentrant=False, preserve_rng_state=False))
+            found.append(checkpoint(reduced, part, *told, use_reentrant=False, preserve_rng_state=False))
         else:
-            found.append(reduced(*arguments))
-    return torch.cat(found)[order_N.argsort()]
+            found.append(reduced(part, *told))
+    return torch.cat(found)[torch.tensor(order_N.argsort(), device=hidden_UH.device)]
+
+
+def _rows(values: torch.Tensor, wanted_U: Ids) -> torch.Tensor:
+    """(U, ...) of (B, K, ...)."""
+    flat = values.flatten(0, -2)
+    return flat[torch.tensor(wanted_U, device=flat.device)]
+
+
+def _tensors(device: torch.device, *ids: Ids) -> list[torch.Tensor]:
+    return [torch.tensor(found, device=device) for found in ids]

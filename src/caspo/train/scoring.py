@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -28,6 +29,11 @@ CPU_ROWS = 8
 GPU_ROWS = 1024
 _TOLERANCE = 1e-3
 """Largest difference of a token's log p between two layouts that float32 rounding explains, with room to spare, nats."""
+_ROUGH_TOLERANCE = 0.3
+"""The same of a step's mean in bfloat16: a 0.5B model was off by 0.05 (0.4 at its worst token), and by 0.6 to 1.5 where
+the mask was not honoured."""
+_FEW = 4
+"""Tokens that a step counts as at least, so that no single one decides."""
 
 
 @dataclass(frozen=True)
@@ -102,19 +108,21 @@ class Scorer:
             inputs = {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
         sizes = [len(tokens) for _, tokens in nodes.values()]
         # A place that predicts several children appears once.
-        kept_U, places_N = torch.unique(
-            torch.tensor([p for predictors, _ in nodes.values() for p in predictors], device=device), return_inverse=True
+        kept_U, places_N = np.unique(
+            np.concatenate([np.asarray(predictors) for predictors, _ in nodes.values()]), return_inverse=True
         )
-        tokens_N = torch.tensor([t for _, tokens in nodes.values() for t in tokens], device=device)
-        columns = torch.unique(kept_U % width)
-        wanted_U = kept_U // width * len(columns) + torch.searchsorted(columns, kept_U % width)
-        found = self.output.reduce(model, {**inputs, "logits_to_keep": columns}, wanted_U, places_N, tokens_N, reduce)
+        tokens_N = np.concatenate([np.asarray(tokens) for _, tokens in nodes.values()])
+        columns = np.unique(kept_U % width)
+        wanted_U = kept_U // width * len(columns) + columns.searchsorted(kept_U % width)
+        inputs["logits_to_keep"] = torch.tensor(columns, device=device)
+        found = self.output.reduce(model, inputs, wanted_U, places_N, tokens_N, reduce)
         return dict(zip(nodes, torch.split(found, sizes), strict=True))
 
 
 @torch.no_grad()
 def check_packing(model: Any, tree: Tree, needed: Collection[int]) -> float:
-    """Score one tree in both layouts; the largest difference of a token's log p, nats.
+    """Score one tree in both layouts; the largest difference of a token's log p, nats. Of a model that is not held in
+    float32, the largest mean over the tokens of a step: single ones are far off by rounding alone.
 
     Raises:
         EngineError: the difference is more than rounding: the model does not honour the tree mask.
@@ -122,8 +130,10 @@ def check_packing(model: Any, tree: Tree, needed: Collection[int]) -> float:
     apart_scorer, packed_scorer = Scorer(model, packed=False), Scorer(model, packed=True)
     apart = apart_scorer.traces(model, apart_scorer.rows(tree, needed))
     packed = packed_scorer.traces(model, packed_scorer.rows(tree, needed))
-    worst = max(float((packed[key][:, 1] - apart[key][:, 1]).abs().max()) for key in apart)
-    if not worst < _TOLERANCE * (1 if model.dtype == torch.float32 else 100):
+    differences = [(packed[key][:, 1] - apart[key][:, 1]).abs() for key in apart]
+    exact = model.dtype == torch.float32
+    worst = max(float(found.max() if exact else found.sum() / max(len(found), _FEW)) for found in differences)
+    if not worst < (_TOLERANCE if exact else _ROUGH_TOLERANCE):
         raise EngineError(
             f"Packed and separate rows disagree on this model by {worst:.3g} nats a token: {type(model).__name__} does not "
             "honour the tree mask. Nothing was trained. Set train.layout=separate, and please report the model's type."

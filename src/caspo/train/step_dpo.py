@@ -20,7 +20,7 @@ from caspo.records import StepPair, Tree
 from caspo.train import losses
 from caspo.train.checks import check_pairs, check_tokens
 from caspo.train.lora import LoraSettings, add_adapters, like, merged, without_adapters
-from caspo.train.reference import score_trees
+from caspo.train.reference import score_passes
 from caspo.train.scoring import Scorer, check_packing
 from caspo.train.trainer import Job, LoopSettings, Metrics, fit
 from caspo.train.tree_packing import NodeKey, packed_size
@@ -181,7 +181,7 @@ def train_step_dpo(
         reference = (
             {(t.question.id, n.id): float(n.step.trace.logprob.sum()) for t in trees for n in t.nodes}
             if sampled
-            else reference_of(plain, trees, pairs, settings, cache or out)
+            else reference_of(plain, trees, pairs, settings, seed, cache or out)
         )
     if settings.lora is not None and model is plain:
         model = add_adapters(model, settings.lora, seed)
@@ -229,24 +229,26 @@ def train_step_dpo(
 
 
 def reference_of(
-    model: Any, trees: Sequence[Tree], pairs: Sequence[StepPair], settings: StepDPOSettings, cache: Path
+    model: Any, trees: Sequence[Tree], pairs: Sequence[StepPair], settings: StepDPOSettings, seed: int, cache: Path
 ) -> dict[NodeKey, float]:
     """log p under ``model`` of every step that a pair needs, nats, in the layout and precision of the training.
 
-    Kept below ``cache`` by a hash of model and data; a killed call goes on. Under `accelerate launch` every process scores
-    its share.
+    In the very passes of its first epoch: in bfloat16 a token's log p changes with what else is in the row, and a model
+    would begin away from itself. Kept below ``cache`` by a hash of model and data; a killed call goes on. Under `accelerate
+    launch` every process scores its share.
     """
     from accelerate import PartialState
 
-    needed: dict[str, set[int]] = {}
-    for pair in pairs:
-        needed.setdefault(pair.question_id, set()).update((pair.chosen, pair.rejected))
+    packed = settings.layout == "packed"
+    units = make_units(trees, pairs, judged=settings.confidence > 0, packed=packed)
+    training, held = held_out(units, settings.validation, seed)
+    steps = plan_steps(training, epochs=1, batch_pairs=settings.batch_pairs, micro_tokens=settings.micro_tokens, seed=seed)
+    micros = [micro for step in (*steps, micro_batches(held, settings.micro_tokens)) for micro in step]
     state = PartialState(cpu=model.device.type == "cpu")
-    scores = score_trees(
+    scores = score_passes(
         model,
-        Scorer(model, packed=settings.layout == "packed"),
-        [(tree, frozenset(needed[tree.question.id])) for tree in trees if tree.question.id in needed],
-        settings.micro_tokens,
+        Scorer(model, packed=packed),
+        [[(unit.tree, unit.needed) for unit in micro.units] for micro in micros],
         cache,
         bf16=settings.precision == "bf16",
         rank=state.process_index,
