@@ -21,7 +21,7 @@ from caspo.engines.opening import ModelSettings
 from caspo.loop.stages import train_stage
 from caspo.loop.weights import base_of
 from caspo.records import Tree
-from caspo.train.lora import LoraSettings, add_adapters, without_adapters
+from caspo.train.lora import Adapters, LoraSettings, add_adapters, without_adapters
 from caspo.train.scoring import Scorer, check_packing
 from caspo.train.step_dpo import StepDPOSettings, step_loss, train_step_dpo
 from caspo.train.units import make_units, micro_batches
@@ -132,6 +132,22 @@ def test_a_float32_model_is_not_rounded(tmp_path: Path) -> None:
     assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
     name = "model.layers.0.mlp.up_proj.weight"
     assert np.linalg.matrix_rank((after[name] - before[name]).numpy(), tol=1e-5) == 4, "nothing but the adapter"
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "gemma3"])
+def test_adapters_on_another_copy_of_their_base(kind: str, tmp_path: Path) -> None:
+    """Taken from the model that was trained and merged into fresh weights, or read by peft: the same model, experts too."""
+    from peft import PeftModel
+
+    settings = settings_from(StepDPOSettings, {**LORA, "precision": "float32"})
+    adapted, _ = train_step_dpo(build(kind), TREES, PAIRS, settings, 0, tmp_path, merge=False)
+    expected = logits(adapted)
+    assert float((expected - logits(build(kind))).abs().max()) > 0.1
+    adapters = Adapters.of(adapted)
+    adapters.save(tmp_path / "adapter", "base")
+    torch.testing.assert_close(logits(adapters.on(build(kind))), expected, atol=1e-4, rtol=1e-4)
+    read = PeftModel.from_pretrained(build(kind), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(read), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("base", ["float32", "bfloat16"])
