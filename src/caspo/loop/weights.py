@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from caspo.core.errors import ModelError
 from caspo.core.storage import write_directory
-from caspo.engines.models import BUNDLED, load, read_tokenizer, resolve, stored_dtype
+from caspo.engines.models import BUNDLED, adapter_and_base, load, read_tokenizer, resolve, stored_dtype
 from caspo.engines.models.reading import quiet
 from caspo.engines.opening import ModelSettings
 from caspo.train.lora import Adapters, continue_adapters
 from caspo.train.step_dpo import StepDPOSettings
 
-__all__ = ["ADAPTER", "base_of", "open_for_training", "save_trained"]
+__all__ = ["ADAPTER", "open_for_training", "save_trained"]
 
 ADAPTER = "adapter"
 """Folder of the adapters beside the merged model, with ``save: both``."""
-
-
-def base_of(name: str, model: ModelSettings) -> str | None:
-    """The base of an adapter's folder, by name or folder; None of a model that is whole.
-
-    Raises:
-        ModelError: the folder does not say, or is damaged.
-    """
-    file = Path(name).expanduser() / "adapter_config.json"
-    if name in BUNDLED or not file.is_file() or (file.parent / "config.json").exists():
-        return None
-    told = getattr(model, "base", None) if name == model.name else None
-    try:
-        base = told or json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file} is damaged ({error}). Copy it again from where the adapter came from.") from error
-    if not isinstance(base, str):
-        raise ModelError(f"{file} names no base model (base_model_name_or_path). Name it with --base.")
-    return base
 
 
 def open_for_training(source: str, model: ModelSettings, settings: StepDPOSettings) -> tuple[Any, Any]:
@@ -51,18 +30,25 @@ def open_for_training(source: str, model: ModelSettings, settings: StepDPOSettin
         ConfigError: another shape of adapters than the recipe's, or no bitsandbytes for 4 bits.
         ModelError: as `load` does.
     """
-    base = None if settings.lora is None else base_of(source, model)
+    adapted = None if settings.lora is None else _adapter_and_base(source, model)
     loaded, tokenizer = load(
-        base or source,
+        source if adapted is None else adapted[1],
         dtype="float32" if settings.base == "float32" else "bfloat16",
         device=model.device,
+        base=model.base_of(source) if adapted is None else None,
         trust_remote_code=model.trust_remote_code,
         four_bit=settings.base == "4bit",
     )
-    if base is None or settings.lora is None:
+    if adapted is None or settings.lora is None:
         return loaded, tokenizer
-    folder = Path(source).expanduser()
-    return continue_adapters(loaded, folder, settings.lora), read_tokenizer(folder)
+    folder = adapted[0]
+    if (folder / "tokenizer_config.json").is_file():  # the one it was trained with, and its prompt
+        tokenizer = read_tokenizer(folder)
+    return continue_adapters(loaded, folder, settings.lora), tokenizer
+
+
+def _adapter_and_base(source: str, model: ModelSettings) -> tuple[Path, str] | None:
+    return adapter_and_base(source, base=model.base_of(source), trust_remote_code=model.trust_remote_code)
 
 
 def save_trained(
@@ -77,10 +63,11 @@ def save_trained(
         model, settings: of the recipe.
         out: the folder.
     """
-    base = base_of(source, model) or source
+    adapted = _adapter_and_base(source, model)
+    base = source if adapted is None else adapted[1]
     if isinstance(trained, Adapters) and settings.save != "merged":
         place = Path(base).expanduser()
-        name = str(place.resolve()) if base not in BUNDLED and place.is_dir() else base
+        name = str(place.resolve()) if base not in BUNDLED and place.exists() else base
         _once(out / ("model" if settings.save == "adapter" else ADAPTER), partial(trained.save, base=name), tokenizer)
     if (out / "model").exists():
         return

@@ -61,6 +61,7 @@ def continue_adapters(model: Any, folder: Path, settings: LoraSettings) -> Any:
             f"{settings.rank} and alpha {settings.alpha:g}. An adapter is trained further as it is: set train.lora to the "
             "same, or start from a merged model."
         )
+    found.base_model_name_or_path = model.name_or_path  # where peft looks when a checkpoint is written: here, not on the hub
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
