@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, LlamaConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from caspo.records import ROOT, StepPair, Tree
 from caspo.train.step_dpo import StepDPOSettings, train_step_dpo
@@ -48,7 +49,8 @@ def main() -> None:
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is held now
         before = status("VmRSS")
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**config)).eval()
+        dtype = torch.float32 if settings.base == "float32" else torch.bfloat16
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=dtype).eval()
         train(model, [tree(f"q{i}", settings.micro_tokens) for i in range(4)], settings, out / f"run-{number}")
         print(json.dumps(status("VmHWM") - before), flush=True)
         del model

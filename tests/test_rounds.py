@@ -60,6 +60,22 @@ def test_rounds_build_on_each_other(tmp_path: Path, trainings: list[dict[str, An
     assert ids[0].isdisjoint(ids[1])
 
 
+def test_rounds_of_adapters(tmp_path: Path, trainings: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every round trains the adapters of the one before further, on the first base; a calibrator beside them merges nothing
+    again."""
+    monkeypatch.setenv("CASPO_CACHE", str(tmp_path / "cache"))
+    train = {**RECIPE["train"], "lora": {"rank": 2}, "save": "adapter"}
+    run_recipe(recipe(rounds=2, train=train), tmp_path / "run")
+    assert [t["source"] for t in trainings] == [("stories-tiny",), ("round-1", "model")]
+    for index in (1, 2):
+        folder = tmp_path / "run" / f"round-{index}" / "model"
+        assert not (folder / "config.json").exists()
+        assert read_json(folder / "adapter_config.json")["base_model_name_or_path"] == "stories-tiny"
+        first_step = json.loads((folder.parent / "log.jsonl").read_text().splitlines()[0])
+        assert first_step["dpo"] == pytest.approx(math.log(2), abs=1e-3)
+    assert len(list((tmp_path / "cache").glob("model-*"))) == 2, "one merged model a round"
+
+
 def test_first_reference_and_accumulated_pairs(tmp_path: Path, trainings: list[dict[str, Any]]) -> None:
     """The first model stays the reference, scored for the trees of all rounds; training sees the pairs of both."""
     run_recipe(recipe(rounds=2, reference="first", accumulate=True), tmp_path)

@@ -20,6 +20,10 @@ __all__ = ["plan"]
 
 _GIB = 2**30
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_WEIGHTS = {
+    "float32": "4 B x parameters", "bfloat16": "2 B x frozen, 4 B x trained",
+    "4bit": "0.516 B x frozen linear, 2 B x other frozen, 4 B x trained",
+}  # fmt: skip
 _WHOLE = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_MLU", "MULTI_NPU", "MULTI_XPU"}
 
 
@@ -172,16 +176,19 @@ def _memory_table(recipe: CaspoRecipe, devices: Devices, needed: Memory, size: M
 
     train, full = recipe.training, devices.sharding == "full"
     by = f" / {devices.number}" if full and devices.number > 1 else ""
-    ways = [f"{size.total / 1e6:,.1f}M parameters", f"{size.trained / 1e6:,.1f}M trained", train.precision]
+    active = [f"{size.active / 1e6:,.1f}M active"] if size.active < size.total else []
+    ways = [f"{size.total / 1e6:,.1f}M parameters", *active, f"{size.trained / 1e6:,.1f}M trained", train.precision]
+    ways += [f"base {train.base}"] if train.base != "float32" else []
     ways += ["gradient checkpointing"] if train.gradient_checkpointing else []
     ways += [f"{devices.number} device{'s' * (devices.number > 1)}" + (", fully sharded" if full else "")]
     columns = ("memory of a device", Column("GiB", justify="right"), "from")
     table = Table(*columns, title=f"{recipe.model.name}: {', '.join(ways)}", title_justify="left")
+    working = "gathered layers" if full else "largest matrix unpacked" if train.base == "4bit" else "casts to bf16"
     rows = [
-        ("weights", needed.weights, f"4 B x parameters{by}"),
+        ("weights", needed.weights, _WEIGHTS[train.base] + by),
         ("gradients", needed.gradients, f"4 B x trained{by}" + (" x 2 (DDP)" if devices.number > 1 and not full else "")),
         ("AdamW", needed.optimizer, f"8 B x trained{by}"),
-        ("working weights", needed.working, "gathered layers" if full else "casts to bf16"),
+        ("working weights", needed.working, working),
         ("activations", needed.activations, "simulated pass"),
         ("logits", needed.logits, "simulated pass"),
         ("tree mask", needed.mask, "1 B x tokens x tokens"),
@@ -190,7 +197,7 @@ def _memory_table(recipe: CaspoRecipe, devices: Devices, needed: Memory, size: M
         table.add_row(name, f"{value / _GIB:,.2f}", source)
     table.add_section()
     table.add_row("training, at its highest", f"{needed.training / _GIB:,.2f}", "the sum, or AdamW's step if that is higher")
-    table.add_row("reference, before it", f"{needed.reference / _GIB:,.2f}", "whole float32 model, simulated pass")
+    table.add_row("reference, before it", f"{needed.reference / _GIB:,.2f}", "whole model, simulated pass")
     table.add_row("peak", f"{needed.peak / _GIB:,.2f}", "the higher of the two", style="bold")
     return table
 

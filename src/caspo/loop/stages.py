@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from caspo.confidence import SIGNALS, fit
 from caspo.core.errors import ConfigError, DataError
 from caspo.core.folders import refuse_overwriting, was_claimed
 from caspo.core.shards import Made, Shard
-from caspo.core.storage import read_json, write_directory, write_json, write_text
+from caspo.core.storage import read_json, write_json, write_text
 from caspo.data.annotate import AnnotateSettings, annotate
 from caspo.data.pairs import PairSettings, build_pairs, check_pairs, read_pairs, write_pairs
 from caspo.engines.base import Engine
@@ -28,8 +29,10 @@ from caspo.engines.opening import ModelSettings, check_local
 from caspo.formats.parquet import read_trees, tree_files, write_trees
 from caspo.formats.shards import Piece, read_all_trees, read_piece, write_piece
 from caspo.judges.base import Judge
+from caspo.loop.weights import ADAPTER, open_for_training, save_trained
 from caspo.records import GIVEN, Question, StepPair, Tree
 from caspo.train.checks import check_tokens
+from caspo.train.lora import Adapters, without_adapters
 from caspo.train.reference import rescore, score_trees
 from caspo.train.scoring import Scorer, check_packing
 from caspo.train.step_dpo import StepDPOSettings, reference_of, train_step_dpo
@@ -44,7 +47,7 @@ __all__ = [
 
 ANNOTATE_WRITES = ("tree", "verdicts.jsonl")
 PAIRS_WRITES = ("pairs.parquet", "report.json")
-TRAIN_WRITES = ("model", "train", "log.jsonl", "training.json")
+TRAIN_WRITES = ("model", ADAPTER, "train", "log.jsonl", "training.json")
 """What the stages write into their folders."""
 
 _CHUNK = 40
@@ -218,7 +221,8 @@ def train_stage(
     on_step: Callable[[int, int], None],
     reference: str | None = None,
 ) -> dict[str, Any]:
-    """Train ``source`` on the pairs; ``out/model``, ``out/log.jsonl`` and ``out/training.json``, which is returned.
+    """Train ``source`` on the pairs; ``out/model``, ``out/log.jsonl`` and ``out/training.json``, which is returned; with
+    ``save: both`` also ``out/adapter``.
 
     ``data`` holds one entry a round; of two trees of one question the newer one counts. ``reference`` is the model whose
     log-probabilities DPO compares with, ``source`` itself by default. Under `accelerate launch` the first process writes.
@@ -237,11 +241,11 @@ def train_stage(
     trees, pairs = trees_and_pairs(data)
     scores = None
     if reference is not None and reference != source:
-        other, tokenizer = _load(model, reference)
+        other, tokenizer = open_for_training(reference, model, settings)
         check_tokens(trees, other, tokenizer)
-        scores = reference_of(other, trees, pairs, settings, _reference_cache())
+        scores = reference_of(without_adapters(other), trees, pairs, settings, seed, _reference_cache())
         del other
-    loaded, tokenizer = _load(model, source)
+    loaded, tokenizer = open_for_training(source, model, settings)
     trained, result = train_step_dpo(
         loaded,
         trees,
@@ -254,16 +258,15 @@ def train_stage(
         reference=scores,
         calibration=_calibration(trees) if settings.confidence else None,
         cache=_reference_cache(),
+        merge=False,
     )
+    del loaded
     if trained is None or int(os.environ.get("RANK", "0")) > 0:
         return result.as_json()
-
-    def save(folder: Path) -> None:
-        trained.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    if not (out / "model").exists():
-        write_directory(out / "model", save)
+    if settings.lora is not None:
+        trained = Adapters.of(trained)
+        gc.collect()  # the base is read again to be merged with them
+    save_trained(trained, tokenizer, source, model, settings, out)
     write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log))
     write_json(file, result.as_json())
     remove_checkpoints(out / "train")

@@ -1,8 +1,8 @@
 """What a training run costs before it starts: memory of one device, and tokens.
 
 Memory that follows from counts (weights, gradients, AdamW) is a formula; that of a micro-batch is found by going through one
-without weights (`simulate`). So it holds for any dense architecture, with gradient checkpointing, adapters and autocast as
-they are, and takes seconds. tests/test_budget.py compares it with measured memory.
+without weights (`simulate`). So it holds for any architecture, mixtures of experts too, with gradient checkpointing,
+adapters and autocast as they are, and takes seconds. tests/test_budget.py compares it with measured memory.
 
 What it is not: an account of what the framework and the allocator hold beside the tensors (a CUDA context, fragmentation),
 nor of communication buffers under full sharding: leave a tenth.
@@ -22,13 +22,18 @@ import torch
 from caspo.core.errors import CaspoError, ConfigError, ModelError
 from caspo.records import StepPair, Tree
 from caspo.train.checks import check_pairs
-from caspo.train.lora import add_adapters
+from caspo.train.lora import add_adapters, without_adapters
 from caspo.train.simulate import Forward, simulate
 from caspo.train.step_dpo import StepDPOSettings, held_out, pair_tokens
+from caspo.train.trainer import SHARDED_BASE
 from caspo.train.tree_packing import packed_size, separate
 from caspo.train.units import Micro, make_units, plan_steps
 
 __all__ = ["Devices", "Memory", "ModelSize", "Tokens", "count_tokens", "largest_forward", "memory"]
+
+
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in 4 bits: itself, a byte for each block of 64, a float32 for 256 of these."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class ModelSize:
     """Numbers of parameters."""
 
     total: int
+    active: int
+    """Parameters that a token goes through: of a mixture of experts those of the experts that it is sent to, else all."""
     trained: int
     """All, or those of the adapters."""
     layer: int
@@ -55,6 +62,10 @@ class ModelSize:
     outside_trained: int
     largest_trained: int
     """Parameters of the largest trained matrix."""
+    rounded: int
+    """Parameters that a base in 4 bits rounds: of linear layers, but for the output layer (and fused experts)."""
+    largest_rounded: int
+    """Parameters of the largest of these matrices."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,8 @@ class Memory:
     """Bytes on one device. Working copies to logits are what is alive at the highest moment of a micro-batch."""
 
     weights: int
-    """4 a parameter (float32 masters); divided by the devices under full sharding."""
+    """4 a parameter (float32 masters), of a frozen base 2 in bfloat16, and 0.516 of those that 4 bits round (half a byte and
+    the scales of blocks of 64); divided by the devices under full sharding."""
     gradients: int
     """4 a trained parameter; divided likewise. DDP on several devices holds them twice (the buckets they are summed in)."""
     optimizer: int
@@ -70,19 +82,20 @@ class Memory:
     working: int
     """Casts of weights that autocast holds under bf16 (2 a parameter; with checkpointing, or of frozen weights, a layer's).
     Under full sharding the gathered weights of two layers and of what is outside layers, and the gradients of one layer
-    and of what is outside, in the precision of the forward pass."""
+    and of what is outside, in the precision of the forward pass. Over 4 bits the largest matrix in bfloat16."""
     activations: int
     """What the backward pass needs of a micro-batch, and what is held for a moment beside it. From the simulated pass."""
     logits: int
-    """Matrices with the vocabulary as last dimension: logits and their gradient (8 a token and word) and parts of them."""
+    """Matrices with the vocabulary as last dimension: logits and their gradient (8 a token and word, 4 in bfloat16) of a
+    part of the tokens, and parts of them."""
     mask: int
     """Tree mask: 1 a pair of tokens, for each kind of attention. (The kernels' float copies of it are activations.)"""
     step: int
     """Held for a moment by AdamW's step, when the pass's memory is free again: 4 a trained parameter on a GPU (foreach),
     else 4 a parameter of the largest matrix."""
     reference: int
-    """All of the phase before training: the whole float32 model on every device, whatever the sharding, and a forward pass
-    without gradients."""
+    """All of the phase before training: the whole model on every device, whatever the sharding, held as it is in training,
+    and a forward pass without gradients."""
 
     @property
     def training(self) -> int:
@@ -139,11 +152,15 @@ def memory(
         trust_remote_code: whether the model's own Python may be run.
 
     Raises:
+        ConfigError: a base that is held in less is to be divided.
         ModelError: the model cannot be built or run without weights.
         EngineError: packed rows cannot be exact with this model.
     """
     bf16, full = settings.precision == "bf16", devices.sharding == "full"
     packed = settings.layout == "packed"
+    frozen = None if settings.base == "float32" else torch.bfloat16
+    if full and frozen is not None:
+        raise ConfigError(SHARDED_BASE)
     with _explained(config):
         model = _without_weights(config, settings, trust_remote_code)
         size = _size(model)
@@ -156,25 +173,35 @@ def memory(
             # Gathered weights have the precision of the pass already: nothing is cast.
             autocast=bf16 and not full,
             dtype=torch.bfloat16 if bf16 and full else None,
+            frozen=frozen,
             gpu=gpu,
         )
         model = _without_weights(config, settings.model_copy(update={"lora": None}), trust_remote_code)
-        whole = 4 * _size(model).total
-        scoring = simulate(model, forward, packed=packed, train=False, autocast=bf16, gpu=gpu)
+        whole = _bytes(_size(model), settings.base, 0)
+        scoring = simulate(model, forward, packed=packed, train=False, autocast=bf16, dtype=frozen, gpu=gpu)
+    unpacked = 2 * size.largest_rounded if settings.base == "4bit" else 0
     gathered = size.outside + 2 * size.layer + size.outside_trained + size.layer_trained
     shared = devices.number if full else 1
     copies = 2 if devices.number > 1 and not full else 1
     return Memory(
-        weights=math.ceil(4 * size.total / shared),
+        weights=math.ceil(_bytes(size, settings.base, size.trained) / shared),
         gradients=math.ceil(4 * size.trained * copies / shared),
         optimizer=math.ceil(8 * size.trained / shared),
-        working=(2 if bf16 else 4) * gathered if full else found.working,
+        working=(2 if bf16 else 4) * gathered if full else found.working + unpacked,
         activations=found.activations,
         logits=found.logits,
         mask=found.mask,
         step=math.ceil(4 * (size.trained if gpu else size.largest_trained) / shared),
-        reference=whole + scoring.total,
+        reference=whole + scoring.total + unpacked,
     ), size
+
+
+def _bytes(size: ModelSize, base: str, masters: int) -> int:
+    """Of the weights as training holds them, ``masters`` of them in float32 over any base."""
+    if base == "float32":
+        return 4 * size.total
+    rounded = size.rounded if base == "4bit" else 0
+    return 4 * masters + 2 * (size.total - masters - rounded) + math.ceil(_NF4 * rounded)
 
 
 def count_tokens(
@@ -235,8 +262,8 @@ def _explained(config: Any) -> Iterator[None]:
     except Exception as error:  # whatever an architecture's code trips over
         raise ModelError(
             f"The memory of a {config.model_type} cannot be planned: running it without weights failed "
-            f"({type(error).__name__}: {str(error).partition('. ')[0]}). Mixtures of experts and models without SDPA "
-            "attention cannot be. Measure the first step of a run instead."
+            f"({type(error).__name__}: {str(error).partition('. ')[0]}). Models without SDPA attention cannot be. Measure "
+            "the first step of a run instead."
         ) from error
     finally:
         log.disabled = before
@@ -261,12 +288,39 @@ def _size(model: Any) -> ModelSize:
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     layers = list(max(lists, key=lambda found: count([found], trained=False), default=()))
     total, trained = count([model], trained=False), count([model], trained=True)
+    rounded = [m.weight.numel() for m in without_adapters(model).modules() if _is_rounded(m, model)]
     return ModelSize(
         total=total,
+        active=total - _idle(model),
         trained=trained,
         layer=max((count([layer], trained=False) for layer in layers), default=0),
         layer_trained=max((count([layer], trained=True) for layer in layers), default=0),
         outside=total - count(layers, trained=False),
         outside_trained=trained - count(layers, trained=True),
         largest_trained=max((p.numel() for p in model.parameters() if p.requires_grad), default=0),
+        rounded=sum(rounded),
+        largest_rounded=max(rounded, default=0),
     )
+
+
+def _is_rounded(module: Any, model: Any) -> bool:
+    """Whether a base in 4 bits rounds this module: a linear layer, not the output layer, not an adapter's."""
+    linear = isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+    adapter = any(p.requires_grad for p in module.parameters()) and without_adapters(model) is not model
+    return linear and not adapter
+
+
+def _idle(model: Any) -> int:
+    """Parameters of the experts that a token is not sent to."""
+    config = model.config.get_text_config()
+    chosen = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k", None)
+    experts = {
+        id(p): p
+        for module in model.modules()
+        if hasattr(module, "num_experts")
+        for p in module.parameters(recurse=False)
+        if p.dim() == 3 and len(p) == module.num_experts
+    }
+    if not isinstance(chosen, int):
+        return 0
+    return sum(p.numel() * (len(p) - min(chosen, len(p))) // len(p) for p in experts.values())

@@ -26,13 +26,13 @@ from caspo.records import TokenTrace, Tree
 from caspo.train.scoring import Scorer
 from caspo.train.tree_packing import NodeKey, cut, fill, packed_size
 
-__all__ = ["Wanted", "fingerprint", "rescore", "score_trees"]
+__all__ = ["Wanted", "fingerprint", "rescore", "score_passes", "score_trees"]
 
 Wanted = tuple[Tree, frozenset[int]]
-"""A tree and the nodes of it that are to be scored."""
+"""A tree and the nodes of it that are to be scored; those on the way to them are as well."""
 
 _PART = 64
-"""Bins scored between two files."""
+"""Passes scored between two files."""
 
 
 def fingerprint(model: Any) -> str:
@@ -45,10 +45,30 @@ def fingerprint(model: Any) -> str:
 
 
 def score_trees(
+    model: Any, scorer: Scorer, wanted: Sequence[Wanted], budget: int, cache: Path | None, **more: Any
+) -> dict[NodeKey, np.ndarray[Any, np.dtype[np.float32]]]:
+    """`score_passes` in as few forward passes of at most ``budget`` tokens as the trees fit in.
+
+    Raises:
+        DataError: two trees of one question.
+        EngineError: NaN or infinite logits.
+    """
+    if len({tree.question.id for tree, _ in wanted}) < len(wanted):
+        raise DataError("Two of the trees are of one question: their scores would mix. Give each a question id of its own.")
+    pieces = [
+        (tree, frozenset(nodes[i] for i in part))
+        for tree, needed in wanted
+        if (nodes := sorted(needed))
+        for part in cut(tree, [frozenset([n]) for n in nodes], budget)
+    ]
+    bins = fill([packed_size(tree, nodes) for tree, nodes in pieces], budget)
+    return score_passes(model, scorer, [[pieces[i] for i in chosen] for chosen in bins], cache, **more)
+
+
+def score_passes(
     model: Any,
     scorer: Scorer,
-    wanted: Sequence[Wanted],
-    budget: int,
+    passes: Sequence[Sequence[Wanted]],
     cache: Path | None,
     *,
     bf16: bool = False,
@@ -59,25 +79,15 @@ def score_trees(
 ) -> dict[NodeKey, np.ndarray[Any, np.dtype[np.float32]]]:
     """Per wanted node an array (n, 5): entropy, log p, max log p, margin, varentropy of each token, as in `TokenTrace`.
 
-    ``budget`` is in tokens of one forward pass. With ``world`` processes each scores its share of the parts into ``cache``,
-    which they must share; ``wait`` is their barrier.
+    Each of the ``passes`` is one forward pass over what it holds of trees, no two of one question. With ``world`` processes
+    each scores its share of the parts into ``cache``, which they must share; ``wait`` is their barrier.
 
     Raises:
-        DataError: two trees of one question.
         EngineError: NaN or infinite logits.
     """
-    if len({tree.question.id for tree, _ in wanted}) < len(wanted):
-        raise DataError("Two of the trees are of one question: their scores would mix. Give each a question id of its own.")
-    pieces = [
-        (tree, [nodes[i] for i in part])
-        for tree, needed in wanted
-        if (nodes := sorted(needed))
-        for part in cut(tree, [frozenset([n]) for n in nodes], budget)
-    ]
-    bins = fill([packed_size(tree, nodes) for tree, nodes in pieces], budget)
-    parts = [bins[i : i + _PART] for i in range(0, len(bins), _PART)]
+    parts = [passes[i : i + _PART] for i in range(0, len(passes), _PART)]
     assert cache is not None or world == 1, "processes share their scores through files"
-    folder = None if cache is None else cache / f"{fingerprint(model)}-{_data_hash(wanted, scorer, budget, bf16)}"
+    folder = None if cache is None else cache / f"{fingerprint(model)}-{_data_hash(passes, scorer, bf16)}"
     found: dict[NodeKey, np.ndarray[Any, np.dtype[np.float32]]] = {}
     device = next(model.parameters()).device.type
     for number, part in enumerate(parts):
@@ -86,7 +96,7 @@ def score_trees(
             continue
         scores: dict[NodeKey, Any] = {}
         for chosen in part:
-            rows = [row for i in chosen for row in scorer.rows(*pieces[i])]
+            rows = [row for tree, needed in chosen for row in scorer.rows(tree, needed)]
             # Without the cache of autocast, which would keep a bfloat16 copy of the whole model.
             with torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False):
                 traces = scorer.traces(model, rows)
@@ -134,9 +144,11 @@ def _read(file: Path) -> dict[NodeKey, Any]:
     return {(question, int(node)): tensors[name] for name, (node, _, question) in keys.items()}
 
 
-def _data_hash(wanted: Sequence[Wanted], scorer: Scorer, budget: int, bf16: bool) -> str:
-    digest = hashlib.sha256(f"1 {scorer.attention} {budget} {bf16}".encode())
-    for tree, needed in wanted:
-        nodes = [(n.id, n.parent, n.step.token_ids) for n in tree.nodes]
-        digest.update(repr((tree.question.id, tree.prompt_ids, nodes, sorted(needed))).encode())
+def _data_hash(passes: Sequence[Sequence[Wanted]], scorer: Scorer, bf16: bool) -> str:
+    digest = hashlib.sha256(f"2 {scorer.attention} {bf16}".encode())
+    for part in passes:
+        for tree, needed in part:
+            nodes = [(n.id, n.parent, n.step.token_ids) for n in tree.nodes]
+            digest.update(repr((tree.question.id, tree.prompt_ids, nodes, sorted(needed))).encode())
+        digest.update(b"pass")
     return digest.hexdigest()[:16]

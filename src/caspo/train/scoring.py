@@ -1,7 +1,7 @@
 """One forward pass over a row: log-probabilities and entropies of every step in it.
 
-Logits are computed only at the places that predict a step's token, and what the loss needs of them is reduced to a few
-numbers per token at once: `_TokenScores` keeps no copy of the (places, V) matrix beside the logits themselves.
+Logits are computed only at the places that predict a step's token, a part of them at a time where they are many
+(`output_layer`), and reduced to a few numbers per token at once: `_TokenScores` keeps no copy of a (places, V) matrix.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -18,6 +19,7 @@ from caspo.confidence.logits import Distribution
 from caspo.core.errors import EngineError
 from caspo.records import Tree
 from caspo.train.attention import TreeAttention
+from caspo.train.output_layer import OutputLayer, Reduce
 from caspo.train.tree_packing import NodeKey, PackedRow, join, pack, separate
 
 __all__ = ["CPU_ROWS", "GPU_ROWS", "NodeScores", "Scorer", "check_packing"]
@@ -27,6 +29,11 @@ CPU_ROWS = 8
 GPU_ROWS = 1024
 _TOLERANCE = 1e-3
 """Largest difference of a token's log p between two layouts that float32 rounding explains, with room to spare, nats."""
+_ROUGH_TOLERANCE = 0.3
+"""The same of a step's mean in bfloat16: a 0.5B model was off by 0.05 (0.4 at its worst token), and by 0.6 to 1.5 where
+the mask was not honoured."""
+_FEW = 4
+"""Tokens that a step counts as at least, so that no single one decides."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Scorer:
                 "hold one for every token and word. Use a causal language model of a current transformers release."
             )
         self.attention = TreeAttention.of(model) if packed else None
+        self.output = OutputLayer.of(model)
         self.dtype: torch.dtype = model.dtype
 
     def rows(self, tree: Tree, needed: Collection[int]) -> list[PackedRow]:
@@ -65,11 +73,7 @@ class Scorer:
 
     def score(self, model: Any, rows: Sequence[PackedRow]) -> dict[NodeKey, NodeScores]:
         """Scores of every node of the rows, differentiable; ``model`` may be wrapped."""
-        logits_UV, order, keys, sizes = self._logits(model, rows)
-        places, tokens = order
-        logprobs, entropies = _TokenScores.apply(logits_UV, places, tokens)  # type: ignore[no-untyped-call]
-        split = zip(keys, torch.split(logprobs, sizes), torch.split(entropies[places], sizes), strict=True)
-        return {key: NodeScores(lp, h) for key, lp, h in split}
+        return {key: NodeScores(*found.unbind(1)) for key, found in self._reduce(model, rows, _scores).items()}
 
     @torch.no_grad()
     def traces(self, model: Any, rows: Sequence[PackedRow]) -> dict[NodeKey, torch.Tensor]:
@@ -78,18 +82,10 @@ class Scorer:
         Raises:
             EngineError: NaN or infinite logits.
         """
-        logits_UV, (places, tokens), keys, sizes = self._logits(model, rows)
-        step = _step(logits_UV)
-        found = [
-            Distribution.of(logits_PV := logits_UV[p]).statistics(logits_PV, t)
-            for p, t in zip(torch.split(places, step), torch.split(tokens, step), strict=True)
-        ]
-        return dict(zip(keys, torch.split(torch.cat(found).cpu(), sizes), strict=True))
+        return {key: found.cpu() for key, found in self._reduce(model, rows, _statistics).items()}
 
-    def _logits(
-        self, model: Any, rows: Sequence[PackedRow]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], list[NodeKey], list[int]]:
-        """(U, V) logits at the places where tokens are predicted; per token its place among the U and its id."""
+    def _reduce(self, model: Any, rows: Sequence[PackedRow], reduce: Reduce) -> dict[NodeKey, torch.Tensor]:
+        """Per node (n, k): what ``reduce`` makes of the logits that predict its tokens."""
         device = next(model.parameters()).device
         if self.attention:
             row = join(rows)
@@ -110,26 +106,23 @@ class Scorer:
                 for key, (predictors, tokens) in row.nodes.items()
             }
             inputs = {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
-        keys = list(nodes)
-        sizes = [len(nodes[key][1]) for key in keys]
+        sizes = [len(tokens) for _, tokens in nodes.values()]
         # A place that predicts several children appears once.
-        kept, places = torch.unique(
-            torch.tensor([p for key in keys for p in nodes[key][0]], device=device), return_inverse=True
+        kept_U, places_N = np.unique(
+            np.concatenate([np.asarray(predictors) for predictors, _ in nodes.values()]), return_inverse=True
         )
-        tokens_N = torch.tensor([t for key in keys for t in nodes[key][1]], device=device)
-        columns = kept if self.attention else torch.unique(kept % width)
-        logits = model(**inputs, logits_to_keep=columns, use_cache=False).logits
-        if not self.attention:
-            found = torch.searchsorted(columns, kept % width)
-            logits = logits.flatten(0, 1)[(kept // width) * len(columns) + found]
-        else:
-            logits = logits[0]
-        return logits, (places, tokens_N), keys, sizes
+        tokens_N = np.concatenate([np.asarray(tokens) for _, tokens in nodes.values()])
+        columns = np.unique(kept_U % width)
+        wanted_U = kept_U // width * len(columns) + columns.searchsorted(kept_U % width)
+        inputs["logits_to_keep"] = torch.tensor(columns, device=device)
+        found = self.output.reduce(model, inputs, wanted_U, places_N, tokens_N, reduce)
+        return dict(zip(nodes, torch.split(found, sizes), strict=True))
 
 
 @torch.no_grad()
 def check_packing(model: Any, tree: Tree, needed: Collection[int]) -> float:
-    """Score one tree in both layouts; the largest difference of a token's log p, nats.
+    """Score one tree in both layouts; the largest difference of a token's log p, nats. Of a model that is not held in
+    float32, the largest mean over the tokens of a step: single ones are far off by rounding alone.
 
     Raises:
         EngineError: the difference is more than rounding: the model does not honour the tree mask.
@@ -137,8 +130,10 @@ def check_packing(model: Any, tree: Tree, needed: Collection[int]) -> float:
     apart_scorer, packed_scorer = Scorer(model, packed=False), Scorer(model, packed=True)
     apart = apart_scorer.traces(model, apart_scorer.rows(tree, needed))
     packed = packed_scorer.traces(model, packed_scorer.rows(tree, needed))
-    worst = max(float((packed[key][:, 1] - apart[key][:, 1]).abs().max()) for key in apart)
-    if not worst < _TOLERANCE * (1 if model.dtype == torch.float32 else 100):
+    differences = [(packed[key][:, 1] - apart[key][:, 1]).abs() for key in apart]
+    exact = model.dtype == torch.float32
+    worst = max(float(found.max() if exact else found.sum() / max(len(found), _FEW)) for found in differences)
+    if not worst < (_TOLERANCE if exact else _ROUGH_TOLERANCE):
         raise EngineError(
             f"Packed and separate rows disagree on this model by {worst:.3g} nats a token: {type(model).__name__} does not "
             "honour the tree mask. Nothing was trained. Set train.layout=separate, and please report the model's type."
@@ -148,6 +143,22 @@ def check_packing(model: Any, tree: Tree, needed: Collection[int]) -> float:
 
 def _step(logits: torch.Tensor) -> int:
     return CPU_ROWS if logits.device.type == "cpu" else GPU_ROWS
+
+
+def _scores(logits_PV: torch.Tensor, places_N: torch.Tensor, tokens_N: torch.Tensor) -> torch.Tensor:
+    """(N, 2): log p of each token, and the entropy it was drawn at."""
+    logprobs_N, entropies_P = _TokenScores.apply(logits_PV, places_N, tokens_N)  # type: ignore[no-untyped-call]
+    return torch.stack([logprobs_N, entropies_P[places_N]], dim=1)
+
+
+def _statistics(logits_PV: torch.Tensor, places_N: torch.Tensor, tokens_N: torch.Tensor) -> torch.Tensor:
+    """(N, 5): see `Distribution.statistics`."""
+    step = _step(logits_PV)
+    found = [
+        Distribution.of(logits_NV := logits_PV[places]).statistics(logits_NV, tokens)
+        for places, tokens in zip(torch.split(places_N, step), torch.split(tokens_N, step), strict=True)
+    ]
+    return torch.cat(found)
 
 
 class _TokenScores(torch.autograd.Function):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 # torch documents these three, and has no public path to them.
@@ -23,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from caspo.train.attention import TreeAttention
+from caspo.train.lora import without_adapters
+from caspo.train.output_layer import OutputLayer
 from caspo.train.scoring import CPU_ROWS, GPU_ROWS
 
 __all__ = ["Forward", "Highest", "simulate"]
@@ -75,6 +78,7 @@ def simulate(
     checkpointing: bool = False,
     autocast: bool = False,
     dtype: torch.dtype | None = None,
+    frozen: torch.dtype | None = None,
     gpu: bool = False,
 ) -> Highest:
     """Memory of one pass.
@@ -87,6 +91,7 @@ def simulate(
         checkpointing: whether activations are computed again in the backward pass.
         autocast: whether weights are cast to bfloat16 as they are used.
         dtype: of the weights; as they are by default.
+        frozen: of those that are not trained, likewise.
         gpu: whether logits are reduced in the parts of a GPU.
 
     Raises:
@@ -95,43 +100,52 @@ def simulate(
     # Which keys a block of queries needs depends on the trees: the whole square is counted.
     attention = replace(TreeAttention.of(model), by_block=False) if packed else None
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
-    part = (min(forward.tokens, GPU_ROWS if gpu else CPU_ROWS), vocabulary)
+    each = np.arange(forward.tokens)
     model.train(train)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     with FakeTensorMode(), torch.set_grad_enabled(train):
-        live = _Live(vocabulary, _fake_weights(model, dtype))
+        live = _Live(vocabulary, _fake_weights(model, dtype, frozen))
+        with live:
+            output = OutputLayer.of(without_adapters(model))
         positions_T = torch.arange(forward.width)
         ids_BT = torch.zeros(forward.rows, forward.width, dtype=torch.long)
+
+        def reduce(logits_PV: torch.Tensor, places_N: torch.Tensor, tokens_N: torch.Tensor) -> torch.Tensor:
+            part = (min(len(logits_PV), GPU_ROWS if gpu else CPU_ROWS), vocabulary)
+            if train:
+                # What is not reduced within the model comes out of it in float32, as accelerate makes it under autocast.
+                whole = logits_PV.float() if output.module is None else logits_PV
+                return _Scores.apply(whole, part)  # type: ignore[no-any-return, no-untyped-call]
+            torch.empty(_MEASURED, *part)
+            return torch.empty(len(places_N), 5)
+
         with live:
             if attention is not None:
                 mask = attention.mask(positions_T, torch.full_like(positions_T, forward.width), torch.float32)
             else:
                 mask = torch.ones(forward.rows, 1, forward.width, forward.width, dtype=torch.bool)
+            inputs = {
+                "input_ids": ids_BT, "position_ids": positions_T.expand_as(ids_BT), "attention_mask": mask,
+                "logits_to_keep": positions_T,
+            }  # fmt: skip
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast, cache_enabled=train):
-                logits = model(
-                    input_ids=ids_BT, position_ids=positions_T.expand_as(ids_BT), attention_mask=mask, use_cache=False,
-                    logits_to_keep=positions_T,
-                ).logits  # fmt: skip
+                found = output.reduce(model, inputs, each, each, each, reduce)
             if train:
-                logits = logits.float()  # as accelerate does under autocast
-                loss = _Scores.apply(logits.flatten(0, 1), part)  # type: ignore[no-untyped-call]
-                del logits
-                loss.backward()
-            else:
-                torch.empty(_MEASURED, *part)
+                found.sum().backward()
         masks = sum(one.untyped_storage().nbytes() for one in tree_leaves(mask))
-    found = live.highest
-    return Highest(found["working"], found["logits"], masks, found["activations"] - masks)
+    most = live.highest
+    return Highest(most["working"], most["logits"], masks, most["activations"] - masks)
 
 
-def _fake_weights(model: Any, dtype: torch.dtype | None) -> list[torch.Tensor]:
+def _fake_weights(model: Any, dtype: torch.dtype | None, frozen: torch.dtype | None) -> list[torch.Tensor]:
     """Put fake tensors in the place of those on the meta device, with a gradient where they are trained; all of them."""
     made: dict[torch.Tensor, torch.Tensor] = {}
 
     def fake(old: torch.Tensor) -> torch.Tensor:
         if old not in made:
-            new = torch.empty(old.shape, dtype=dtype if dtype is not None and old.is_floating_point() else old.dtype)
+            other = frozen if isinstance(old, torch.nn.Parameter) and not old.requires_grad else dtype
+            new = torch.empty(old.shape, dtype=other if other is not None and old.is_floating_point() else old.dtype)
             if isinstance(old, torch.nn.Parameter):
                 new = torch.nn.Parameter(new, requires_grad=old.requires_grad)
                 if old.requires_grad:
@@ -154,7 +168,7 @@ class _Scores(torch.autograd.Function):
     def forward(ctx: Any, logits_UV: torch.Tensor, part: tuple[int, int]) -> torch.Tensor:
         ctx.save_for_backward(logits_UV)
         ctx.part = part
-        return logits_UV.new_zeros(())
+        return torch.empty(len(logits_UV), 2)
 
     @staticmethod
     def backward(ctx: Any, _: torch.Tensor) -> Any:
@@ -162,6 +176,12 @@ class _Scores(torch.autograd.Function):
         grad_UV = torch.empty_like(logits_UV)
         torch.empty(_SCORED, *ctx.part)
         return grad_UV, None
+
+
+def _experts(a: torch.Tensor, b: torch.Tensor, ends: torch.Tensor, *_: Any) -> torch.Tensor:
+    """The shape of a product by experts, whose rows end at ``ends``: torch's own check of shapes takes bfloat16 only."""
+    each = a.dim() == b.dim() == 2  # the gradient of the experts' weights
+    return a.new_empty((len(ends),) * each + (a.shape[-2], b.shape[-1]))
 
 
 class _Live(TorchDispatchMode):
@@ -176,7 +196,7 @@ class _Live(TorchDispatchMode):
         self.highest = dict(self._now)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = _experts(*args) if func is torch.ops.aten._grouped_mm.default else func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor, func, args)

@@ -19,8 +19,8 @@ from caspo.core.errors import DataError, EngineError
 from caspo.records import StepPair, Tree
 from caspo.train import losses
 from caspo.train.checks import check_pairs, check_tokens
-from caspo.train.lora import LoraSettings, add_adapters
-from caspo.train.reference import score_trees
+from caspo.train.lora import LoraSettings, add_adapters, like, merged, without_adapters
+from caspo.train.reference import score_passes
 from caspo.train.scoring import Scorer, check_packing
 from caspo.train.trainer import Job, LoopSettings, Metrics, fit
 from caspo.train.tree_packing import NodeKey, packed_size
@@ -65,6 +65,14 @@ class StepDPOSettings(LoopSettings):
     """`packed`: a tree in one row. `separate`: a path in a row, for models that cannot be packed."""
     lora: LoraSettings | None = None
     """Adapters; without them all weights are trained."""
+    base: Literal["float32", "bfloat16", "4bit"] = "float32"
+    """What the frozen weights under adapters are held in: 4, 2 or about half a byte each. `bfloat16` and `4bit` (NF4, by
+    bitsandbytes) need `lora` and `precision: bf16`."""
+    save: Literal["merged", "adapter", "both"] = "merged"
+    """What is kept: a model with the adapters merged into its weights, the adapters alone (a folder that names its base), or
+    the merged model with the adapters beside it in `adapter`."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the weights of the result are stored in; `auto`: in what the model came in. Adapters are float32."""
     validation: float = Field(0.0, ge=0, lt=1)
     """Share of the trees that is held out to measure on."""
     evaluate_every: int = Field(10, ge=1)
@@ -78,6 +86,13 @@ class StepDPOSettings(LoopSettings):
             raise ValueError("label_smoothing belongs to loss: sigmoid")
         if self.patience and not self.validation:
             raise ValueError("patience needs validation, the share of the trees to measure on")
+        if self.base != "float32" and (self.lora is None or self.precision != "bf16"):
+            raise ValueError(
+                f"base: {self.base} is for the frozen weights under adapters, and the forward pass over it is bfloat16: it "
+                "needs lora and precision: bf16"
+            )
+        if self.save != "merged" and self.lora is None:
+            raise ValueError(f"save: {self.save} needs lora: without it there are no adapters to keep")
         return self
 
 
@@ -122,13 +137,14 @@ def train_step_dpo(
     reference: Mapping[NodeKey, float] | None = None,
     calibration: tuple[float, float] | None = None,
     cache: Path | None = None,
+    merge: bool = True,
 ) -> tuple[Any, TrainingResult]:
-    """Align ``model`` (float32, in place) with the pairs.
+    """Align ``model`` (in place) with the pairs. What is trained of it must be float32.
 
     Goes on from ``out`` if a run of the same settings was killed there. Runs as one process or under `accelerate launch`.
 
     Args:
-        model: a causal language model of transformers, not wrapped.
+        model: a causal language model of transformers, not wrapped; with adapters of peft to train these further.
         trees, pairs: the trees and the pairs that point into them.
         settings, seed: what to do.
         out: folder for checkpoints.
@@ -137,9 +153,10 @@ def train_step_dpo(
         reference: log p of the steps under another model (`reference_of`), nats; the model as it comes in by default.
         calibration: slope and intercept of the confidence term (see `losses.calibrated_confidence`).
         cache: folder for reference scores, ``out`` by default.
+        merge: whether adapters are merged into the weights in the end; else the model comes back with them.
 
     Returns:
-        the trained model (adapters merged; None on all processes but the first where weights were sharded), the figures.
+        the trained model (None on all processes but the first where weights were sharded), the figures.
 
     Raises:
         DataError: no pairs, pairs without their nodes, trees that are not this model's, paths longer than its context.
@@ -149,23 +166,24 @@ def train_step_dpo(
     used = {pair.question_id for pair in pairs}
     check_tokens([tree for tree in trees if tree.question.id in used], model, tokenizer)
     packed = settings.layout == "packed"
-    scorer = Scorer(model, packed=packed)
+    plain = without_adapters(model)
+    scorer = Scorer(plain, packed=packed)
     units = make_units(trees, pairs, judged=settings.confidence > 0, packed=packed)
     if packed:
         # A few branches of one tree: enough that a mask which is not honoured shows, little enough to be cheap.
         smallest = min(units, key=lambda unit: unit.size)
         ends = (smallest.pairs[0], smallest.pairs[-1])
-        check_packing(model, smallest.tree, {node for pair in ends for node in (pair.chosen, pair.rejected)})
+        check_packing(plain, smallest.tree, {node for pair in ends for node in (pair.chosen, pair.rejected)})
     source: Literal["sampled", "scored", "given"] = "given"
     if reference is None:
-        sampled = all(_sampled_by(model, scorer, unit, settings) for unit in (units[0], units[-1]))
+        sampled = all(_sampled_by(plain, scorer, unit, settings) for unit in (units[0], units[-1]))
         source = "sampled" if sampled else "scored"
         reference = (
             {(t.question.id, n.id): float(n.step.trace.logprob.sum()) for t in trees for n in t.nodes}
             if sampled
-            else reference_of(model, trees, pairs, settings, cache or out)
+            else reference_of(plain, trees, pairs, settings, seed, cache or out)
         )
-    if settings.lora is not None:
+    if settings.lora is not None and model is plain:
         model = add_adapters(model, settings.lora, seed)
     training, held = held_out(units, settings.validation, seed)
     job = Job(
@@ -179,16 +197,14 @@ def train_step_dpo(
         evaluate_every=settings.evaluate_every if held else 0,
         patience=settings.patience,
     )  # fmt: skip
-    config, kind = model.config, type(model.get_base_model() if settings.lora else model)
+    adapted = model is not plain
 
     def rebuild() -> Any:
-        fresh = kind(config)
-        return fresh if settings.lora is None else add_adapters(fresh, settings.lora, seed)
+        fresh = type(plain)(plain.config)
+        return like(model, fresh) if adapted else fresh
 
     fitted = fit(model, job, settings, out, seed, on_step, rebuild)
-    trained = fitted.model
-    if settings.lora is not None and trained is not None:
-        trained = trained.merge_and_unload()
+    trained = merged(fitted.model) if merge and adapted and fitted.model is not None else fitted.model
     steps = [line for line in fitted.log if "pair_accuracy" in line]
     measured = [line["eval_loss"] for line in fitted.log if "eval_loss" in line]
     tenth = max(1, len(steps) // 10)
@@ -213,24 +229,26 @@ def train_step_dpo(
 
 
 def reference_of(
-    model: Any, trees: Sequence[Tree], pairs: Sequence[StepPair], settings: StepDPOSettings, cache: Path
+    model: Any, trees: Sequence[Tree], pairs: Sequence[StepPair], settings: StepDPOSettings, seed: int, cache: Path
 ) -> dict[NodeKey, float]:
     """log p under ``model`` of every step that a pair needs, nats, in the layout and precision of the training.
 
-    Kept below ``cache`` by a hash of model and data; a killed call goes on. Under `accelerate launch` every process scores
-    its share.
+    In the very passes of its first epoch: in bfloat16 a token's log p changes with what else is in the row, and a model
+    would begin away from itself. Kept below ``cache`` by a hash of model and data; a killed call goes on. Under `accelerate
+    launch` every process scores its share.
     """
     from accelerate import PartialState
 
-    needed: dict[str, set[int]] = {}
-    for pair in pairs:
-        needed.setdefault(pair.question_id, set()).update((pair.chosen, pair.rejected))
+    packed = settings.layout == "packed"
+    units = make_units(trees, pairs, judged=settings.confidence > 0, packed=packed)
+    training, held = held_out(units, settings.validation, seed)
+    steps = plan_steps(training, epochs=1, batch_pairs=settings.batch_pairs, micro_tokens=settings.micro_tokens, seed=seed)
+    micros = [micro for step in (*steps, micro_batches(held, settings.micro_tokens)) for micro in step]
     state = PartialState(cpu=model.device.type == "cpu")
-    scores = score_trees(
+    scores = score_passes(
         model,
-        Scorer(model, packed=settings.layout == "packed"),
-        [(tree, frozenset(needed[tree.question.id])) for tree in trees if tree.question.id in needed],
-        settings.micro_tokens,
+        Scorer(model, packed=packed),
+        [[(unit.tree, unit.needed) for unit in micro.units] for micro in micros],
         cache,
         bf16=settings.precision == "bf16",
         rank=state.process_index,

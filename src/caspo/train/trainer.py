@@ -5,7 +5,7 @@ One item of the data is one optimiser step: a list of micro-batches of any numbe
 update: processes take the micro-batches in turn, and one that has fewer than the others goes along with weight 0.
 
 Trainable weights are float32; under ``precision: bf16`` the forward pass runs in bfloat16 (autocast) and the masters
-stay float32, because bfloat16 weights lose the small updates of preference training.
+stay float32, because bfloat16 weights lose the small updates of preference training. Frozen ones may be anything.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from caspo.core.config import Config
 from caspo.core.errors import ConfigError, EngineError, StorageError
 from caspo.core.storage import is_refusal, write_text
 
-__all__ = ["Fitted", "Job", "LoopSettings", "Metrics", "fit", "has_ended", "remove_checkpoints"]
+__all__ = ["SHARDED_BASE", "Fitted", "Job", "LoopSettings", "Metrics", "fit", "has_ended", "remove_checkpoints"]
 
 Item = TypeVar("Item")
 Metrics = dict[str, tuple[float, float]]
@@ -44,6 +44,10 @@ _WHOLE = "whole"
 
 _ENDED = "ended"
 
+SHARDED_BASE = (
+    "Full sharding (FSDP, DeepSpeed ZeRO-3) divides weights of one precision, and under train.base=bfloat16 or 4bit the "
+    "frozen ones have another than the adapters. Set train.base=float32, or train on devices that hold the base whole (DDP)."
+)
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
@@ -117,6 +121,7 @@ def fit(
     processes to be put together in.
 
     Raises:
+        ConfigError: weights of several precisions are to be spread over processes.
         EngineError: the loss or the gradient is not a number; the message says at which item.
         StorageError: a checkpoint could not be written.
     """
@@ -127,6 +132,8 @@ def fit(
     if checkpoint is not None and has_ended(out):
         job = replace(job, plan=job.plan[: _step_of(checkpoint)])  # it may have stopped early: no step is left
     trainer = _PlanTrainer(model, job, settings, out, seed, on_step)
+    if trainer.accelerator.distributed_type in _SHARDED and len({p.dtype for p in model.parameters()}) > 1:
+        raise ConfigError(SHARDED_BASE)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # one for every checkpoint
     try:

@@ -12,7 +12,7 @@ from caspo.engines.models.cache import check_room
 from caspo.engines.models.conversion import save
 from caspo.engines.models.reading import config_of, open_tokenizer, quiet, read
 
-__all__ = ["adapter_files", "base_of", "is_adapter", "merge_adapter"]
+__all__ = ["base_of", "is_adapter", "merge_adapter"]
 
 _SETTINGS, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -47,11 +47,6 @@ def base_of(folder: Path) -> str | None:
         )
     base = settings.get("base_model_name_or_path")
     return base if isinstance(base, str) and base else None
-
-
-def adapter_files(folder: Path) -> list[Path]:
-    """The files of an adapter that make a merged model what it is."""
-    return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix != ".md")
 
 
 def merge_adapter(base: Path, adapter: Path, folder: Path, *, trust_remote_code: bool = False) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caspo.core.errors import ModelError, StorageError
-from caspo.engines.models.adapter import adapter_files, base_of, is_adapter, merge_adapter
+from caspo.engines.models.adapter import base_of, is_adapter, merge_adapter
 from caspo.engines.models.bundled import (
     BUNDLED,
     GgufWheels,
@@ -27,7 +27,7 @@ from caspo.engines.models.reading import check_folder, quiet, read
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["gguf_file", "load", "resolve"]
+__all__ = ["adapter_and_base", "gguf_file", "load", "resolve"]
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "tokenizer*"]
 
@@ -56,12 +56,25 @@ def resolve(name_or_path: str, *, base: str | None = None, trust_remote_code: bo
     return folder
 
 
+def adapter_and_base(
+    name_or_path: str, *, base: str | None = None, trust_remote_code: bool = False
+) -> tuple[Path, str] | None:
+    """The folder of a LoRA adapter and the name of its base; None of a model that is whole. Names as `resolve` takes them.
+
+    Raises:
+        ModelError: there is no such model, or an adapter that cannot be used.
+    """
+    folder = _adapter_or_model(name_or_path, trust_remote_code)
+    return (folder, _base(folder, base, trust_remote_code)[0]) if is_adapter(folder) else None
+
+
 def load(
     name_or_path: str, *, dtype: str = "float32", device: str = "cpu", base: str | None = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: bool = False, four_bit: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:  # fmt: skip
     """A model in evaluation mode, and its tokenizer; names and ``base`` as `resolve` takes them, ``device`` as
-    `chosen_device` does.
+    `chosen_device` does. With ``four_bit`` the weights of its linear layers are rounded to NF4 by bitsandbytes, and
+    ``dtype`` is what they are computed in.
 
     Attention is SDPA, or eager where a model needs that. The tokenizer has an EOS token (without one no solution could ever
     end); it may lack a padding token: engines and collators pad by themselves. Every weight comes from the file: a missing
@@ -69,7 +82,7 @@ def load(
     """
     place = chosen_device(dtype, device)  # before anything is downloaded or converted
     folder = resolve(name_or_path, base=base, trust_remote_code=trust_remote_code)
-    return read(folder, name_or_path, dtype=dtype, device=place, trust_remote_code=trust_remote_code)
+    return read(folder, name_or_path, dtype=dtype, device=place, trust_remote_code=trust_remote_code, four_bit=four_bit)
 
 
 def gguf_file(name: str) -> Path:
@@ -112,6 +125,17 @@ def _plain(name: str) -> str:
 
 def _merged(adapter: Path, base: str | None, trust_remote_code: bool) -> Path:
     """The folder of an adapter merged into its base."""
+    _, found = _base(adapter, base, trust_remote_code)
+    digest = digest_of([*model_files(adapter), *model_files(found)])
+    return cached_folder(
+        _plain(adapter.resolve().name),
+        digest,
+        lambda folder: merge_adapter(found, adapter, folder, trust_remote_code=trust_remote_code),
+    )
+
+
+def _base(adapter: Path, base: str | None, trust_remote_code: bool) -> tuple[str, Path]:
+    """The name and the folder of an adapter's base."""
     named = base_of(adapter)
     chosen = base or named
     if chosen is None:
@@ -130,12 +154,7 @@ def _merged(adapter: Path, base: str | None, trust_remote_code: bool) -> Path:
             f"The base of the adapter {adapter} is {chosen!r}, which is an adapter too. Merge that one into its base first "
             "(peft: merge_and_unload, then save_pretrained), and name the result with --base (model.base)."
         )
-    digest = digest_of([*adapter_files(adapter), *model_files(found)])
-    return cached_folder(
-        _plain(adapter.resolve().name),
-        digest,
-        lambda folder: merge_adapter(found, adapter, folder, trust_remote_code=trust_remote_code),
-    )
+    return chosen, found
 
 
 def _resolve_bundled(name: str) -> Path:

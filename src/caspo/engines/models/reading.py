@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caspo.core.errors import ModelError
+from caspo.core.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -55,11 +56,13 @@ def config_of(folder: Path, file: str = "config.json") -> dict[str, Any]:
 
 
 def read(
-    folder: Path, name: str, *, dtype: str = "float32", device: str | torch.device = "cpu", trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    folder: Path, name: str, *, dtype: str = "float32", device: str | torch.device = "cpu",
+    trust_remote_code: bool = False, four_bit: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:  # fmt: skip
     """The model of a folder, called ``name`` in messages. Every weight comes from the file.
 
     Raises:
+        ConfigError: ``four_bit`` without bitsandbytes.
         ModelError: it cannot be loaded, lacks a weight, or its tokenizer is not there, has no EOS token, or has tokens that
             the model does not know.
     """
@@ -67,6 +70,7 @@ def read(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": not trust_remote_code}
+    rounding = _four_bit(torch.device(device), dtype) if four_bit else {}
     tokenizer = open_tokenizer(AutoTokenizer, folder, name, **common)
     try:
         with quiet():
@@ -77,6 +81,7 @@ def read(
                 use_safetensors=True,
                 output_loading_info=True,
                 **common,
+                **rounding,
             )
     except Exception as error:  # transformers raises whatever a malformed folder happens to trip over
         raise ModelError(
@@ -95,6 +100,9 @@ def read(
             "`eos_token` in tokenizer_config.json to the token the model was trained to stop with."
         )
     _check_vocabulary(tokenizer, int(model.get_input_embeddings().weight.shape[0]), name)
+    if four_bit:
+        _without_repacking(model)
+        return model.eval(), tokenizer  # it is on its device
     return model.to(device).eval(), tokenizer
 
 
@@ -106,6 +114,31 @@ def _attention(folder: Path) -> str | None:
     config = config_of(folder)
     capped = config.get("attn_logit_softcapping") or (config.get("text_config") or {}).get("attn_logit_softcapping")
     return "eager" if capped else None
+
+
+def _four_bit(device: torch.device, dtype: str) -> dict[str, Any]:
+    """Options of `from_pretrained` for NF4 weights, their scales rounded as well."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "A base in 4 bits needs bitsandbytes, which is not installed: pip install 'caspo-llm[bitsandbytes]'. Or set "
+            "train.base=bfloat16, which takes four times the memory of it."
+        )
+    rounding = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )  # fmt: skip
+    return {"quantization_config": rounding, "device_map": {"": device}}
+
+
+def _without_repacking(model: Any) -> None:
+    """On a CPU with bfloat16 instructions bitsandbytes repacks weights in place once they are used without gradients, and
+    what it then computes has no gradient: without a word, training after any such pass would be wrong."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
