@@ -2,8 +2,9 @@
 
 A folder is claimed before anything in it is read, written or removed. Beside the results it then holds ``recipe.yaml`` (the
 settings, all defaults filled in), ``made_from.json`` (for each command its shard and its input files with their digests),
-``placement.json`` where a model sampled (`caspo.loop.settled`) and ``.caspo.lock``. A folder that was made with other settings or other inputs is refused, and so is one that holds files of
-somebody else under the names that a command writes: what stands in those places is ours, and nothing else is ever removed.
+``placement.json`` where a model of this machine samples (`caspo.loop.settled`), and ``.caspo.lock``. A folder that was made
+with other settings or other inputs is refused, and so is one that holds files of somebody else under the names that a
+command writes: what stands in those places is ours, and nothing else is ever removed.
 """
 
 from __future__ import annotations
