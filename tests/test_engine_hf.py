@@ -451,6 +451,41 @@ def test_rows_under_way_go_on_while_a_long_prompt_is_read(monkeypatch: pytest.Mo
     batch.close()
 
 
+def test_a_prompt_that_nobody_wants_any_more_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given up between its passes (a client hung up): the next in line does not wait for what is left of it."""
+    monkeypatch.setattr("caspo.engines.local.decoder._PREFILL_TOKENS_CPU", 2)
+    ours, (first, long, other) = engine(), prefixes(3, seed=8, low=24)
+    batch = ours.batch(3)
+    batch.add(0, Request(first, 0, 40))
+    batch.step()
+    batch.add(1, Request(long, 1, 40))
+    batch.step()
+    passes: list[list[int]] = []
+    prefill = ours.decoder._prefill
+    monkeypatch.setattr(ours.decoder, "_prefill", lambda asked: passes.append([*map(len, asked)]) or prefill(asked))
+    batch.drop(1)
+    batch.add(2, Request(other, 2, 40))
+    batch.step()
+    assert passes == [[2]]  # the beginning of the other one
+    batch.close()
+
+
+def test_a_lone_prompt_joins_a_search_that_takes_every_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not held back for as long as too few rows leave."""
+    monkeypatch.setattr("caspo.engines.local.batch._HELD_STEPS", 3)
+    ours, requests = engine(), [Request(prompt, 0, 12, temperature=0.0) for prompt in prefixes(8, low=9)]
+    done = ours.generate(requests)
+    enduring = next(request for request, one in zip(requests, done, strict=True) if len(one.token_ids) == 12)
+    ours.forget()
+    batch = ours.batch(16)
+    for place in range(15):
+        batch.add(place, enduring)
+    batch.step()
+    batch.add(15, Request(prefixes(1, seed=4, low=9)[0], 0, 1))
+    assert [place for _ in range(4) for place, _ in batch.step()] == [15]
+    batch.close()
+
+
 def test_watched_rows_end_where_they_are_told() -> None:
     """A watch sees every token with its own numbers; what it refuses is the last. Its neighbours do not notice."""
     ours = engine()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 
@@ -9,7 +11,8 @@ from caspo.engines.local.layout import laid_out
 from tiny import VOCABULARY, build
 
 pytestmark = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    platform.machine().lower() not in ("x86_64", "amd64")
+    or not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
     reason="oneDNN does not multiply in bfloat16 on this CPU",
 )
 
@@ -44,6 +47,41 @@ def test_an_mlp_of_another_formula_keeps_its_own() -> None:
     for layer in ordered.model.layers:
         layer.mlp.__class__ = Halved
     assert "_GatedMLP" not in named(laid_out(ordered))
+
+
+@pytest.mark.parametrize("bent", ["gelu of small inputs", "a limit far out"])
+@torch.inference_mode()
+def test_an_mlp_that_differs_for_some_inputs_only_keeps_its_own(bent: str) -> None:
+    """Gelu and silu are alike near 0 and far from it; limits on gate and up (DeepSeek-V4, GLM-5) are seldom met."""
+    ordered = build("llama").bfloat16()
+    mlp = type(ordered.model.layers[0].mlp)
+
+    class Limited(mlp):  # type: ignore[misc,valid-type]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.down_proj(self.act_fn(self.gate_proj(x).clamp(max=7)) * self.up_proj(x).clamp(-7, 7))
+            return out
+
+    for layer in ordered.model.layers:
+        if bent == "a limit far out":
+            layer.mlp.__class__ = Limited
+        else:
+            layer.mlp.act_fn = torch.nn.GELU()
+            layer.mlp.gate_proj.weight.mul_(1e-2)
+    assert "_GatedMLP" not in named(laid_out(ordered))
+
+
+@torch.inference_mode()
+def test_weights_can_still_be_read() -> None:
+    """Some models look at the weights of their layers, or compute with them, beside calling these."""
+    plain, ordered = build("llama").bfloat16(), laid_out(build("llama").bfloat16())
+    assert torch.equal(plain.lm_head.weight, ordered.lm_head.weight)
+    assert (ordered.lm_head.out_features, ordered.lm_head.in_features) == plain.lm_head.weight.shape
+
+
+def test_other_processors_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ARM server has oneDNN too, on another library."""
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert "_Linear" not in named(laid_out(build("llama").bfloat16()))
 
 
 def test_float32_stays_as_it_is() -> None:

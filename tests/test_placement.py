@@ -86,6 +86,8 @@ def test_the_device(machine: Callable[..., None], has: dict[str, Any], device: s
         ({}, "cuda", r"no device 'cuda' here: torch .* sees cpu\."),
         ({"cuda": 2}, "cuda:7", r"no device 'cuda:7' here: torch .* sees cuda:0 to cuda:1, cpu\."),
         ({"cuda": 1}, "cuda:1", r"sees cuda, cpu\."),
+        ({}, "cuda:200", "no device 'cuda:200' here"),
+        ({"cuda": 1}, "cuda:256", "no device 'cuda:256' here"),
         ({}, "mps", "no device 'mps' here"),
         ({}, "xpu", "no device 'xpu' here"),
         ({}, "meta", "no device 'meta' here"),
@@ -215,6 +217,12 @@ def test_what_is_said_is_not_probed(probed: list[Any], monkeypatch: pytest.Monke
 def test_bfloat16_weights_are_used_as_they_lie() -> None:
     engine = opening.open_local(ModelSettings(name="stories-tiny", dtype="bfloat16"))
     assert {str(p.dtype) for p in engine.model.parameters()} == {"torch.bfloat16"}
+
+
+def test_a_judge_beside_vllm_is_placed() -> None:
+    """A recipe samples with vLLM, and its judge completes steps with the model itself: with nothing left open."""
+    engine = opening.open_local(ModelSettings(name="stories-tiny", engine="vllm", device="cpu"))
+    assert engine.model.dtype == torch.float32
 
 
 def test_a_server_chooses_for_itself() -> None:

@@ -199,6 +199,8 @@ def open_local(settings: ModelSettings, name: str | None = None, examples: Seque
         ConfigError: the recipe's model is on a server.
     """
     check_local(settings, "A judge or a round that loads a model")
+    if settings.engine == "vllm":  # it samples with vLLM; what needs the model itself has it from us
+        settings = settings.model_copy(update={"engine": "hf"})
     settings = placed(settings, name)  # before torch is loaded
     from caspo.engines.local.engine import HFEngine
     from caspo.engines.local.layout import laid_out

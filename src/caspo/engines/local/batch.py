@@ -15,6 +15,9 @@ from caspo.engines.sampling import Draw, draw_rows
 
 __all__ = ["HFBatch"]
 
+_HELD_STEPS = 32
+"""For so many steps a row that needs a pass of prefill may be held back, while rows that need none take places."""
+
 
 class HFBatch:
     """Continuous batching: a row that finishes leaves at once and one that waits takes its place."""
@@ -25,6 +28,8 @@ class HFBatch:
         self._arriving: list[Row | None] = []
         """Those whose prefixes are being computed; None: given up meanwhile."""
         self._computing: Generator[None, None, list[Prefix]] | None = None
+        self._held = 0
+        """Steps since some that wait were held back."""
         self._rows: list[Row] = []
         self._pool: RowPool | None = None
 
@@ -50,6 +55,8 @@ class HFBatch:
         """Free the request's row, or its place among those that wait."""
         self._waiting = [row for row in self._waiting if row.place != place]
         self._arriving = [None if row is None or row.place == place else row for row in self._arriving]
+        if not any(self._arriving):  # nobody wants what is being computed: others need not wait for it
+            self._arriving, self._computing = [], None
         for at, row in enumerate(self._rows):
             if row.place == place:
                 self._remove(at)
@@ -131,7 +138,8 @@ class HFBatch:
 
     def _choose(self) -> None:
         """Begin with some of those that wait: with rows that continue what is kept at once. Others need a pass, which costs
-        most when it is short: while rows are under way, they wait until an eighth of all rows can come together."""
+        most when it is short: while rows are under way, they wait until an eighth of all rows can come together, but not for
+        ever: where a search takes every place that another leaves, these never are so many."""
         if not self._waiting:
             return
         decoder = self._decoder
@@ -143,8 +151,9 @@ class HFBatch:
         if room <= 0:
             return
         new = self._waiting
-        if self._rows and room < limit // 8:
+        if self._rows and room < limit // 8 and self._held < _HELD_STEPS:
             new = [row for row in new if decoder.has(row.request.prefix_ids[:-1])]
+        self._held = self._held + 1 if len(new) < len(self._waiting) else 0
         new = new[:room]
         if new:
             chosen = {row.place for row in new}

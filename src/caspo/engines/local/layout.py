@@ -8,6 +8,7 @@ What it is not: quantisation. Eight bits are read in half the time, but move ent
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ __all__ = ["laid_out"]
 
 _ROWS = 64
 """Rows of a product that the order is chosen for; others are computed in it too."""
+_X86 = ("x86_64", "amd64")
+_SCALES = tuple(4.0**n for n in range(-2, 6))
+"""Sizes of the inputs an MLP is tried with: activations differ where they are bent, and limits show far out only."""
 
 
 class _Linear(torch.nn.Module):
@@ -23,8 +27,13 @@ class _Linear(torch.nn.Module):
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
-        self.inputs, self.bias = linear.in_features, linear.bias
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
         self.weights = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(out, in), in plain order again: a copy, for models that do not only call their layers."""
+        return self.weights.to_dense()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) to (..., out)."""
@@ -75,15 +84,19 @@ def _gated(module: torch.nn.Module) -> _GatedMLP | None:
     if not (isinstance(gate, _Linear) and isinstance(up, _Linear) and isinstance(down, _Linear)) or len(parts) > 1:
         return None
     gated = _GatedMLP(gate, up, down)
-    x = torch.sin(torch.arange(8 * gate.inputs)).view(1, 8, gate.inputs).bfloat16()
+    directions = torch.sin(torch.arange(len(_SCALES) * gate.in_features)).view(1, len(_SCALES), gate.in_features)
+    x = (torch.tensor(_SCALES)[:, None] * directions).bfloat16()
     was, found = module(x).float(), gated(x).float()
-    return gated if bool((found - was).norm() <= 0.02 * was.norm()) else None
+    return gated if bool(((found - was).norm(dim=-1) <= 0.02 * was.norm(dim=-1)).all()) else None
 
 
 def _supported() -> bool:
-    """Whether oneDNN multiplies in bfloat16 here. The operations are those that torch's compiler lays weights out with."""
+    """Whether oneDNN multiplies in bfloat16 here. The operations are those that torch's compiler lays weights out with.
+
+    On x86: elsewhere oneDNN hands products to other libraries (ARM's), in whose order and fused forms this was not tried.
+    """
     ops = torch.ops.mkldnn
-    return bool(
+    return platform.machine().lower() in _X86 and bool(
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(ops, "_reorder_linear_weight")
         and hasattr(ops, "_linear_pointwise")

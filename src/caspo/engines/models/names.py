@@ -16,9 +16,8 @@ from caspo.engines.models.bundled import (
     ShippedFolder,
     bundled_names,
     shipped,
-    wheel_files,
 )
-from caspo.engines.models.cache import cached_folder, digest_of, sha256
+from caspo.engines.models.cache import cache_dir, cached_folder, digest_of, sha256
 from caspo.engines.models.conversion import WHOLE, convert_gguf, convert_wheels, whole
 from caspo.engines.models.files import model_files
 from caspo.engines.models.placement import chosen_device
@@ -86,12 +85,17 @@ def load(
 
 
 def gguf_file(name: str) -> Path:
-    """The GGUF file of a bundled model that is one; one that comes in parts is joined once, in the cache."""
+    """The GGUF file of a bundled model that is one; one that comes in parts is joined once, in the cache.
+
+    Raises:
+        ModelError: the model is none, a part is missing, or the file is not the one that we know.
+        StorageError: the cache has no room for the whole.
+    """
     source = BUNDLED[name]
     if not isinstance(source, GgufWheels):
         raise ModelError(f"The bundled model {name!r} has no GGUF file. Use the hf engine for it.")
     if len(source.parts) == 1:
-        return wheel_files(name, source)[0]
+        return whole(name, source, cache_dir())  # where it lies
     return cached_folder(f"{name}-gguf", source.sha256, lambda folder: whole(name, source, folder)) / WHOLE
 
 

@@ -50,7 +50,9 @@ def chosen_device(dtype: str, device: str) -> torch.device:
             place = torch.device(device)
         except RuntimeError as error:
             raise ConfigError(f"{device!r} is not a device torch knows. Use for example 'cpu' or 'cuda'.") from error
-    if (place.index or 0) >= here.get(place.type, 0):
+    # torch keeps a number in eight bits: of cuda:256 it makes cuda:0.
+    same = place.index is None or str(place) == device
+    if not same or (place.index or 0) >= here.get(place.type, 0):
         names = [kind if number == 1 else f"{kind}:0 to {kind}:{number - 1}" for kind, number in here.items()]
         raise ConfigError(
             f"There is no device {device!r} here: torch {torch.__version__} sees {', '.join(names)}. Use one of these, or "
