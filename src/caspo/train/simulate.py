@@ -98,7 +98,9 @@ def simulate(
     part = (min(forward.tokens, GPU_ROWS if gpu else CPU_ROWS), vocabulary)
     model.train(train)
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        new = hasattr(model, "activation_checkpointing_enable")  # transformers 5.19 has the other
+        enable = model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     with FakeTensorMode(), torch.set_grad_enabled(train):
         live = _Live(vocabulary, _fake_weights(model, dtype))
         positions_T = torch.arange(forward.width)

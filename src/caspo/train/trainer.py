@@ -153,6 +153,13 @@ def fit(
     return Fitted(None if model is None else model.eval(), log, trainer.spent())
 
 
+def _checkpointing() -> dict[str, Any]:
+    """The arguments that have activations computed again in the backward pass, as this transformers calls them."""
+    new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # transformers 5.19 has the other
+    kind = "activation" if new else "gradient"
+    return {f"{kind}_checkpointing": True, f"{kind}_checkpointing_kwargs": {"use_reentrant": False}}
+
+
 class _PlanTrainer(Trainer):
     """`transformers.Trainer` whose batches are the optimiser steps of a job."""
 
@@ -174,8 +181,7 @@ class _PlanTrainer(Trainer):
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             bf16=settings.precision == "bf16",
-            activation_checkpointing=settings.gradient_checkpointing,
-            activation_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+            **(_checkpointing() if settings.gradient_checkpointing else {}),
             logging_steps=1,
             logging_nan_inf_filter=False,
             log_on_each_node=False,
