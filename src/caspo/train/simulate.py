@@ -103,7 +103,9 @@ def simulate(
     each = np.arange(forward.tokens)
     model.train(train)
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        new = hasattr(model, "activation_checkpointing_enable")  # transformers 5.19 has the other
+        enable = model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     with FakeTensorMode(), torch.set_grad_enabled(train):
         live = _Live(vocabulary, _fake_weights(model, dtype, frozen))
         with live:
