@@ -196,6 +196,8 @@ def test_all_names_what_exists(file: Path) -> None:
     if declared is None:
         return
     assert len(set(declared)) == len(declared), "a name stands twice in __all__"
+    if file.parent.name == "vllm":
+        pytest.importorskip("vllm", reason="it is part of vLLM's own venv")
     module = importlib.import_module(name_of(file))
     assert [name for name in declared if not hasattr(module, name)] == []
 

@@ -128,7 +128,7 @@ def test_a_wrong_question_method_or_setting(model: caspo.Model, call: object, me
         ("stories-tiny", {"devise": "cpu"}, "devise: unknown key; did you mean 'device'"),
         ("stories-tiny", {"device": "abacus"}, "'abacus' is not a device"),
         ("stories-tiny", {"dtype": "int8"}, "dtype: .*float32"),
-        ("stories-tiny", {"engine": "vllm"}, "engine: .*openai_compatible"),
+        ("stories-tiny", {"engine": "sglang"}, "engine: .*openai_compatible"),
         ("stories-tiny", {"engine": "openai_compatible"}, "needs urls"),
         ("stories-tiny", {"engine": "hf", "url": "http://x"}, "urls are for the engine openai_compatible"),
         ("stories-tiny", {"url": "localhost"}, "'localhost' is no URL"),

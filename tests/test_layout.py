@@ -12,7 +12,8 @@ from tiny import VOCABULARY, build
 
 pytestmark = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64")
-    or not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    or not torch.backends.mkldnn.is_available()
+    or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
     reason="oneDNN does not multiply in bfloat16 on this CPU",
 )
 

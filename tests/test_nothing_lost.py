@@ -20,7 +20,7 @@ from caspo.core.folders import claimed
 from caspo.core.storage import read_json
 from caspo.engines.models import load
 from caspo.formats.parquet import read_trees, write_trees
-from caspo.loop import stages, warm_start
+from caspo.loop import stages, warm_start, weights
 from caspo.loop.recipe import CaspoRecipe, training_questions
 from caspo.loop.run import run_recipe
 from caspo.loop.warm_start import SupervisedRecipe, run_supervised
@@ -153,7 +153,7 @@ def test_killed_training_does_not_go_on_with_other_pairs(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "write_directory", killed)
+        patch.setattr(weights, "write_directory", killed)
         patch.setattr(sys, "argv", ["caspo", *map(str, trees)])
         with pytest.raises(Killed):
             main()
@@ -271,8 +271,8 @@ def test_a_full_disk_at_the_end_of_a_supervised_run(tmp_path: Path, full_disk: l
     steps: list[int] = []
     run_supervised(recipe, out, lambda step, total, metrics: steps.append(step))
     assert not steps
-    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (out, tmp_path / "whole")]
-    assert weights[0] == weights[1]
+    saved = [(folder / "model" / "model.safetensors").read_bytes() for folder in (out, tmp_path / "whole")]
+    assert saved[0] == saved[1]
     assert {p.name for p in (out / "train").iterdir()} == {".notes", "checkpoint-mine"}
     assert warm_start.run_supervised(recipe, out) == out / "model"
 

@@ -499,8 +499,9 @@ def test_an_evaluation_on_three_machines(said: Callable[..., str], tmp_path: Pat
         (("--join", tmp_path / "none"), "is no shard of `caspo evaluate`"),
         ((*given, "--shard", "1/3"), "give one of them"),
     ):
-        assert message in said("evaluate", recipe, *words, "--out", tmp_path / "refused")
-    assert not (tmp_path / "refused" / "metrics.json").exists()
+        refused = tmp_path / "refused" / str(len(message))
+        assert message in said("evaluate", recipe, *words, "--out", refused)
+        assert not (refused / "metrics.json").exists()
     (homes[2] / "round-0" / "evaluate" / "cat" / "part-000.json").unlink()
     told = said("evaluate", recipe, *given, "--out", tmp_path / "unfinished")
     assert "is not finished: of cat it holds 0 of the 1 questions of shard 3/3" in told

@@ -33,7 +33,8 @@ class _Linear(torch.nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """(out, in), in plain order again: a copy, for models that do not only call their layers."""
-        return self.weights.to_dense()
+        plain: torch.Tensor = self.weights.to_dense()
+        return plain
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) to (..., out)."""

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING
 
 from caspo.core.errors import ModelError, StorageError
 from caspo.engines.models.adapter import base_of, is_adapter, merge_adapter
-from caspo.engines.models.bundled import (
-    BUNDLED,
-    GgufWheels,
-    ShippedAdapter,
-    ShippedFolder,
-    bundled_names,
-    shipped,
-)
+from caspo.engines.models.bundled import BUNDLED, GgufWheels, ShippedAdapter, ShippedFolder, bundled_names, shipped
 from caspo.engines.models.cache import cache_dir, cached_folder, digest_of, sha256
 from caspo.engines.models.conversion import WHOLE, convert_gguf, convert_wheels, whole
 from caspo.engines.models.files import model_files
