@@ -262,8 +262,7 @@ def _explained(config: Any) -> Iterator[None]:
     except Exception as error:  # whatever an architecture's code trips over
         raise ModelError(
             f"The memory of a {config.model_type} cannot be planned: running it without weights failed "
-            f"({type(error).__name__}: {str(error).partition('. ')[0]}). Models without SDPA attention cannot be. Measure "
-            "the first step of a run instead."
+            f"({type(error).__name__}: {str(error).partition('. ')[0]}). Measure the first step of a run instead."
         ) from error
     finally:
         log.disabled = before
@@ -273,9 +272,11 @@ def _without_weights(config: Any, settings: StepDPOSettings, trust_remote_code: 
     """The model to be trained on the meta device."""
     from transformers import AutoModelForCausalLM
 
+    # As a model is loaded: SDPA, or eager where the class has no other, or its scores are capped.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            config, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=trust_remote_code
+            config, attn_implementation="eager" if capped else None, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
         return model if settings.lora is None else add_adapters(model, settings.lora, 0)
 
