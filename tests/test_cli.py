@@ -280,12 +280,22 @@ def test_judge_against_labels(caspo: Command, tmp_path: Path) -> None:
         (("--judge", "rollouts"), "name it with --model"),
         (("--judge", "oracle"), "does not match any of the expected tags"),
         (("sampels=3", "--judge", "rollouts"), "did you mean 'samples'?"),
+        (("--device", "cuda"), "arithmetic samples from no model here, so --device has no meaning"),
+        (("--judge", "reward_model", "model=x", "layout=qwen", "--dtype", "bfloat16"), "settings of its own (device=cuda"),
     ],
 )
 def test_judge_says_what_is_wrong(caspo: Command, tmp_path: Path, args: tuple[str, ...], message: str) -> None:
     """Before anything is judged."""
     assert message in failed(caspo("judge", labelled(tmp_path / "x.jsonl"), *args, "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_judges_own_model_is_where_it_is_told(caspo: Command, tmp_path: Path) -> None:
+    """Device, precision and threads are of the model that a judge samples from, and the folder keeps them."""
+    line = ("judge", labelled(tmp_path / "x.jsonl"), "--judge", "language_model", "model=stories-tiny", "max_tokens=4")
+    placed = ("--dtype", "bfloat16", "--device", "cpu", "--threads", "1")
+    assert caspo(*line, *placed, "--limit", "1", "--out", tmp_path / "out")[0] == 0
+    assert read_json(tmp_path / "out" / "placement.json") == {"device": "cpu", "dtype": "bfloat16", "threads": 1}
 
 
 def test_import_rescore_pair_and_export(caspo: Command, tmp_path: Path) -> None:

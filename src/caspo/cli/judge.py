@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,9 @@ from caspo.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from caspo.core.shards import Made, Shard
+    from caspo.engines.opening import ModelSettings
     from caspo.formats import LabelledSolution
+    from caspo.judges.choose import AnyJudgeSettings
 
 __all__ = ["judge"]
 
@@ -60,7 +62,6 @@ def judge(
     from caspo.core.folders import claimed, refuse_overwriting, shards_in
     from caspo.core.rows import BadRows, stem_of
     from caspo.engines.models import model_inputs
-    from caspo.engines.opening import model_settings
     from caspo.evaluate.judge_run import JudgeRun, digest, judge_solutions, of_shard, score_judge
     from caspo.formats import read_solutions
     from caspo.loop.settled import settled
@@ -76,9 +77,7 @@ def judge(
     assert task.judge is not None
     if name == "rollouts" and model is None:
         raise ConfigError("The judge rollouts has a model complete the steps: name it with --model.")
-    asked = None
-    if model is not None:
-        asked = model_settings(model, engine="hf", base=base, device=device, dtype=dtype or "auto", threads=threads)
+    asked = _sampled(task.judge, model, base=base, device=device, dtype=dtype, threads=threads)
     shards = shards_in(join, "judge") if join else {}
     joined = {f"--join (shard {one})": sorted(folder.glob("part-[0-9]*.json")) for one, (folder, _) in shards.items()}
     refuse_overwriting(out, _WRITES, {"SOURCE": sources, **joined})
@@ -106,6 +105,24 @@ def judge(
         return
     output.print(judge_table(scores))
     output.print(f"Scores: {out / 'scores.json'}")
+
+
+def _sampled(judge: AnyJudgeSettings, model: str | None, **told: Any) -> ModelSettings | None:
+    """The model that the judge samples from here: its own, or ``model``. ``told``: where and how (None, auto: not told)."""
+    from caspo.engines.opening import model_settings
+    from caspo.judges.language_model import LanguageModelSettings
+
+    if isinstance(judge, LanguageModelSettings) and judge.endpoint is None:
+        model = judge.model
+    chosen = {key: value for key, value in told.items() if value not in (None, "auto")}
+    if model is not None:
+        return model_settings(model, engine="hf", **chosen)
+    if chosen:
+        raise ConfigError(
+            f"The judge {judge.kind} samples from no model here, so {', '.join(f'--{key}' for key in chosen)} has no "
+            "meaning. Leave that out; a reward_model has settings of its own (device=cuda, dtype=bfloat16)."
+        )
+    return None
 
 
 def _join(solutions: Sequence[LabelledSolution], shards: Mapping[Shard, tuple[Path, Made]], made: Made, out: Path) -> None:
