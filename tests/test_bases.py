@@ -191,6 +191,36 @@ def test_adapters_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
         trained(place, tmp_path / "5")
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_adapters_of_a_base_with_other_layers(layers: int, tmp_path: Path) -> None:
+    """peft takes what there is and says nothing of the rest: half of an adapter would be trained further."""
+    place = made_by_peft(tmp_path, {"num_hidden_layers": layers}, {"num_hidden_layers": 2}, target_modules=["q_proj"])
+    with pytest.raises(ModelError, match="another base"):
+        trained(place, tmp_path / "1")
+
+
+@pytest.mark.parametrize(
+    "more", [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}]
+)
+def test_adapters_of_more_than_layers(more: dict[str, Any], tmp_path: Path) -> None:
+    """Merged into tied embeddings they would change the other end too; whole weights are no adapters. Both are refused."""
+    tied = {"tie_word_embeddings": True}
+    with pytest.raises(ConfigError, match=r"more than low-rank weights of layers .*merge_and_unload"):
+        trained(made_by_peft(tmp_path, tied, tied, **more), tmp_path / "1")
+
+
+def made_by_peft(place: Path, named: dict[str, Any], trained_on: dict[str, Any], **settings: Any) -> Path:
+    """An adapter of a model in ``place`` that says another one, made there too, is its base."""
+    from peft import LoraConfig, get_peft_model
+
+    build("llama", **named).save_pretrained(place / "base")
+    tokenizer().save_pretrained(place / "base")
+    adapted = get_peft_model(build("llama", **trained_on), LoraConfig(r=4, lora_alpha=8, **settings))
+    adapted.peft_config["default"].base_model_name_or_path = str(place / "base")
+    adapted.save_pretrained(place / "adapter", save_embedding_layers=False)
+    return place / "adapter"
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -244,6 +244,23 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *a
     return " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_an_adapter_is_planned_by_its_base(
+    named: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the configuration of the base that it names or is given, of which there need be no weights."""
+    build("llama").config.save_pretrained(tmp_path / "base")
+    place = tmp_path / "adapter"
+    place.mkdir()
+    (place / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "base") if named else None})
+    )
+    given = [] if named else [f"model.base={tmp_path / 'base'}"]
+    out = told(capsys, monkeypatch, write_recipe(tmp_path / "recipe.yaml"), f"model.name={place}", *given)
+    assert "M parameters" in out
+    assert "Largest pass" in out
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Bounds from the recipe alone, then exact numbers from trees; times only where a throughput is given."""
     recipe = write_recipe(tmp_path / "recipe.yaml")

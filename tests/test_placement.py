@@ -19,7 +19,7 @@ from caspo.core.storage import read_json
 from caspo.engines import models, opening
 from caspo.engines.models import placement, probe
 from caspo.engines.models.placement import chosen_device, chosen_dtype
-from caspo.engines.opening import ModelSettings, placed
+from caspo.engines.opening import ModelSettings, open_local, placed
 from caspo.loop.settled import join_placements, settled
 
 CPU = torch.device("cpu")
@@ -228,6 +228,12 @@ def test_a_judge_beside_vllm_is_placed() -> None:
 def test_a_server_chooses_for_itself() -> None:
     remote = ModelSettings(engine="openai_compatible", name="m", urls=("http://localhost:1",))
     assert placed(remote) == remote
+
+
+def test_a_judge_beside_vllm_has_its_precision_chosen() -> None:
+    """What needs the model itself loads it with `hf`, where ``auto`` is no precision."""
+    opened = open_local(ModelSettings(name="stories-tiny", engine="vllm", vllm={"enforce_eager": True}))
+    assert opened.model.dtype == torch.float32
 
 
 def test_one_line_says_what_was_chosen(caplog: pytest.LogCaptureFixture) -> None:

@@ -145,7 +145,8 @@ def test_training_under_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_adapter_under_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is launched gets the merged model, of the first round as of the reference of a later one, and no base."""
+    """What is launched trains the adapter itself, with the base that is given. A later round's model has none, and then the
+    adapter is merged where it is the reference."""
     configuration = tmp_path / "two.yaml"
     configuration.touch()
     commands: list[list[str]] = []
@@ -160,12 +161,13 @@ def test_an_adapter_under_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(iterate, "resolve", lambda name, base: Path(f"/merged/{name}/{base}"))
     asked = recipe(accelerate=str(configuration), model={"name": "adapter", "base": "whole"})
     iterate._launch(asked, "adapter", [], tmp_path / "round-1", None)
+    iterate._launch(asked, "adapter", [], tmp_path / "round-1", "adapter")
     iterate._launch(asked, "round-1/model", [], tmp_path / "round-1", "adapter")
-    first, later = commands
-    assert {"model.name=/merged/adapter/whole", "model.base=null"} < set(first)
+    first, held_to_itself, later = commands
+    assert held_to_itself[-5:-3] == ["--reference", "adapter"]
+    assert first[-3:] == ["model.name=adapter", "model.base=whole", "model.device=auto"]
     assert "--reference" not in first
-    assert {"model.name=round-1/model", "model.base=null"} < set(later)
-    assert later[later.index("--reference") + 1] == "/merged/adapter/whole"
+    assert later[-5:-1] == ["--reference", "/merged/adapter/whole", "model.name=round-1/model", "model.base=null"]
 
 
 def test_launcher_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,13 +155,16 @@ def _config(model: ModelSettings, beside: Path) -> Any:
     from caspo.core.storage import read_json
     from caspo.engines.models import BUNDLED, resolve
 
-    name = model.name
+    name, adapter = model.name, Path(model.name).expanduser() / "adapter_config.json"
+    if name not in BUNDLED and adapter.is_file():  # has the configuration of its base, for which nothing need be merged
+        found = read_json(adapter)
+        name = model.base or (found.get("base_model_name_or_path") if isinstance(found, dict) else None) or name
     source: str | Path = Path(name).expanduser()
     if name in BUNDLED or not (Path(source) / "config.json").is_file():
         hub = name not in BUNDLED and not Path(source).exists() and _HUB_NAME.fullmatch(name)
         shipped = hub and (beside / "config.json").is_file() and read_json(beside / "config.json")
         of_this = isinstance(shipped, dict) and shipped.get("_name_or_path") == name
-        source = beside if of_this else name if hub else resolve(name, base=model.base)
+        source = beside if of_this else name if hub else resolve(name, base=model.base_of(name))
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # transformers raises whatever a malformed file or a missing network happens to trip over

@@ -193,15 +193,13 @@ def placed(settings: ModelSettings, name: str | None = None) -> ModelSettings:
 
 
 def open_local(settings: ModelSettings, name: str | None = None, examples: Sequence[Example] = ()) -> HFEngine:
-    """The engine `hf`, for what needs the model itself; see `open_engine`.
+    """The engine `hf`, for what needs the model itself, be it sampled from by vLLM; see `open_engine`.
 
     Raises:
         ConfigError: the recipe's model is on a server.
     """
     check_local(settings, "A judge or a round that loads a model")
-    if settings.engine == "vllm":  # it samples with vLLM; what needs the model itself has it from us
-        settings = settings.model_copy(update={"engine": "hf"})
-    settings = placed(settings, name)  # before torch is loaded
+    settings = placed(settings.model_copy(update={"engine": "hf"}), name)  # before torch is loaded
     from caspo.engines.local.engine import HFEngine
     from caspo.engines.local.layout import laid_out
     from caspo.engines.models import load

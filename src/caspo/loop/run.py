@@ -172,16 +172,16 @@ def _launch(recipe: CaspoRecipe, source: str, data: Sequence[Path], out: Path, r
     assert recipe.accelerate is not None
     if not recipe.accelerate.exists():
         raise ConfigError(f"accelerate: there is no file {recipe.accelerate}. Make one with `accelerate config`.")
-    model = recipe.model
-    if model.base:  # merged here: what is launched knows one base at most, and a round's model has none
-        local = {name: str(resolve(name, base=model.base)) for name in {source, reference} if name == model.name}
-        source, reference = local.get(source, source), local.get(reference or "", reference)
+    base = recipe.model.base_of(source)
+    if reference not in (None, source) and recipe.model.base_of(reference):
+        # Merged here: the base that what is launched is told of is that of its source.
+        reference = str(resolve(reference, base=recipe.model.base))
     recipe_file = out.parent / "recipe.yaml"
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipe.accelerate),
         "-m", "caspo.cli.main", "train", str(recipe_file), "--out", str(out),
         *(part for f in data for part in ("--trees", str(f / "tree"), "--pairs", str(f / "pairs" / "pairs.parquet"))),
-        *(("--reference", reference) if reference else ()), f"model.name={source}", "model.base=null",
+        *(("--reference", reference) if reference else ()), f"model.name={source}", f"model.base={base or 'null'}",
         f"model.device={recipe.model.device}",
     ]  # fmt: skip
     code = subprocess.run(command, check=False).returncode

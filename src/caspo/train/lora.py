@@ -7,6 +7,7 @@ Dettmers et al. 2023) an eighth. The adapters are float32 whatever the base is.
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,16 @@ def continue_adapters(model: Any, folder: Path, settings: LoraSettings) -> Any:
     """The base model with the adapters of a folder, to be trained further.
 
     Raises:
-        ConfigError: they have another rank or alpha than these settings.
+        ConfigError: they have another rank or alpha than these settings, or are not the weights of layers alone.
         ModelError: they cannot be read, or are of another base.
     """
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        with warnings.catch_warnings():
+            # An adapter for other layers loads without effect and with this warning only.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except Exception as error:  # peft and torch raise whatever a damaged folder or a weight of another shape trips over
         raise ModelError(
             f"The adapter {folder} cannot be put on its base model: {type(error).__name__}: {error}. It is damaged, or of "
@@ -61,11 +65,38 @@ def continue_adapters(model: Any, folder: Path, settings: LoraSettings) -> Any:
             f"{settings.rank} and alpha {settings.alpha:g}. An adapter is trained further as it is: set train.lora to the "
             "same, or start from a merged model."
         )
+    _check_weights(adapted, folder)
     found.base_model_name_or_path = model.name_or_path  # where peft looks when a checkpoint is written: here, not on the hub
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def _check_weights(adapted: Any, folder: Path) -> None:
+    """Refuse weights that would be lost without a word, or change what they are not for."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    there = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        extra = sorted(key for key in file.keys() if key not in there)  # noqa: SIM118
+    if layers := [key for key in extra if "lora_" in key]:
+        raise ModelError(
+            f"The adapter {folder} does not fit its base model: {len(layers)} of its weights are for layers that are not "
+            f"there ({layers[0]}, ...). It is of another base: name that one with model.base."
+        )
+    plain = without_adapters(adapted)
+    ends = (plain.get_input_embeddings(), plain.get_output_embeddings())
+    names = [f".{name}." for name, module in plain.named_modules() if any(module is end for end in ends)]
+    tied = plain.config.get_text_config().tie_word_embeddings
+    odd = [*extra, *(key for key in there if "lora_" not in key or (tied and any(name in key for name in names)))]
+    if odd:
+        raise ConfigError(
+            f"The adapter {folder} holds more than low-rank weights of layers ({odd[0]}): whole weights, or one end of tied "
+            "embeddings. It cannot be trained further as it is: merge it into its base (peft: merge_and_unload, then "
+            "save_pretrained) and start from that model."
+        )
 
 
 def without_adapters(model: Any) -> Any:

@@ -29,7 +29,7 @@ from caspo.train.tree_packing import NodeKey, cut, fill, packed_size
 __all__ = ["Wanted", "fingerprint", "rescore", "score_passes", "score_trees"]
 
 Wanted = tuple[Tree, frozenset[int]]
-"""A tree and the nodes of it that are to be scored; those on the way to them are as well."""
+"""A tree and the nodes of it that are to be scored."""
 
 _PART = 64
 """Passes scored between two files."""
@@ -100,7 +100,9 @@ def score_passes(
             # Without the cache of autocast, which would keep a bfloat16 copy of the whole model.
             with torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False):
                 traces = scorer.traces(model, rows)
-            scores |= {key: trace.numpy() for key, trace in traces.items()}
+            # What only lies on the way is left out: in bfloat16 it has other scores than in the pass that it is needed in.
+            asked = {(tree.question.id, node) for tree, needed in chosen for node in needed}
+            scores |= {key: trace.numpy() for key, trace in traces.items() if key in asked}
         if file is None:
             found |= scores
         else:
@@ -145,7 +147,7 @@ def _read(file: Path) -> dict[NodeKey, Any]:
 
 
 def _data_hash(passes: Sequence[Sequence[Wanted]], scorer: Scorer, bf16: bool) -> str:
-    digest = hashlib.sha256(f"2 {scorer.attention} {bf16}".encode())
+    digest = hashlib.sha256(f"3 {scorer.attention} {bf16}".encode())
     for part in passes:
         for tree, needed in part:
             nodes = [(n.id, n.parent, n.step.token_ids) for n in tree.nodes]
