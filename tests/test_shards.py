@@ -499,9 +499,8 @@ def test_an_evaluation_on_three_machines(said: Callable[..., str], tmp_path: Pat
         (("--join", tmp_path / "none"), "is no shard of `caspo evaluate`"),
         ((*given, "--shard", "1/3"), "give one of them"),
     ):
-        refused = tmp_path / "refused" / str(len(message))
-        assert message in said("evaluate", recipe, *words, "--out", refused)
-        assert not (refused / "metrics.json").exists()
+        assert message in said("evaluate", recipe, *words, "--out", tmp_path / "refused")
+    assert not (tmp_path / "refused").exists(), "the corrected command finds nothing of a refused one"
     (homes[2] / "round-0" / "evaluate" / "cat" / "part-000.json").unlink()
     told = said("evaluate", recipe, *given, "--out", tmp_path / "unfinished")
     assert "is not finished: of cat it holds 0 of the 1 questions of shard 3/3" in told
@@ -549,6 +548,7 @@ def test_a_judging_on_several_machines(said: Callable[..., str], tmp_path: Path)
     ):
         assert message in said("judge", *folders, *words, "--out", tmp_path / "refused")
     assert "1 is missing" in said("judge", folders[0], *judge, "--out", tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
     write_text(tmp_path / "labelled.jsonl", '{"question": "q", "steps": ["1 + 1 = 2"], "first_error": -1}\n')
     told = said("judge", tmp_path / "labelled.jsonl", folders[0], "--out", tmp_path / "refused")
     assert "labelled.jsonl holds no trees, and only trees are read from several places" in told

@@ -13,7 +13,7 @@ from caspo.cli.options import BaseOption, DeviceOption, DtypeOption, ShardOption
 from caspo.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from caspo.core.shards import Made, Shard
+    from caspo.core.shards import Shard
     from caspo.engines.opening import ModelSettings
     from caspo.formats import LabelledSolution
     from caspo.judges.choose import AnyJudgeSettings
@@ -90,9 +90,9 @@ def judge(
     run = JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=told)
     models = model_inputs({"--model": model, "--base": base, "model": getattr(task.judge, "model", None)})
     inputs = task_files(task, []) | models | joined
-    with claimed(out, run, "judge", _WRITES, inputs, shard) as made:
+    with claimed(out, run, "judge", _WRITES, inputs, shard, shards):
         if shards:
-            _join(solutions, shards, made, out)
+            _join(solutions, {one: folder for one, (folder, _) in shards.items()}, out)
         chosen = open_judge(task, None if asked is None else settled(asked, out), out / "verdicts.jsonl")
         mine = solutions if shard is None else of_shard(solutions, shard)
         with bars() as show:
@@ -125,16 +125,12 @@ def _sampled(judge: AnyJudgeSettings, model: str | None, **told: Any) -> ModelSe
     return None
 
 
-def _join(solutions: Sequence[LabelledSolution], shards: Mapping[Shard, tuple[Path, Made]], made: Made, out: Path) -> None:
+def _join(solutions: Sequence[LabelledSolution], folders: Mapping[Shard, Path], out: Path) -> None:
     """Write into ``out`` what shards were judged to be, as if it had been judged there."""
-    from caspo.core.shards import check_alike
     from caspo.evaluate.judge_run import join_verdicts
     from caspo.judges.cache import join_caches
     from caspo.loop.settled import join_placements
 
-    for folder, made_there in shards.values():
-        check_alike(str(folder), made_there, "this command", made)
-    folders = {one: folder for one, (folder, _) in shards.items()}
     join_placements(list(folders.values()), out)
     join_verdicts(solutions, folders, out)
     join_caches([folder / "verdicts.jsonl" for folder in folders.values()], out / "verdicts.jsonl")

@@ -18,13 +18,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from caspo.core.config import Config, flatten, parse_yaml
 from caspo.core.errors import ConfigError, ResumeError
-from caspo.core.shards import Made, Shard, check_all_there
+from caspo.core.shards import Made, Shard, check_alike, check_all_there
 from caspo.core.storage import PARTIAL, explain_os_error, read_json, write_json, write_text
 
 __all__ = ["PLACEMENT", "Inputs", "check_output_file", "claimed", "refuse_overwriting", "shards_in", "was_claimed"]
@@ -47,15 +48,22 @@ _OF_MACHINES = {
 
 @contextmanager
 def claimed(
-    out: Path, settings: Config, command: str, writes: Sequence[str], inputs: Inputs, shard: Shard | None = None
+    out: Path,
+    settings: Config,
+    command: str,
+    writes: Sequence[str],
+    inputs: Inputs,
+    shard: Shard | None = None,
+    joined: Mapping[Shard, tuple[Path, Made]] = MappingProxyType({}),
 ) -> Iterator[Made]:
     """Work in ``out`` as the only process, on what this very ``command`` began there, or on nothing.
 
     ``writes`` are the names in ``out`` that the command writes; they may be patterns (``round-*``). Half-written files that
     a killed process left under them are removed. What the work is made of comes back: the same for all shards of a run.
+    ``joined`` are shards (`shards_in`) that must be made of just that.
 
     Raises:
-        ConfigError: an input would be overwritten, or another process works there.
+        ConfigError: an input would be overwritten, another process works there, or a shard was made of something else.
         ResumeError: the folder was made with other settings or inputs; the message names them.
         StorageError: the folder cannot be written.
     """
@@ -63,6 +71,9 @@ def claimed(
     told = {name: {"path": _shown(files), "sha256": _digest(files)} for name, files in sorted(inputs.items())}
     if shard is not None:
         told[_SHARD] = {"path": str(shard), "sha256": hashlib.sha256(str(shard).encode()).hexdigest()}
+    made_of = _made(flatten(settings.model_dump(mode="json")), told)
+    for folder, made_there in joined.values():
+        check_alike(str(folder), made_there, "this command", made_of)
     _refuse_other(out, settings, command, writes, told)  # before a lock is left in a folder that is not ours
     with _locked(out):
         _refuse_other(out, settings, command, writes, told)
@@ -73,7 +84,7 @@ def claimed(
             asked = settings.model_dump(mode="json")
             write_text(out / _RECIPE, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
         _sweep(out, (*writes, *_OURS))
-        yield _made(flatten(settings.model_dump(mode="json")), told)
+        yield made_of
 
 
 def shards_in(folders: Sequence[Path], command: str) -> dict[Shard, tuple[Path, Made]]:

@@ -78,9 +78,9 @@ def run_recipe(
         check_rounds(recipe)
     shards = shards_in(joined, SHARD_COMMAND) if joined else {}
     inputs = _inputs(recipe) | {f"--join (shard {shard})": shard_files(folder) for shard, (folder, _) in shards.items()}
-    with claimed(out, recipe, "run", _WRITES, inputs) as made:
+    with claimed(out, recipe, "run", _WRITES, inputs, joined=shards):
         if shards:
-            join_shards(recipe, shards, made, out)
+            join_shards(recipe, {shard: folder for shard, (folder, _) in shards.items()}, out)
         recipe, clock = _begin(recipe, out, show)
         entries: list[dict[str, Any]] = []
         drawn: list[dict[str, Any]] = []

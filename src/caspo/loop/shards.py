@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from caspo.core.shards import Made, Shard, check_alike
+from caspo.core.shards import Shard
 from caspo.core.storage import read_json, write_json
 from caspo.evaluate.run import EvaluateSettings, join_evaluations
 from caspo.judges.cache import join_caches
@@ -36,17 +36,14 @@ def shard_files(folder: Path) -> list[Path]:
     return [*sorted((folder / _ROUND).rglob("part-*")), *([verdicts] if verdicts.exists() else [])]
 
 
-def join_shards(recipe: CaspoRecipe, shards: Mapping[Shard, tuple[Path, Made]], made: Made, out: Path) -> None:
+def join_shards(recipe: CaspoRecipe, homes: Mapping[Shard, Path], out: Path) -> None:
     """Write into ``out`` what the shards of an evaluation solved and judged, as if it had been solved there.
 
     The clock of the run begins at the sum of theirs.
 
     Raises:
-        ConfigError: a shard was made by another recipe, of other questions or by another model, or is not finished.
+        ConfigError: a shard is not finished.
     """
-    for folder, made_there in shards.values():
-        check_alike(str(folder), made_there, "this recipe", made)
-    homes = {shard: folder for shard, (folder, _) in shards.items()}
     join_placements(list(homes.values()), out)
     parts: list[tuple[str, Literal["train", "test"], EvaluateSettings, int]] = []
     parts.append(("evaluate", "test", recipe.evaluate, recipe.seed))
