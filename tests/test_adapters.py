@@ -198,6 +198,10 @@ def test_adapters_that_are_none(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"an adapter .* and a whole model"):
         models.resolve(str(folder))
     (folder / "model.safetensors").unlink()
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors is damaged .* Copy it again"):
+        models.resolve(str(folder))
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"\*\.bin files can run code"):
         models.resolve(str(folder))

@@ -56,16 +56,21 @@ def merge_adapter(base: Path, adapter: Path, folder: Path, *, trust_remote_code:
     distance to the next number of that type, and would be lost.
 
     Raises:
-        ModelError: the adapter does not fit: it is of another base.
+        ModelError: the adapter does not fit: it is of another base; or its weights are damaged.
         OSError: the disk has no room for the sum.
     """
     from peft import PeftModel
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     model, tokenizer = read(base, base.name, trust_remote_code=trust_remote_code)
     check_room(folder, sum(p.numel() * 4 for p in model.parameters()))
-    with safe_open(adapter / _WEIGHTS, "pt") as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(adapter / _WEIGHTS, "pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelError(
+            f"{adapter / _WEIGHTS} is damaged ({error}). Copy it again from where the adapter came from."
+        ) from error
     _fit_vocabulary(model, shapes)
     try:
         with warnings.catch_warnings(), quiet():
