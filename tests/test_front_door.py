@@ -129,6 +129,8 @@ def test_a_wrong_question_method_or_setting(model: caspo.Model, call: object, me
         ("stories-tiny", {"device": "abacus"}, "'abacus' is not a device"),
         ("stories-tiny", {"dtype": "int8"}, "dtype: .*float32"),
         ("stories-tiny", {"engine": "sglang"}, "engine: .*openai_compatible"),
+        ("stories-tiny", {"engine": "vllm", "vllm": {"tensor_parallel_size": 2}}, "needs vLLM|tensor_parallel_size itself"),
+        ("stories-tiny", {"vllm": {"quantization": "fp8"}}, "arguments of the engine vllm, not of hf"),
         ("stories-tiny", {"engine": "openai_compatible"}, "needs urls"),
         ("stories-tiny", {"engine": "hf", "url": "http://x"}, "urls are for the engine openai_compatible"),
         ("stories-tiny", {"url": "localhost"}, "'localhost' is no URL"),

@@ -14,6 +14,7 @@ from typing import Any
 from caspo.core.errors import ConfigError, EngineError, ModelError
 from caspo.engines.base import Completion
 from caspo.engines.rows import Row, check
+from caspo.engines.vllm.draws import KEY, drawing
 from caspo.records import Measured
 
 __all__ = ["OnEnd", "VllmContext"]
@@ -75,8 +76,6 @@ class VllmContext:
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
-
-        from caspo.engines.vllm.draws import KEY
 
         request = row.request
         check(request, self.context_length, self.name, self.vocab_size)
@@ -156,7 +155,7 @@ class VllmContext:
             from vllm.platforms import current_platform
             from vllm.v1.engine.llm_engine import LLMEngine
 
-            from caspo.engines.vllm.draws import drawing
+            processor = drawing(self._rows, self._drawn)
         except ImportError as error:
             raise ConfigError(
                 f"The engine vllm needs vLLM, which is not installed here ({error}). Install it (docs/engines.md), or start "
@@ -171,7 +170,6 @@ class VllmContext:
         if current_platform.is_cpu():
             space = {} if "VLLM_CPU_KVCACHE_SPACE" in os.environ else {"kv_cache_memory_bytes": _CPU_CACHE}
             wanted = {"block_size": _CPU_BLOCK, **space, **wanted}
-        processor = drawing(self._rows, self._drawn)
         try:
             arguments = EngineArgs(**{**wanted, **_OURS, "logits_processors": [processor]})
         except TypeError as error:

@@ -7,16 +7,17 @@ one token possible in each row, so that vLLM's own (greedy) sampler takes that o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
-from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from caspo.core.errors import EngineError
 from caspo.engines.rows import Row
 from caspo.engines.sampling import draw_rows
 from caspo.records import Measured
+
+if TYPE_CHECKING:
+    from vllm.v1.sample.logits_processor import LogitsProcessor
 
 __all__ = ["KEY", "drawing"]
 
@@ -31,7 +32,12 @@ def drawing(rows: Mapping[str, Row], drawn: dict[str, tuple[int, Measured] | Eng
         rows: the requests by their names; what a row draws depends on it alone.
         drawn: where each step puts the token of every row with what was measured, or what is wrong with its logits. A row
             whose prompt is not computed to its end is there too: vLLM takes no token from it then.
+
+    Raises:
+        ImportError: vLLM is not installed.
     """
+    from vllm.v1.sample.logits_processor import LogitsProcessor
+    from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
     class Drawing(LogitsProcessor):
         def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
@@ -40,7 +46,7 @@ def drawing(rows: Mapping[str, Row], drawn: dict[str, tuple[int, Measured] | Eng
         def is_argmax_invariant(self) -> bool:
             return False
 
-        def update_state(self, batch_update: BatchUpdate | None) -> None:
+        def update_state(self, batch_update: Any) -> None:
             process_dict_updates(self._names, batch_update, lambda params, *_: params.extra_args[KEY])
 
         def apply(self, logits: torch.Tensor) -> torch.Tensor:
