@@ -36,6 +36,11 @@ MIXTURE = {
     "moe_intermediate_size": 256, "intermediate_size": 256,
 }  # fmt: skip
 WIDE = {**SMALL, "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 100_000}
+PLAIN = {
+    # Freed blocks go back to the system at once, so that resident memory is memory in use; and the kernels that oneDNN
+    # compiles for each shape are not kept: in bfloat16 those of all micro-batches and experts came to 0.3 GB.
+    "MALLOC_MMAP_THRESHOLD_": "65536", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0", "LRU_CACHE_CAPACITY": "1",
+}  # fmt: skip
 HELD_IN_LESS = {"lora": {"rank": 8}, "base": "bfloat16", "precision": "bf16"}
 TREES = [bushy_tree(f"q{i}", i) for i in range(6)]
 PAIRS = [pair for tree in TREES for pair in pairs_of(tree)]
@@ -71,8 +76,7 @@ def test_memory_is_what_is_measured(config: dict[str, Any], runs: list[dict[str,
     worker = [sys.executable, str(Path(__file__).with_name("memory_worker.py"))]
     done = subprocess.run(
         [*worker, str(tmp_path), json.dumps(config), json.dumps(runs)],
-        # Freed blocks go back to the system at once, so that resident memory is memory in use.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **PLAIN},
         capture_output=True,
         text=True,
         check=False,

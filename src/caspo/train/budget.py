@@ -4,8 +4,10 @@ Memory that follows from counts (weights, gradients, AdamW) is a formula; that o
 without weights (`simulate`). So it holds for any architecture, mixtures of experts too, with gradient checkpointing,
 adapters and autocast as they are, and takes seconds. tests/test_budget.py compares it with measured memory.
 
-What it is not: an account of what the framework and the allocator hold beside the tensors (a CUDA context, fragmentation),
-nor of communication buffers under full sharding: leave a tenth.
+What it is not: an account of what the framework and the allocator hold beside the tensors (a CUDA context, fragmentation,
+on a CPU half a gigabyte of libraries and in bfloat16 up to 0.3 GB of compiled kernels), nor of communication buffers under
+full sharding: leave a tenth, and a gigabyte on a CPU. Nor of the merged model that is written in the end, from the memory
+of the host: 2 or 4 bytes a parameter.
 """
 
 from __future__ import annotations
