@@ -265,6 +265,8 @@ def test_judge_against_labels(caspo: Command, tmp_path: Path) -> None:
     scores = read_json(out / "scores.json")["sets"]["all"]
     assert scores["f1_unknown_as_right"]["value"] == 1
     assert scores["processbench_f1"]["value"] == 0, "without a known answer it cannot tell the last step"
+    again = failed(caspo("judge", file, "--model", "stories-tiny", "--base", "elsewhere", "--out", out))
+    assert "base: None there, elsewhere now" in again, "what completes the steps is another model"
     assert "judge.kind: arithmetic there, labels now" in failed(
         caspo("judge", file, "--judge", "labels", f"files=[{file}]", "--out", out)
     )

@@ -293,10 +293,12 @@ def test_an_evaluation_that_is_not_finished(tmp_path: Path) -> None:
 def test_judged_shards_are_the_undivided_verdicts(
     tmp_path_factory: pytest.TempPathFactory, about: list[int], of: int, chunk: int
 ) -> None:
-    """All solutions of a question are in one shard, however they are mixed in the file."""
+    """All solutions of a question are in one shard, however they are mixed in the file, and be there others of their ids."""
     tmp_path = tmp_path_factory.mktemp("judged")
     solutions = [
-        LabelledSolution(f"s{i}", Question(f"Q{q}", "3"), (f"{i} + 1 = {i + 1}", f"{i} + 1 = 3"), ("right", "right"), "all")
+        LabelledSolution(
+            f"s{i % 3}", Question(f"Q{q}", "3"), (f"{i} + 1 = {i + 1}", f"{i} + 1 = 3"), ("right", "right"), "all"
+        )
         for i, q in enumerate(about)
     ]
     with pytest.MonkeyPatch.context() as patch:

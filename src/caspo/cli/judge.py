@@ -87,7 +87,7 @@ def judge(
     tell(bad, empty)
     # Of the source a digest of what the judge is told stands among the settings: labels may be corrected.
     told = f"{stem_of(source)}, {len(solutions)} with digest {digest(solutions)}"
-    run = JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, solutions=told)
+    run = JudgeRun(judge=task.judge.model_dump(mode="json"), model=model, base=base, solutions=told)
     models = model_inputs({"--model": model, "--base": base, "model": getattr(task.judge, "model", None)})
     inputs = task_files(task, []) | models | joined
     with claimed(out, run, "judge", _WRITES, inputs, shard, shards):

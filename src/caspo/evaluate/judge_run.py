@@ -32,6 +32,8 @@ class JudgeRun(Config):
     """Its settings."""
     model: str | None = None
     """The model that completes steps, for `rollouts`."""
+    base: str | None = None
+    """Of an adapter that does."""
     solutions: str
     """What was judged, with its digest."""
 
@@ -69,8 +71,12 @@ def judge_solutions(
 
 def of_shard(solutions: Sequence[LabelledSolution], shard: Shard) -> list[LabelledSolution]:
     """The solutions of a shard: all those of each of its questions, which are counted as they first come."""
-    places: dict[str, int] = {}
-    return [s for s in solutions if shard.holds(places.setdefault(s.question.text, len(places)))]
+    return [solutions[place] for place in _places(solutions, shard)]
+
+
+def _places(solutions: Sequence[LabelledSolution], shard: Shard) -> list[int]:
+    questions: dict[str, int] = {}
+    return [i for i, s in enumerate(solutions) if shard.holds(questions.setdefault(s.question.text, len(questions)))]
 
 
 def join_verdicts(solutions: Sequence[LabelledSolution], shards: Mapping[Shard, Path], folder: Path) -> None:
@@ -79,19 +85,20 @@ def join_verdicts(solutions: Sequence[LabelledSolution], shards: Mapping[Shard, 
     Raises:
         ConfigError: a shard is not finished.
     """
-    found: dict[str, Any] = {}
+    found: list[Any] = [None] * len(solutions)  # by their places: ids may stand twice in a file
     for shard, home in shards.items():
         records = [record for file in sorted(home.glob("part-[0-9]*.json")) for record in read_json(file)]
-        wanted = [solution.id for solution in of_shard(solutions, shard)]
-        if [record["id"] for record in records] != wanted:
+        places = _places(solutions, shard)
+        if [record["id"] for record in records] != [solutions[place].id for place in places]:
             raise ConfigError(
-                f"{home} is not finished: it holds {len(records)} of the {len(wanted)} solutions of shard {shard}. "
+                f"{home} is not finished: it holds {len(records)} of the {len(places)} solutions of shard {shard}. "
                 "Run its command again; killed, it goes on where it was."
             )
-        found |= {record["id"]: record for record in records}
+        for place, record in zip(places, records, strict=True):
+            found[place] = record
     for start, file in _parts(len(solutions), folder):
         if not file.exists():
-            write_json(file, [found[solution.id] for solution in solutions[start : start + _CHUNK]])
+            write_json(file, found[start : start + _CHUNK])
 
 
 def _parts(number: int, folder: Path) -> Iterator[tuple[int, Path]]:
