@@ -94,7 +94,7 @@ class Side:
 def neighbour() -> Iterator[None]:
     """A process that computes without pause, on the last CPU of ours."""
     last = max(os.sched_getaffinity(0))
-    script = f"import os\nos.sched_setaffinity(0, {{{last}}})\nprint(flush=True)\nwhile True: pass"
+    script = f"import os\nos.sched_setaffinity(0, {{{last}}})\nprint(flush=True)\nwhile os.getppid() == {os.getpid()}: pass"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
