@@ -10,6 +10,7 @@ Figures: `train_peak_memory_gb_lora_*`, `train_planned_memory_gb_lora_*`
 
 from __future__ import annotations
 
+import argparse
 import re
 import tempfile
 import time
@@ -75,8 +76,8 @@ def main() -> None:
     parser.add_argument("--base", default="bfloat16", choices=["float32", "bfloat16", "4bit"])
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--micro-tokens", type=int, default=2048)
-    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
-    parser.add_argument("--trees", type=int, default=8)
+    parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True, help="of gradients")
+    parser.add_argument("--trees", type=int, default=4)
     args = parser.parse_args()
     if args.quick:
         args.model, args.trees, args.micro_tokens = "stories-tiny", 2, 512
@@ -91,7 +92,7 @@ def main() -> None:
     seconds = time.monotonic() - start
     expected = in_fresh_process(planned, args.model, trees, pairs, train)
     size = re.search(r"\d+(\.\d+)?[bm]", args.model.lower())
-    name = size[0] if size else args.model
+    name = size[0] if size else Path(args.model).name
     note = (
         f"{args.model}, base {args.base}, rank {args.rank}, {len(pairs)} pairs, {found['unique_tokens']} tokens, passes of "
         f"{args.micro_tokens}{', gradient checkpointing' if args.checkpointing else ''}; libraries {libraries:.2f}, "
