@@ -8,14 +8,15 @@ tokens by passes of the whole batch at the mean length, as if no row ever left i
 floor's time over ours.
 
 Peers sample the same prompts with as many threads, all the new tokens of every row (benchmarks/parts/decode_peers.py):
-vLLM's CPU build in the same precision, llama.cpp with the GGUF file's own weights. A ratio above 1 is ours faster.
+vLLM's CPU build in the same precision, llama.cpp with the GGUF file's own weights. A ratio above 1 is ours faster. Ours is
+`hf`, and for `engine_vllm_ratio_vs_vllm_cpu` our engine `vllm`, which measures what `hf` measures, inside of vLLM.
 
 `cat_batch_efficiency`: tokens a second of CaT with 4 paths over those of self-consistency with 4 samples, the same questions
 in batches of the same rows. Searches ask for less at a time, and their last paths have the batch for themselves.
 
 Figures: `decode_speedup_vs_generate`, `decode_fraction_of_forward`, `greedy_rows_that_differ`, `cat_batch_efficiency`
 
-Figures with `make vllm`: `tokens_per_second_ratio_vs_vllm_cpu`
+Figures with `make vllm`: `tokens_per_second_ratio_vs_vllm_cpu`, `engine_vllm_ratio_vs_vllm_cpu`
 
 Figures with `make llama` and a bundled model that is a GGUF file: `tokens_per_second_ratio_vs_llama_cpp`
 """
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -112,9 +114,9 @@ def peers(args: argparse.Namespace, longest: int) -> Iterator[dict[str, Side]]:
     with contextlib.ExitStack() as stack:
         found: dict[str, Side] = {}
         if VLLM.exists() and "vllm_cpu" in args.sides:
-            found["vllm_cpu"] = stack.enter_context(
-                vllm_cpu(resolve(args.model), args.dtype, args.batch, longest + args.new_tokens + 8)
-            )
+            shape = (resolve(args.model), args.dtype, args.batch, longest + args.new_tokens + 8)
+            found["vllm_cpu"] = stack.enter_context(vllm_cpu(*shape))
+            found["engine_vllm"] = stack.enter_context(vllm_cpu(*shape, ours=True))
         gguf = isinstance(BUNDLED.get(args.model), GgufWheels)
         if "llama_cpp" in args.sides and gguf and find_spec("llama_cpp") is not None:
             from caspo.engines.llama.engine import LlamaCppEngine
@@ -128,23 +130,27 @@ def peers(args: argparse.Namespace, longest: int) -> Iterator[dict[str, Side]]:
 
 
 def against_peers(engine: HFEngine, prompts: list[tuple[int, ...]], args: argparse.Namespace) -> dict[str, Figure]:
-    """Ratios of tokens a second, turn by turn."""
+    """Ratios of tokens a second; all sides take turns."""
     figures = {}
     with peers(args, max(map(len, prompts))) as found:
         ends, engine.decoder.eos_ids = engine.decoder.eos_ids, frozenset()
-        for name, side in found.items():
-            mine, theirs = [], []
+        sides = {"hf": sampled(engine), **found} if found else {}
+        speeds: dict[str, list[float]] = {name: [] for name in sides}
+        for side in sides.values():
             side(prompts[:2], 4)
-            for turn in range(args.turns):
-                for which in (0, 1) if turn % 2 == 0 else (1, 0):
-                    if which == 0:
-                        mine.append(sampled(engine)(prompts, args.new_tokens))
-                    else:
-                        theirs.append(side(prompts, args.new_tokens))
-            middle = args.turns // 2
-            note = f"{sorted(mine)[middle]:.0f} against {sorted(theirs)[middle]:.0f} tokens a second"
-            figures[f"tokens_per_second_ratio_vs_{name}"] = ratio(mine, theirs, note)
+        for turn in range(args.turns):
+            for name in sides if turn % 2 == 0 else reversed(sides):
+                speeds[name].append(sides[name](prompts, args.new_tokens))
         engine.decoder.eos_ids = ends
+    middle = {name: statistics.median(found) for name, found in speeds.items()}
+    for label, above, below in (
+        ("tokens_per_second_ratio_vs_vllm_cpu", "hf", "vllm_cpu"),
+        ("engine_vllm_ratio_vs_vllm_cpu", "engine_vllm", "vllm_cpu"),
+        ("tokens_per_second_ratio_vs_llama_cpp", "hf", "llama_cpp"),
+    ):
+        if below in speeds:
+            note = f"{middle[above]:.0f} against {middle[below]:.0f} tokens a second"
+            figures[label] = ratio(speeds[above], speeds[below], note)
     return figures
 
 

@@ -23,6 +23,7 @@ __all__ = ["VLLM", "Side", "sampled", "vllm_cpu"]
 
 VLLM = Path(os.environ.get("CASPO_VLLM_PYTHON", Path(__file__).resolve().parents[2] / ".venv-vllm" / "bin" / "python"))
 """The Python that has vLLM (`make vllm`)."""
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 class Side(Protocol):
@@ -44,12 +45,12 @@ def sampled(engine: Engine) -> Side:
 
 
 @contextlib.contextmanager
-def vllm_cpu(folder: Path, dtype: str, rows: int, context: int) -> Iterator[Side]:
-    """vLLM in a process of its own, with as many threads as torch has here."""
+def vllm_cpu(folder: Path, dtype: str, rows: int, context: int, *, ours: bool = False) -> Iterator[Side]:
+    """vLLM in a process of its own, with as many threads as torch has here; ``ours``: our engine `vllm` in it."""
     environment = os.environ | {
         "OMP_NUM_THREADS": str(torch.get_num_threads()), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SOURCE),
     }  # fmt: skip
     script = Path(__file__).with_name("vllm_side.py")
     with subprocess.Popen(
@@ -67,7 +68,7 @@ def vllm_cpu(folder: Path, dtype: str, rows: int, context: int) -> Iterator[Side
             answer: dict[str, Any] = json.loads(line)
             return answer
 
-        ask(folder=str(folder), dtype=dtype, rows=rows, context=context)
+        ask(folder=str(folder), dtype=dtype, rows=rows, context=context, ours=ours)
 
         def side(prompts: Sequence[tuple[int, ...]], new: int) -> float:
             done = ask(prompts=[list(ids) for ids in prompts], new=new)
