@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from caspo.core.config import settings_from
@@ -20,6 +21,7 @@ from caspo.engines.models import adapter_and_base, load, stored_dtype
 from caspo.engines.opening import ModelSettings
 from caspo.loop.stages import train_stage
 from caspo.records import Tree
+from caspo.train import trainer
 from caspo.train.lora import Adapters, LoraSettings, add_adapters, without_adapters
 from caspo.train.scoring import Scorer, check_packing
 from caspo.train.step_dpo import StepDPOSettings, step_loss, train_step_dpo
@@ -297,6 +299,14 @@ def test_nan_is_caught_over_a_bfloat16_base(tmp_path: Path) -> None:
     model.model.layers[1].mlp.up_proj.weight.data[3, 3] = math.nan
     with pytest.raises(EngineError, match="NaN"):
         train_step_dpo(model, TREES, PAIRS, settings_from(StepDPOSettings, {**LORA, "base": "bfloat16"}), 0, tmp_path)
+
+
+def test_a_base_held_in_less_is_not_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full sharding divides weights of one precision: it is refused before anything is spread."""
+    monkeypatch.setattr(trainer, "_SHARDED", tuple(DistributedType))
+    settings = settings_from(StepDPOSettings, {**LORA, "base": "bfloat16"})
+    with pytest.raises(ConfigError, match=r"train\.base=float32"):
+        train_step_dpo(build("llama").bfloat16(), TREES, PAIRS, settings, 0, tmp_path)
 
 
 def test_four_bits_without_bitsandbytes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
