@@ -149,7 +149,7 @@ class Visit:
         self.page = browser.new_page()
         self.page.set_viewport_size(size)
         self.page.emulate_media(**media)
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(60_000)  # a loaded machine is slow, not broken
         self.errors: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
