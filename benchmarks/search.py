@@ -123,6 +123,9 @@ def curve(bench: Bench, questions: Sequence[Question]) -> list[dict[str, Any]]:
         "step beam": ("beam", lambda n: {"beam_width": max(1, n // 4), "children": min(n, 4)}),
         "DeepConf offline": ("deepconf_offline", lambda n: {"samples": n}),
         "DeepConf online": ("deepconf_online", lambda n: {"samples": n, "warm_up": min(4, n)}),
+        "Adaptive-Consistency": ("adaptive_consistency", lambda n: {"samples": n}),
+        "ESC": ("esc", lambda n: {"samples": n, "window": min(5, n)}),
+        "Entropy-Tree": ("entropy_tree", lambda n: {"paths": n}),
         "CaT": ("cat", lambda n: {"paths": n}),
     }
     rows = []

@@ -194,7 +194,8 @@ def test_a_task_without_step_judge_and_with_its_own_grader(tmp_path: Path) -> No
     every = {"samples": 4}
     settings = EvaluateSettings.model_validate(
         {"questions": 4, "best_of_n": every, "beam": {}, "deepconf_offline": every, "deepconf_online": every, "dipt": {},
-         "self_consistency": every}
+         "self_consistency": every, "adaptive_consistency": every, "esc": every | {"window": 2}, "reasc": every,
+         "entropy_tree": {"paths": 4}}
     )  # fmt: skip
     answers = [Scripted(f"Hm.\nThe answer is {a}.", p, eos=True) for a, p in (("NOPE", 0.5), ("no", 0.3), ("yes", 0.2))]
 

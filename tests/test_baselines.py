@@ -20,7 +20,10 @@ from caspo.records import ROOT, Question
 from caspo.report.method_charts import SHAPES, SYMBOLS
 from caspo.report.run_data import METHOD_NAMES
 from caspo.search import (
+    ESC,
     METHODS,
+    AdaptiveConsistency,
+    AdaptiveConsistencySettings,
     Beam,
     BeamSettings,
     BestOfN,
@@ -31,6 +34,11 @@ from caspo.search import (
     DeepConfOnlineSettings,
     DiPT,
     DiPTSettings,
+    EntropyTree,
+    EntropyTreeSettings,
+    ESCSettings,
+    ReASC,
+    ReASCSettings,
     SelfConsistency,
     SelfConsistencySettings,
 )
@@ -40,8 +48,11 @@ from caspo.tasks.base import grade
 from caspo.testing.scripted import Scripted, ScriptedEngine
 from recording import FIVE, SIX, Q, Recording, counts, decisions, ends, plain, solve, wild
 
-BASELINES = ("best_of_n", "beam", "deepconf_offline", "deepconf_online", "dipt")
-SAMPLED = (*BASELINES[:-1], "self_consistency")
+BASELINES = (
+    "best_of_n", "beam", "deepconf_offline", "deepconf_online", "dipt", "adaptive_consistency", "esc", "reasc",
+    "entropy_tree",
+)  # fmt: skip
+SAMPLED = (*(name for name in BASELINES if name != "dipt"), "self_consistency")
 
 
 # --------------------------------------------------------------------------------------------------- what all have to do
@@ -121,6 +132,10 @@ def test_paths_keep_to_their_budget(name: str, limit: int) -> None:
         (Beam(BeamSettings(beam_width=1, children=1)), 3),
         (DeepConfOffline(DeepConfOfflineSettings(samples=1)), 1),
         (DeepConfOnline(DeepConfOnlineSettings(samples=1, warm_up=1)), 1),
+        (AdaptiveConsistency(AdaptiveConsistencySettings(samples=1)), 1),
+        (ESC(ESCSettings(samples=1, window=1)), 1),
+        (ReASC(ReASCSettings(samples=1)), 1),
+        (EntropyTree(EntropyTreeSettings(paths=1)), 1),
     ],
 )
 def test_one_path(method: Any, single: int) -> None:

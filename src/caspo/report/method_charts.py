@@ -15,7 +15,10 @@ from caspo.report.run_data import METHOD_NAMES, Method, Round, Run, method_name,
 
 __all__ = ["accuracy_by_round", "accuracy_by_tokens", "colour_of", "method_legend"]
 
-SYMBOLS = ("circle", "diamond", "square", "triangle-down", "pentagon", "cross", "x", "star")
+SYMBOLS = (
+    "circle", "diamond", "square", "triangle-down", "pentagon", "cross", "x", "star", "hexagon", "hourglass",
+    "triangle-left", "triangle-right",
+)  # fmt: skip
 """Plotly's markers of the methods in the order of `METHOD_NAMES`, so that none is told by its colour alone; further ones are
 triangles."""
 
@@ -31,6 +34,10 @@ SHAPES = {
     "pentagon": '<path d="M7 1 13 5.4 10.7 12.5H3.3L1 5.4Z"/>',
     "cross": '<path d="M5 1H9V5H13V9H9V13H5V9H1V5H5Z"/>',
     "x": '<path d="M4 1 7 4 10 1 13 4 10 7 13 10 10 13 7 10 4 13 1 10 4 7 1 4Z"/>',
+    "hexagon": '<path d="M7 1 12.2 4V10L7 13 1.8 10V4Z"/>',
+    "hourglass": '<path d="M2 1.5H12L8 7 12 12.5H2L6 7Z"/>',
+    "triangle-left": '<path d="M1.5 7 12 1V13Z"/>',
+    "triangle-right": '<path d="M12.5 7 2 1V13Z"/>',
     "star": '<path d="M7 .8 8.7 5H13.2L9.6 7.8 10.9 12.2 7 9.6 3.1 12.2 4.4 7.8.8 5H5.3Z"/>',
 }
 

@@ -5,26 +5,33 @@ from typing import Any
 
 from caspo.core.config import settings_from
 from caspo.core.errors import ConfigError
+from caspo.search.adaptive import ESC, AdaptiveConsistency, AdaptiveConsistencySettings, ESCSettings
 from caspo.search.base import Method, PathSettings
 from caspo.search.beam import Beam, BeamSettings
 from caspo.search.best_of_n import BestOfN, BestOfNSettings
 from caspo.search.confidence_tree import ConfidenceTree, ConfidenceTreeSettings
 from caspo.search.deepconf import DeepConfOffline, DeepConfOfflineSettings, DeepConfOnline, DeepConfOnlineSettings
 from caspo.search.dipt import DiPT, DiPTSettings
+from caspo.search.entropy_tree import EntropyTree, EntropyTreeSettings
 from caspo.search.paths import answer_path
+from caspo.search.reasc import ReASC, ReASCSettings
 from caspo.search.sampled import ChainOfThought, ChainOfThoughtSettings, SelfConsistency, SelfConsistencySettings
 
 __all__ = [
-    "DEFAULT_METHOD", "METHODS", "Beam", "BeamSettings", "BestOfN", "BestOfNSettings", "ChainOfThought",
-    "ChainOfThoughtSettings", "ConfidenceTree", "ConfidenceTreeSettings", "DeepConfOffline",
-    "DeepConfOfflineSettings", "DeepConfOnline", "DeepConfOnlineSettings", "DiPT", "DiPTSettings", "Method",
-    "PathSettings", "SelfConsistency", "SelfConsistencySettings", "answer_path", "method_of",
+    "DEFAULT_METHOD", "ESC", "METHODS", "AdaptiveConsistency", "AdaptiveConsistencySettings", "Beam", "BeamSettings",
+    "BestOfN", "BestOfNSettings", "ChainOfThought", "ChainOfThoughtSettings", "ConfidenceTree", "ConfidenceTreeSettings",
+    "DeepConfOffline", "DeepConfOfflineSettings", "DeepConfOnline", "DeepConfOnlineSettings", "DiPT", "DiPTSettings",
+    "ESCSettings", "EntropyTree", "EntropyTreeSettings", "Method", "PathSettings", "ReASC", "ReASCSettings",
+    "SelfConsistency", "SelfConsistencySettings", "answer_path", "method_of",
 ]  # fmt: skip
 
 METHODS: dict[str, type[Method[Any]]] = {
     method.name: method
-    for method in (ChainOfThought, SelfConsistency, ConfidenceTree, BestOfN, Beam, DeepConfOffline, DeepConfOnline, DiPT)
-}
+    for method in (
+        ChainOfThought, SelfConsistency, ConfidenceTree, BestOfN, Beam, DeepConfOffline, DeepConfOnline, DiPT,
+        AdaptiveConsistency, ESC, ReASC, EntropyTree,
+    )
+}  # fmt: skip
 """Every method by its name in recipes and in `metrics.json`."""
 
 DEFAULT_METHOD = ConfidenceTree.name

@@ -38,7 +38,7 @@ from caspo.trees import TreeBuilder
 
 __all__ = [
     "MEASURES", "DeepConfOffline", "DeepConfOfflineSettings", "DeepConfOnline", "DeepConfOnlineSettings",
-    "group_confidences",
+    "group_confidences", "token_confidences",
 ]  # fmt: skip
 
 _TOLERANCE = 0.01
@@ -156,7 +156,7 @@ class _Traces:
     def __init__(self, tree: TreeBuilder, found: Sequence[Completion], settings: _Settings, measure: str) -> None:
         self._tree, self._found = tree, found
         self.answers = answers_of(tree, found)
-        self.confidences = [MEASURES[measure](_token_confidences(trace), settings.window) for trace in found]
+        self.confidences = [MEASURES[measure](token_confidences(trace), settings.window) for trace in found]
         """Nats."""
 
     def agreement(self, threshold: float) -> float:
@@ -188,10 +188,15 @@ def _threshold(confidences: Sequence[float], eta: float) -> float:
     return float(np.percentile(confidences, 100 - eta)) - _TOLERANCE
 
 
-def _token_confidences(completion: Completion) -> list[float]:
+def token_confidences(completion: Completion) -> list[float]:
+    """The confidence of every token of a continuation that was asked for with ``top_k``; nats.
+
+    Raises:
+        EngineError: the engine measures no such thing.
+    """
     if completion.top_k_logprob is None:
         raise EngineError(
-            "The engine measured no top-k log-probabilities, from which DeepConf takes a token's confidence. "
+            "The engine measured no top-k log-probabilities, from which DeepConf and ReASC take a token's confidence. "
             "Use an engine that does (a model of transformers), or another method."
         )
     return [-value for value in completion.top_k_logprob.tolist()]

@@ -1,6 +1,6 @@
 """Whole solutions: chain of thought (one) and self-consistency (several, majority vote; Wang et al. 2022).
 
-What follows their classes is what all methods that sample whole solutions share: best of n, DeepConf and DiPT too.
+What follows their classes is what all methods that sample whole solutions share: best of n, DeepConf and others too.
 """
 
 from __future__ import annotations
