@@ -139,6 +139,27 @@ def test_a_short_last_line_is_a_step_of_its_own(end: str) -> None:
         assert [(n.step.text, n.final) for n in tree.nodes] == [("Tom has 3.\n\n", False), (end, True)]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_another_turn_at_once_is_no_solution(name: str) -> None:
+    """A continuation without a single token of its own states nothing, and whatever looks at its confidence can take it."""
+    engine = ScriptedEngine(lambda text: [Scripted("Question: no", eos=True)], reading=Reading(turn="Question:"))
+    kind = METHODS[name]
+    more = {"mean": 1.0, "spread": 1.0, "sure_above": 0.0} if name == "reasc" else {}
+    solution = kind(kind.settings_type(**more)).solve([Q], engine)[0]
+    assert (solution.answer, solution.confidence, solution.tree.nodes) == (None, 0.0, ())
+    assert solution.generated_tokens > 0
+
+
+@pytest.mark.parametrize("name", ["best_of_n", "deepconf_offline"])
+def test_a_path_without_tokens_changes_no_other(name: str) -> None:
+    """What is decided of it is not noted at another path's node."""
+    options = [Scripted("Question: no", eos=True), Scripted("The answer is 7.", eos=True)]
+    engine = ScriptedEngine(lambda text: options, reading=Reading(turn="Question:"))
+    solution = METHODS[name]().solve([Q], engine)[0]
+    assert (solution.answer, None in solution.answers) == ("7", True)
+    assert [node.decision for node in solution.tree.nodes] == ["finished"]
+
+
 def test_an_answer_is_the_same_by_whole_samples_and_step_by_step() -> None:
     """Thinking that only closes, and one that opens again: both are read from the text."""
     for text, answer in {

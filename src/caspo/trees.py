@@ -198,8 +198,9 @@ class TreeBuilder:
         self.nodes[node] = replace(self.nodes[node], verdict=verdict)
 
     def decide(self, node: int, decision: Decision) -> None:
-        """Note what a search did with a node."""
-        self.nodes[node] = replace(self.nodes[node], decision=decision)
+        """Note what a search did with a node; of ``ROOT``, where a path without tokens ends, there is nothing to note."""
+        if node != ROOT:
+            self.nodes[node] = replace(self.nodes[node], decision=decision)
 
     def build(self) -> Tree:
         """The tree as it stands."""

@@ -189,7 +189,8 @@ def _threshold(confidences: Sequence[float], eta: float) -> float:
 
 
 def token_confidences(completion: Completion) -> list[float]:
-    """The confidence of every token of a continuation that was asked for with ``top_k``; nats.
+    """The confidence of every token of a continuation that was asked for with ``top_k``, nats; of one without tokens a 0,
+    which is less than any token has.
 
     Raises:
         EngineError: the engine measures no such thing.
@@ -199,7 +200,7 @@ def token_confidences(completion: Completion) -> list[float]:
             "The engine measured no top-k log-probabilities, from which DeepConf and ReASC take a token's confidence. "
             "Use an engine that does (a model of transformers), or another method."
         )
-    return [-value for value in completion.top_k_logprob.tolist()]
+    return [-value for value in completion.top_k_logprob.tolist()] or [0.0]
 
 
 def _stop_below(threshold: float, window: int) -> Watch:
