@@ -41,6 +41,9 @@ from caspo.trees import TreeBuilder
 
 __all__ = ["ReASC", "ReASCSettings", "gate"]
 
+_MOST = 100.0
+"""A sample weighs e to this power at most, so that sums of weights are finite."""
+
 
 class ReASCSettings(AdaptiveConsistencySettings):
     """One sample where it suffices, otherwise samples that count by confidence; `mean`, `spread` and `sure_above` are to be
@@ -98,7 +101,7 @@ class ReASC(Method[ReASCSettings]):
         mean, spread, sharpness = self.settings.mean, self.settings.spread, self.settings.sharpness
         if mean is None or spread is None:
             return 1.0
-        return max(1.0, math.exp(sharpness * (self.measure(sample) - mean) / spread))
+        return math.exp(min(max(0.0, sharpness * (self.measure(sample) - mean) / spread), _MOST))
 
     def calibrated(
         self,
