@@ -17,7 +17,7 @@ but no lower than the mean S of the right ones. Without them nothing is known of
 gate: that is Adaptive-Consistency. The paper also calibrates without labels (a mixture of two Gaussians); we do not.
 
 Ours: a first sample without an answer never answers. Where the public code also forms shorter groups at a trace's end, all
-of ours are full, as DeepConf's; and it takes the gate from the lowest groups but compares S with it, where we take S twice.
+of ours are full, as DeepConf's; and where it takes gate, mean and spread from the lowest group alone, we take them from S.
 """
 
 from __future__ import annotations
