@@ -50,8 +50,9 @@ GREEDY = -1
 POOL = Path(__file__).resolve().parent / "pool"
 
 
-def plan(engine: Engine, questions: Sequence[Question], samples: int) -> dict[Key, Request]:
-    """The requests of all samples: greedy ones first, then number by number, so that what is there is of all questions."""
+def plan(engine: Engine, model: str, questions: Sequence[Question], samples: int) -> dict[Key, Request]:
+    """The requests of all samples: greedy ones first, then number by number, so that what is there is of all questions.
+    ``model`` is the name by which parts know it."""
     trees = [TreeBuilder(question, engine.prompt(question.text), engine) for question in questions]
     once, drawn, top_k = ChainOfThoughtSettings(), SelfConsistencySettings(), DeepConfOfflineSettings().top_k
     found = {}
@@ -61,7 +62,7 @@ def plan(engine: Engine, questions: Sequence[Question], samples: int) -> dict[Ke
                 request = replace(sample(tree, once, ChainOfThought.name, 0, 0, once.temperature), top_k=top_k)
             else:
                 (request,) = several(tree, drawn, 0, [number], top_k)
-            found[key_of(tree.question.id, number, request)] = request
+            found[key_of(model, tree.question.id, number, request)] = request
     return found
 
 
@@ -114,7 +115,7 @@ def take_in(engine: Engine, kept: CompletionFile, asked: dict[Key, Request], fol
             if key in asked and kept.get(asked[key]) is None:
                 kept.put(asked[key], completion)
                 new += 1
-    print(f"{new} samples are new; {others} in the parts are of other questions, numbers, prompts or settings.")
+    print(f"{new} samples are new; {others} in the parts are of other models, questions, numbers, prompts or settings.")
 
 
 def measured(engine: Engine, kept: CompletionFile, asked: dict[Key, Request]) -> dict[str, Figure]:
@@ -161,7 +162,7 @@ def main() -> None:
     parser.add_argument("--identity", help="under which they are kept, where that is not this model's (caspo.engines.kept)")
     parser.add_argument("--pool", type=Path, help="folder of the parts; benchmarks/pool/MODEL")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rows", type=int, default=256, help="samples decoded at once")
     args = parser.parse_args()
@@ -174,8 +175,9 @@ def main() -> None:
     if args.shard is not None:
         questions = args.shard.take(questions)
     engine, identity = opened(args)
-    kept, asked = CompletionFile(args.completions, args.identity or identity), plan(engine, questions, args.samples)
-    folder = args.pool or POOL / Path(args.model).name
+    kept = CompletionFile(args.completions, args.identity or identity)
+    name = Path(args.model).name
+    asked, folder = plan(engine, f"{name} {args.dtype}", questions, args.samples), args.pool or POOL / name
     if args.action == "sample":
         decode(engine, kept, asked)
     elif args.action == "export":
@@ -198,7 +200,7 @@ def quick(args: argparse.Namespace) -> None:
     """All actions, on a small scale."""
     args.model = "stories-tiny"
     engine, identity = opened(args)
-    asked = plan(engine, StoriesTask().questions("test", 8), 4)
+    asked = plan(engine, args.model, StoriesTask().questions("test", 8), 4)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         here, elsewhere = (CompletionFile(folder / f"{side}.sqlite", identity) for side in ("here", "elsewhere"))

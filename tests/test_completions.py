@@ -17,7 +17,7 @@ from caspo.engines.base import Completion, Engine, OnDone, Request
 from caspo.engines.kept import CompletionFile
 from caspo.engines.local.engine import HFEngine
 from caspo.engines.memo import MemoEngine
-from caspo.engines.models import resolve
+from caspo.engines.models import model_digest, resolve
 from caspo.engines.opening import ModelSettings, identity_of, model_settings, open_engine, open_serving, placed
 from caspo.search import SelfConsistency, SelfConsistencySettings
 from caspo.testing.scripted import ScriptedEngine
@@ -116,6 +116,16 @@ def test_nothing_is_given_for_another_model(tmp_path: Path, asked: list[Request]
             engine = open_engine(settings, name)
             engine.generate([Request(engine.prompt(QUESTIONS[0].text), 0, 4, 0.0)])
             assert len(asked) == decoded
+
+
+def test_a_gguf_file_is_known_by_its_bytes(tmp_path: Path) -> None:
+    """Not by the folder that `hf` makes of it."""
+    file = tmp_path / "model.gguf"
+    digests = set()
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        digests.add(model_digest(str(file), gguf=True))
+    assert len(digests) == 2
 
 
 def test_a_server_without_ids_is_refused(tmp_path: Path) -> None:

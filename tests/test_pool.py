@@ -78,7 +78,7 @@ def test_comes_back_as_near_as_it_says(
     from parts.pool import key_of, keys_in, read_pool, write_pool
 
     samples = {
-        key_of(f"q{place % 2}", place - 1, Request((1, 2, place % 2), 0, 9, 0.7, top_k=5)): completion(
+        key_of("model", f"q{place % 2}", place - 1, Request((1, 2, place % 2), 0, 9, 0.7, top_k=5)): completion(
             one, data.draw(st.integers(0, len(one))), data.draw(st.sampled_from(["eos", "length"]))
         )
         for place, one in enumerate(drawn)
@@ -105,7 +105,7 @@ def test_what_no_byte_stands_for_is_refused(tmp_path: Path, wrong: dict[str, flo
 
     row = Measured(0.1, -0.1, -0.1, 0.9, 0.1, -3.0)._replace(**wrong)
     with pytest.raises(DataError, match=next(iter(wrong))):
-        write_pool(tmp_path / "part.parquet", {key_of("q", 0, Request((1,), 0)): completion([row])})
+        write_pool(tmp_path / "part.parquet", {key_of("model", "q", 0, Request((1,), 0)): completion([row])})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -134,7 +134,7 @@ def test_grows_from_session_to_session(tmp_path: Path) -> None:
 
     first, folder = Dying(script), tmp_path / "pool"
     here, elsewhere = (CompletionFile(tmp_path / f"{name}.sqlite", "model") for name in ("here", "elsewhere"))
-    asked = pool.plan(first, QUESTIONS, 3)
+    asked = pool.plan(first, "model", QUESTIONS, 3)
     assert [key.number for key in asked] == [number for number in (-1, 0, 1, 2) for _ in QUESTIONS]
     with pytest.raises(KeyboardInterrupt):
         pool.decode(first, here, asked)
@@ -165,8 +165,8 @@ def test_grows_from_session_to_session(tmp_path: Path) -> None:
     assert third.requests == []
 
 
-def test_what_is_of_another_prompt_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same questions by another instruction, say."""
+def test_what_is_of_another_prompt_or_model_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same questions by another instruction, say; and two models may have one tokenizer, and prompts alike."""
     import pool
 
     class Polite(Counting):
@@ -175,11 +175,12 @@ def test_what_is_of_another_prompt_is_left_out(tmp_path: Path, capsys: pytest.Ca
 
     kept = CompletionFile(tmp_path / "kept.sqlite", "model")
     plain, polite = Counting(script), Polite(script)
-    asked = pool.plan(plain, QUESTIONS, 1)
+    asked = pool.plan(plain, "model", QUESTIONS, 1)
     pool.decode(plain, kept, asked)
     pool.export(plain, kept, asked, tmp_path)
-    pool.take_in(polite, kept, pool.plan(polite, QUESTIONS, 1), tmp_path)
-    assert f"0 samples are new; {len(asked)} in the parts are of other" in capsys.readouterr().out
+    for engine, model in ((polite, "model"), (plain, "another")):
+        pool.take_in(engine, kept, pool.plan(engine, model, QUESTIONS, 1), tmp_path)
+        assert f"0 samples are new; {len(asked)} in the parts are of other" in capsys.readouterr().out
 
 
 def test_under_another_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,8 @@ _CONTEXT = 3
 class Key(NamedTuple):
     """Which sample it is: what no other one of a pool shares. Its seed follows from question and number."""
 
+    model: str
+    """Its name and precision."""
     question_id: str
     number: int
     """Among the samples of its question; -1: the greedy one."""
@@ -60,14 +62,16 @@ class Key(NamedTuple):
     """Tokens that the mean log p was measured of."""
 
 
-def key_of(question_id: str, number: int, request: Request) -> Key:
-    """The key of a sample that was decoded for ``request``."""
+def key_of(model: str, question_id: str, number: int, request: Request) -> Key:
+    """The key of a sample that ``model`` decoded for ``request``."""
     prompt = hashlib.sha256(np.asarray(request.prefix_ids, dtype="<i8").tobytes()).hexdigest()[:16]
-    return Key(question_id, number, prompt, request.temperature, request.top_p, request.max_new_tokens, request.top_k)
+    drawn = (request.temperature, request.top_p)
+    return Key(model, question_id, number, prompt, *drawn, request.max_new_tokens, request.top_k)
 
 
 _SCHEMA = pa.schema(
     [
+        ("model", pa.list_(pa.string())),
         ("question_id", pa.list_(pa.string())),
         ("number", pa.list_(pa.int32())),
         ("prompt", pa.list_(pa.string())),
@@ -147,8 +151,7 @@ def _row(path: Path, names: Sequence[str]) -> dict[str, Any]:
         raise DataError(f"{path} is no part of a pool, or is damaged ({error}). Take it from git again.") from error
     if (table.schema.metadata or {}).get(b"caspo_pool") != _VERSION[b"caspo_pool"] or len(table) != 1:
         raise DataError(f"{path} is no part of a pool, or of another version. Take it out of the folder.")
-    return {name: table[name][0].values.to_numpy(False) if pa.types.is_list(table[name].type) else table[name][0].as_py()
-            for name in names}  # fmt: skip
+    return {name: table[name][0].as_py() for name in names}
 
 
 def _column(one: Completion, name: str) -> Floats:

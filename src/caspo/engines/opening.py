@@ -239,9 +239,11 @@ def placed(settings: ModelSettings, name: str | None = None) -> ModelSettings:
                 name or settings.name, base=settings.base_of(name), trust_remote_code=settings.trust_remote_code
             )
             dtype, why = chosen_dtype(place, folder)
-    because = f" ({why})" if why else ""
-    _tell(f"{name or settings.name}: device {device}, {dtype}{because}, {threads} thread{'s' * (threads > 1)}")
-    return settings.model_copy(update={"device": device, "dtype": dtype, "threads": threads})
+    chosen = settings.model_copy(update={"device": device, "dtype": dtype, "threads": threads})
+    if chosen != settings:
+        because = f" ({why})" if why else ""
+        _tell(f"{name or settings.name}: device {device}, {dtype}{because}, {threads} thread{'s' * (threads > 1)}")
+    return chosen
 
 
 def open_local(settings: ModelSettings, name: str | None = None, examples: Sequence[Example] = ()) -> HFEngine:
