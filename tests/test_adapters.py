@@ -74,8 +74,12 @@ def test_an_adapter_is_a_model(base: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("CASPO_CACHE", str(first.parent))
     stored(base, build("llama", seed=1))
     second = models.resolve(str(folder))
+    digests = [models.model_digest(str(folder))]
     adapter(folder, base, r=4)
     assert len({first, second, models.resolve(str(folder))}) == 3
+    digests.append(models.model_digest(str(folder)))
+    stored(base, build("llama"))
+    assert len({*digests, models.model_digest(str(folder))}) == 3, "completions are kept by it"
 
 
 @pytest.mark.parametrize("named", [None, "/no/such/folder", "some-lab/model-that-is-not-here"])

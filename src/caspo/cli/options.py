@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,8 +11,9 @@ from typer.core import TyperCommand, TyperOption
 from caspo.core.shards import Shard
 
 __all__ = [
-    "METHODS_HERE", "BaseOption", "DeviceOption", "DtypeOption", "EngineOption", "MethodOption", "MethodSettings",
-    "ModelOption", "NamesMethods", "ShardOption", "SkipBad", "StepsOption", "ThreadsOption", "TokenizerOption", "UrlOption",
+    "METHODS_HERE", "BaseOption", "CompletionsOption", "DeviceOption", "DtypeOption", "EngineOption", "MethodOption",
+    "MethodSettings", "ModelOption", "NamesMethods", "ShardOption", "SkipBad", "StepsOption", "ThreadsOption",
+    "TokenizerOption", "UrlOption",
 ]  # fmt: skip
 
 METHODS_HERE = "{methods}"
@@ -58,6 +60,10 @@ DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16; by default bfloat16 where that is faster.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one for each core.")]
+CompletionsOption = Annotated[
+    Path | None,
+    typer.Option(help="File that keeps every completion: another method, threshold or seed decodes only what is new."),
+]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out rows of the file that cannot be used, and tell which and why.")
 ]

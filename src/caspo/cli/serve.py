@@ -93,7 +93,7 @@ def serve(
 
     bound = listening(configured)  # before the model is loaded: an address that is taken is told at once
     from caspo.answers import same_answer
-    from caspo.engines.opening import model_settings, open_engine
+    from caspo.engines.opening import model_settings, open_serving
     from caspo.serve.scheduler import Scheduler
     from caspo.serve.thread import EngineThread
 
@@ -101,7 +101,7 @@ def serve(
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     asked = model_settings(model, url=url, tokenizer=tokenizer, device=device, threads=threads, **told)
     thread = EngineThread()
-    opened = thread.submit(lambda: open_engine(asked)).result()
+    opened = thread.submit(lambda: open_serving(asked)).result()
     same_answer("1/2", "0.5")  # loads what compares answers: seconds that the first client would wait
     scheduler = Scheduler(opened, active=active, waiting=waiting, thread=thread)
     _listen(configured, opened, scheduler, bound, active + waiting)

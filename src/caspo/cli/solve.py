@@ -10,6 +10,7 @@ import typer
 
 from caspo.cli.options import (
     BaseOption,
+    CompletionsOption,
     DeviceOption,
     DtypeOption,
     EngineOption,
@@ -50,6 +51,7 @@ def solve(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
+    completions: CompletionsOption = None,
     data: Annotated[Path | None, typer.Option(help="Folder of a benchmark's JSONL; the hub by default.")] = None,
     run_code: Annotated[bool, typer.Option("--run-code", help="Run what the model writes, to grade it.")] = False,
     thresholds: Annotated[
@@ -82,9 +84,12 @@ def solve(
     questions, grade, files = _questions(question, limit, seed, data, run_code, bad)
     if out is not None:
         read = {"QUESTION": files, "--thresholds": [] if thresholds is None else [thresholds]}
+        read["--completions"] = [] if completions is None else [completions]
         check_output_file(out, {**read, **model_inputs({"--model": model, "--base": base, "--tokenizer": tokenizer})})
     tell(bad)
-    loaded = load(model, url=url, tokenizer=tokenizer, device=device, threads=threads, examples=shown, **told)
+    loaded = load(
+        model, url=url, tokenizer=tokenizer, device=device, threads=threads, completions=completions, examples=shown, **told
+    )
     done = 0
     with bars() as show:
 

@@ -39,7 +39,9 @@ _RECIPE, _MADE_FROM, _LOCK = "recipe.yaml", "made_from.json", ".caspo.lock"
 _OURS = (_RECIPE, _MADE_FROM, PLACEMENT)
 
 _SHARD, _JOIN = "--shard", "--join"
-_OF_MACHINES = {
+_SPARES_WORK = {"completions"}
+"""Ends of keys that change nothing but the time: a run may go on with another file of completions, or with none."""
+_OF_MACHINES = _SPARES_WORK | {
     "accelerate", "concurrency", "device", "endpoint.url", "first_wait", "key_variable", "longest_wait", "max_rows",
     "patience", "retries", "threads", "timeout", "token_timeout", "urls",
 }  # fmt: skip
@@ -215,7 +217,7 @@ def _differing(file: Path, settings: Config, same: set[str]) -> list[str]:
         return []
     before, now = _settings_in(file), flatten(settings.model_dump(mode="json"))
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    keys = [key for key in keys if not _ends_in(key, same)]
+    keys = [key for key in keys if not _ends_in(key, same | _SPARES_WORK)]
     return [f"{key}: {before.get(key, '(absent)')} there, {now.get(key, '(absent)')} now" for key in keys]
 
 

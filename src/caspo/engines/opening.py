@@ -5,24 +5,30 @@ Each engine is imported where it is opened: a model on a server needs no torch.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from caspo.core.config import settings_from
 from caspo.core.errors import ConfigError
-from caspo.engines.base import ServingEngine
+from caspo.engines.base import Engine, ServingEngine
+from caspo.engines.kept import CompletionFile
+from caspo.engines.memo import MemoEngine
 from caspo.engines.prompts import INSTRUCTION, Example
 from caspo.engines.remote.settings import RemoteSettings
-from caspo.steps import rule_name
+from caspo.steps import Reading, rule_name
 
 if TYPE_CHECKING:
     from caspo.engines.local.engine import HFEngine
 
-__all__ = ["ModelSettings", "check_local", "model_settings", "open_engine", "open_local", "placed"]
+__all__ = [
+    "ModelSettings", "check_local", "identity_of", "model_settings", "open_engine", "open_local", "open_serving", "placed",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +48,7 @@ def _tell(line: str) -> None:
 
 class ModelSettings(RemoteSettings):
     """The model and where it runs. What `RemoteSettings` adds is for `openai_compatible`; the rest of this is for `hf`, but
-    ``name`` and ``instruction``, which are for all."""
+    ``name``, ``instruction``, ``steps``, ``thinking`` and ``completions``, which are for all."""
 
     engine: Literal["hf", "llama_cpp", "vllm", "openai_compatible"] = "hf"
     """`hf`: in this process, and what is trained. `llama_cpp`: a GGUF file in this process. `vllm`: vLLM in this process.
@@ -71,6 +77,9 @@ class ModelSettings(RemoteSettings):
     """Rows decoded at once."""
     vllm: dict[str, Any] | None = None
     """For `vllm`: further arguments of its `EngineArgs`, such as `{gpu_memory_utilization: 0.8, quantization: fp8}`."""
+    completions: Path | None = None
+    """File that keeps every completion, so that another method, threshold or seed decodes only what is new
+    (docs/engines.md)."""
 
     @model_validator(mode="after")
     def _servers(self) -> ModelSettings:
@@ -102,13 +111,56 @@ def model_settings(
     return settings_from(ModelSettings, {"name": name, "engine": chosen, "urls": urls, **settings}, "This model")
 
 
-def open_engine(settings: ModelSettings, name: str | None = None, examples: Sequence[Example] = ()) -> ServingEngine:
-    """The engine for a recipe's model, or for another model (a round's) with the same settings. ``examples`` are shown
-    before every question (`caspo.engines.prompts.asking`).
+def open_engine(settings: ModelSettings, name: str | None = None, examples: Sequence[Example] = ()) -> Engine:
+    """The engine for a recipe's model, or for another model (a round's) with the same settings; it takes from the file
+    ``settings.completions`` what is known there. ``examples`` are shown before every question
+    (`caspo.engines.prompts.asking`).
 
     Raises:
-        ConfigError: another model than the one that the servers or the GGUF file hold.
+        ConfigError: another model than the one that the servers or the GGUF file hold; a server that gives no token ids
+            does not go with ``completions``.
+        DataError, StorageError: as `CompletionFile` does.
     """
+    file = settings.completions
+    if file is None:
+        return open_serving(settings, name, examples)
+    settings = placed(settings, name)
+    engine = open_serving(settings, name, examples)
+    return MemoEngine(engine, CompletionFile(file, identity_of(settings, engine, name)))
+
+
+def identity_of(settings: ModelSettings, engine: Engine, name: str | None = None) -> str:
+    """All that a completion of ``engine`` depends on but its request: the model's files, by what is in them, engine,
+    precision and reading. ``settings`` are `placed`; ``name`` is that of another model with the same settings. A server's
+    model is known by its addresses and its name alone.
+
+    Raises:
+        ConfigError: a server that gives no token ids: its pieces of text are numbered anew by every process.
+    """
+    model: list[Any]
+    if settings.engine == "openai_compatible":
+        from caspo.engines.remote.engine import OpenAICompatibleEngine
+
+        assert isinstance(engine, OpenAICompatibleEngine)
+        if not engine.features.ids:
+            raise ConfigError(
+                f"completions cannot be kept of {settings.name}: its server gives no token ids, by which they are known. "
+                "Leave completions out, or set tokenizer (docs/engines.md)."
+            )
+        model = [sorted(settings.urls), settings.name, settings.tokenizer, engine.k]
+    else:
+        from caspo.engines.models import model_digest
+
+        gguf = settings.engine == "llama_cpp"
+        base = settings.base_of(name)
+        digest = model_digest(name or settings.name, base=base, gguf=gguf, trust_remote_code=settings.trust_remote_code)
+        model = [digest, settings.dtype, settings.vllm]
+    reading: Reading = engine.reading
+    return json.dumps([settings.engine, model, reading.steps, reading.thinking, reading.turn])
+
+
+def open_serving(settings: ModelSettings, name: str | None = None, examples: Sequence[Example] = ()) -> ServingEngine:
+    """The engine itself, without a file of completions, for a server; see `open_engine`."""
     if settings.engine == "openai_compatible" and name in (None, settings.name):
         from caspo.engines.remote.engine import OpenAICompatibleEngine
 
@@ -187,9 +239,11 @@ def placed(settings: ModelSettings, name: str | None = None) -> ModelSettings:
                 name or settings.name, base=settings.base_of(name), trust_remote_code=settings.trust_remote_code
             )
             dtype, why = chosen_dtype(place, folder)
-    because = f" ({why})" if why else ""
-    _tell(f"{name or settings.name}: device {device}, {dtype}{because}, {threads} thread{'s' * (threads > 1)}")
-    return settings.model_copy(update={"device": device, "dtype": dtype, "threads": threads})
+    chosen = settings.model_copy(update={"device": device, "dtype": dtype, "threads": threads})
+    if chosen != settings:
+        because = f" ({why})" if why else ""
+        _tell(f"{name or settings.name}: device {device}, {dtype}{because}, {threads} thread{'s' * (threads > 1)}")
+    return chosen
 
 
 def open_local(settings: ModelSettings, name: str | None = None, examples: Sequence[Example] = ()) -> HFEngine:

@@ -14,10 +14,10 @@ folder of a name, `files` says which files of a folder are the model. `placement
 from caspo.engines.models.bundled import BUNDLED, BundledModel, GgufWheels, ShippedAdapter, ShippedFolder
 from caspo.engines.models.cache import cache_dir
 from caspo.engines.models.files import model_files, model_inputs, stored_dtype
-from caspo.engines.models.names import adapter_and_base, gguf_file, load, resolve
+from caspo.engines.models.names import adapter_and_base, gguf_file, load, model_digest, resolve
 from caspo.engines.models.reading import read_tokenizer
 
 __all__ = [
     "BUNDLED", "BundledModel", "GgufWheels", "ShippedAdapter", "ShippedFolder", "adapter_and_base", "cache_dir", "gguf_file",
-    "load", "model_files", "model_inputs", "read_tokenizer", "resolve", "stored_dtype",
+    "load", "model_digest", "model_files", "model_inputs", "read_tokenizer", "resolve", "stored_dtype",
 ]  # fmt: skip

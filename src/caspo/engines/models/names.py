@@ -19,7 +19,7 @@ from caspo.engines.models.reading import check_folder, quiet, read
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["adapter_and_base", "gguf_file", "load", "resolve"]
+__all__ = ["adapter_and_base", "gguf_file", "load", "model_digest", "resolve"]
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "tokenizer*"]
 
@@ -58,6 +58,14 @@ def adapter_and_base(
     """
     folder = _adapter_or_model(name_or_path, trust_remote_code)
     return (folder, _base(folder, base, trust_remote_code)[0]) if is_adapter(folder) else None
+
+
+def model_digest(name_or_path: str, *, gguf: bool = False, base: str | None = None, trust_remote_code: bool = False) -> str:
+    """A digest of the files that a model is read from: of its folder, or with ``gguf`` of the GGUF file itself. Names and
+    errors as `resolve` has them; that of an adapter depends on its base, too."""
+    if gguf:
+        return digest_of([gguf_file(name_or_path) if name_or_path in BUNDLED else Path(name_or_path).expanduser()])
+    return digest_of(model_files(resolve(name_or_path, base=base, trust_remote_code=trust_remote_code)))
 
 
 def load(
