@@ -13,6 +13,7 @@ from caspo.search.confidence_tree import ConfidenceTree, ConfidenceTreeSettings
 from caspo.search.deepconf import DeepConfOffline, DeepConfOfflineSettings, DeepConfOnline, DeepConfOnlineSettings
 from caspo.search.dipt import DiPT, DiPTSettings
 from caspo.search.entropy_tree import EntropyTree, EntropyTreeSettings
+from caspo.search.paper_tree import PaperTree, PaperTreeSettings
 from caspo.search.paths import answer_path
 from caspo.search.reasc import ReASC, ReASCSettings
 from caspo.search.sampled import ChainOfThought, ChainOfThoughtSettings, SelfConsistency, SelfConsistencySettings
@@ -21,15 +22,15 @@ __all__ = [
     "DEFAULT_METHOD", "ESC", "METHODS", "AdaptiveConsistency", "AdaptiveConsistencySettings", "Beam", "BeamSettings",
     "BestOfN", "BestOfNSettings", "ChainOfThought", "ChainOfThoughtSettings", "ConfidenceTree", "ConfidenceTreeSettings",
     "DeepConfOffline", "DeepConfOfflineSettings", "DeepConfOnline", "DeepConfOnlineSettings", "DiPT", "DiPTSettings",
-    "ESCSettings", "EntropyTree", "EntropyTreeSettings", "Method", "PathSettings", "ReASC", "ReASCSettings",
-    "SelfConsistency", "SelfConsistencySettings", "answer_path", "method_of",
+    "ESCSettings", "EntropyTree", "EntropyTreeSettings", "Method", "PaperTree", "PaperTreeSettings", "PathSettings", "ReASC",
+    "ReASCSettings", "SelfConsistency", "SelfConsistencySettings", "answer_path", "method_of",
 ]  # fmt: skip
 
 METHODS: dict[str, type[Method[Any]]] = {
     method.name: method
     for method in (
         ChainOfThought, SelfConsistency, ConfidenceTree, BestOfN, Beam, DeepConfOffline, DeepConfOnline, DiPT,
-        AdaptiveConsistency, ESC, ReASC, EntropyTree,
+        AdaptiveConsistency, ESC, ReASC, EntropyTree, PaperTree,
     )
 }  # fmt: skip
 """Every method by its name in recipes and in `metrics.json`."""

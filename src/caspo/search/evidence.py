@@ -1,0 +1,144 @@
+"""What several paths say about the answer: how probable each answer is, and how many independent paths they amount to.
+
+`belief` is Bayesian. One answer is right: one of those that were stated, or none of them. A path states it with the chance
+that its own confidence gives, moved for all paths of a question alike by how hard the question turns out to be; otherwise it
+states a wrong answer. Wrong answers agree as guests of a Chinese restaurant do (Aldous 1985): one is given again in
+proportion to how often it was, a new one in proportion to `scatter`. So five paths that agree outvote one that is sure, paths
+that all disagree tell of a hard question, and what nobody has stated keeps its probability.
+
+`shares` is for paths that have their beginnings in common. Numpy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from caspo.core.config import Config
+
+__all__ = ["Belief", "EvidenceModel", "Origin", "belief", "shares"]
+
+Floats64 = NDArray[np.float64]
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
+_LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
+"""Quadrature over how hard a question is: exact for polynomials of degree 17 in it."""
+
+
+class EvidenceModel(Config):
+    """What the confidence of paths is worth; `caspo calibrate` fits it to a model and a task."""
+
+    bias: float = 1.0
+    """Log odds that a path of signal 0 (certain of every token) is right."""
+    slope: float = Field(0.05, ge=0)
+    """What they rise by, for each unit of the path's signal."""
+    spread: float = Field(1.0, ge=0)
+    """Standard deviation over questions of what all paths of one have in common, in log odds."""
+    scatter: float = Field(7.0, gt=0)
+    """Concentration of wrong answers: paths are about 1 / (1 + scatter) likely to err alike the first time."""
+
+    def logit(self, signal: float) -> float:
+        """Log odds that a path is right, by its own signal alone."""
+        return self.bias + self.slope * signal
+
+
+class Belief(NamedTuple):
+    """How probable it is that each answer is the right one."""
+
+    right: Mapping[int, float]
+    """By the group of equal answers; groups in the order in which they came."""
+    unseen: float
+    """That none of them is."""
+
+    @property
+    def leader(self) -> int | None:
+        """The most probable group, on a tie the one that came first; None without any."""
+        return max(self.right, key=lambda group: self.right[group], default=None)
+
+    @property
+    def lead(self) -> float:
+        """Probability of the leading answer, given that it or the next best one is right; 0 without any answer.
+
+        Where one answer is all there is, one that nobody has stated is the next best.
+        """
+        if self.leader is None:
+            return 0.0
+        first, *others = sorted(self.right.values(), reverse=True)
+        return first / (first + (others[0] if others else self.unseen))
+
+
+def belief(
+    groups: Sequence[int | None], logits: Sequence[float], model: EvidenceModel, share: Sequence[float] | None = None
+) -> Belief:
+    """The probability of each answer after n paths.
+
+    Args:
+        groups: (n,) of the answer of each path, equal numbers for equal answers; None for a path that states none, which is
+            taken for a wrong one that agrees with nobody.
+        logits: (n,) log odds that each path is right, by its own confidence.
+        model: how hard questions differ, and how wrong answers scatter.
+        share: (n,) of an independent path that each is (`shares`); 1 by default.
+    """
+    counts = np.ones(len(groups)) if share is None else np.asarray(share, dtype=np.float64)
+    odds = np.asarray(logits, dtype=np.float64)[None, :] + model.spread * _NODES[:, None]
+    says_right = -np.logaddexp(0.0, -odds) * counts
+    says_wrong = -np.logaddexp(0.0, odds) * counts
+    answers = list(dict.fromkeys(group for group in groups if group is not None))
+    sizes = {answer: float(sum(c for c, group in zip(counts, groups, strict=True) if group == answer)) for answer in answers}
+    logs = []
+    for answer in (*answers, None):
+        agrees = np.array([answer is not None and group == answer for group in groups], dtype=bool)
+        told = (says_right[:, agrees].sum(axis=1) + says_wrong[:, ~agrees].sum(axis=1)) + _LOG_WEIGHTS
+        wrong = [sizes[other] for other in answers if other != answer]
+        logs.append(float(np.logaddexp.reduce(told)) + _seating(wrong, model.scatter))
+    chances = np.exp(np.array(logs) - np.logaddexp.reduce(logs))
+    return Belief(dict(zip(answers, chances.tolist(), strict=False)), float(chances[-1]))
+
+
+def _seating(sizes: Sequence[float], scatter: float) -> float:
+    """Log probability that a Chinese restaurant process seats its guests at tables of these sizes."""
+    guests = sum(sizes)
+    if guests == 0:
+        return 0.0
+    tables = len(sizes) * math.log(scatter) + sum(math.lgamma(size) for size in sizes)
+    return tables + math.lgamma(scatter) - math.lgamma(scatter + guests)
+
+
+class Origin(NamedTuple):
+    """Where a path was begun."""
+
+    path: int | None = None
+    """The path that it leaves; None for a beginning of its own."""
+    at: int = 0
+    """Tokens that it shares with that one."""
+
+
+def shares(origins: Sequence[Origin]) -> list[float]:
+    """How much of an independent path each path is.
+
+    A beginning of its own is one. Where others leave it, what it counts at that place is divided among it and them: they
+    tell more of what follows that place, and nothing new of what stands before. So the sum is the number of beginnings, and
+    a vote with these weights is an unbiased estimate of what independent paths would vote (nested sampling).
+    """
+    leaving: dict[int, dict[int, list[int]]] = {}
+    for path, origin in enumerate(origins):
+        if origin.path is not None:
+            leaving.setdefault(origin.path, {}).setdefault(origin.at, []).append(path)
+    found = [0.0] * len(origins)
+
+    def divide(path: int, share: float) -> None:
+        for _, others in sorted(leaving.get(path, {}).items()):
+            share /= 1 + len(others)
+            for other in others:
+                divide(other, share)
+        found[path] = share
+
+    for path, origin in enumerate(origins):
+        if origin.path is None:
+            divide(path, 1.0)
+    return found
