@@ -3,7 +3,7 @@
 `belief` is Bayesian. One answer is right: one of those that were stated, or none of them. A path states it with the chance
 that its own confidence gives, moved for all paths of a question alike by how hard the question turns out to be; otherwise it
 states a wrong answer. Wrong answers agree as guests of a Chinese restaurant do (Aldous 1985): one is given again in
-proportion to how often it was, a new one in proportion to `scatter`. So five paths that agree outvote one that is sure, paths
+proportion to how often it was, a new one to `scatter`. So five paths that agree outvote one that is sure, paths
 that all disagree tell of a hard question, and what nobody has stated keeps its probability.
 
 `shares` is for paths that have their beginnings in common. Numpy only.
