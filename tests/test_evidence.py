@@ -41,14 +41,16 @@ def played(chances: list[float], scatter: float, times: int) -> dict[tuple[int, 
 
 
 def test_says_how_often_each_answer_is_the_right_one() -> None:
-    """Of all times that the story comes to a pattern of answers, the first answer is right as often as it is believed to be."""
+    """Of all times that the story comes to a pattern of answers, each is right as often as it is believed to be."""
     chances = [0.6, 0.3, 0.45]
     for pattern, right in played(chances, PLAIN.scatter, 40_000).items():
         told = belief(pattern, [logit(c) for c in chances], PLAIN)
         for group, probability in told.right.items():
             often = sum(one == group for one in right) / len(right)
             assert often == pytest.approx(probability, abs=4.5 * math.sqrt(0.25 / len(right)))
-        assert told.unseen == pytest.approx(sum(one is None for one in right) / len(right), abs=4.5 * math.sqrt(0.25 / len(right)))
+        assert told.unseen == pytest.approx(
+            sum(one is None for one in right) / len(right), abs=4.5 * math.sqrt(0.25 / len(right))
+        )
 
 
 def test_one_path_is_believed_as_its_confidence_says() -> None:
@@ -79,7 +81,9 @@ def test_disagreement_tells_of_a_hard_question() -> None:
 
 
 @given(GROUPS, strategies.randoms(use_true_random=False), strategies.floats(0, 3), strategies.floats(0.1, 20))
-def test_is_a_distribution_that_order_does_not_change(groups: list[int | None], random, spread: float, scatter: float) -> None:  # type: ignore[no-untyped-def]
+def test_is_a_distribution_that_order_does_not_change(
+    groups: list[int | None], random, spread: float, scatter: float
+) -> None:  # type: ignore[no-untyped-def]
     logits = [random.uniform(-4, 4) for _ in groups]
     model = EvidenceModel(spread=spread, scatter=scatter)
     told = belief(groups, logits, model)

@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from caspo.answers import group_answers, stated_answer
@@ -28,12 +29,14 @@ from caspo.confidence import SIGNALS, step_score
 from caspo.engines.base import Completion, Engine, Request
 from caspo.records import ROOT, Measured, Solution, Step, TokenTrace
 from caspo.search.base import Method, Paths, PathSettings, Search, SignalName
-from caspo.search.evidence import Belief, EvidenceModel, Origin, belief, shares
+from caspo.search.evidence import Belief, EvidenceModel, Origin, belief, share, shares
 from caspo.search.sampled import SelfConsistency, sample
 from caspo.steps import StepReader, text_of
 from caspo.trees import TreeBuilder, seed_of
 
 __all__ = ["ConfidenceTree", "ConfidenceTreeSettings"]
+
+Floats64 = NDArray[np.float64]
 
 
 class ConfidenceTreeSettings(PathSettings):
@@ -105,7 +108,17 @@ class _Path(NamedTuple):
     logit: float
     """Log odds that it is right, by its own confidence."""
     origin: Origin
-    pruned: bool
+    left: Floats64
+    """(T + 1,) the part of its entropy that stands after so many of its tokens; of its tokens, where it has no entropy."""
+
+    def after(self, at: int) -> float:
+        """The part of its entropy that stands after ``at`` tokens."""
+        return float(self.left[at])
+
+
+def _left(trace: TokenTrace) -> Floats64:
+    after = np.append(np.cumsum(trace.entropy[::-1], dtype=np.float64)[::-1], 0.0)
+    return after / after[0] if after[0] > 0 else np.linspace(1.0, 0.0, len(after))
 
 
 class _Paths:
@@ -123,15 +136,15 @@ class _Paths:
         settings, room = self._settings, self._settings.longest_path
         if settings.budget is not None:
             room = min(room, (settings.budget - self._spent) // len(turn))
-        known = [path.origin for path in self._paths]
+        begun = sum(path.origin.path is None for path in self._paths)
         requests = []
-        for place, origin in enumerate(turn):
-            number = (known + list(turn[:place])).count(origin)
-            requests.append(self._request(origin, number, room))
+        for place, origin in enumerate(turn, start=len(self._paths)):
+            requests.append(self._request(origin, begun if origin.path is None else place, room))
+            begun += origin.path is None
         return requests
 
     def _request(self, origin: Origin, number: int, room: int) -> Request:
-        """The request for the path that is the ``number``-th to begin there."""
+        """The request for a path, of those with a beginning of their own, or else of all, the one of this number."""
         settings, tree = self._settings, self._tree
         watch = self._watch(origin)
         if origin.path is None:
@@ -181,7 +194,7 @@ class _Paths:
                 whole = ended or answer is not None
                 tree.decide(end, "pruned" if pruned else "finished" if whole else "cut")
             logit = settings.evidence.logit(SIGNALS[settings.signal](trace)) if ids else -np.inf
-            self._paths.append(_Path(ids, trace, self._ends(ids), answer, logit, origin, pruned))
+            self._paths.append(_Path(ids, trace, self._ends(ids), answer, logit, origin, _left(trace)))
 
     def _ends(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         reader = self._tree.reader(ROOT)
@@ -204,29 +217,36 @@ class _Paths:
         return origins[len(self._paths) :]
 
     def _place(self, origins: Sequence[Origin]) -> Origin:
-        """Where one more path takes most off the variance of the vote, for the tokens that it is likely to have.
+        """Where one more path takes most off the variance of the vote, for the tokens that it is likely to have."""
+        lengths = [len(path.ids) for path in self._paths if path.origin.path is None]
+        prices = {Origin(): max(1.0, float(np.mean(lengths)))}
+        if self._settings.branches:
+            for number, path in enumerate(self._paths):
+                prices |= {Origin(number, at): float(len(path.ids) - at) for at in path.ends if at > path.origin.at}
+        now = self._variance(origins)
+        return max(prices, key=lambda origin: (now - self._variance([*origins, origin])) / prices[origin])
 
-        The vote is a mean over n beginnings: one more takes 1 / (n (n + 1)) of one path's variance off it. Of that variance
-        the part that arises after a place is taken to be the part of the path's entropy that does; k continuations from
-        there divide it by k (nested sampling, with Neyman's rule for where to draw next).
+    def _variance(self, origins: Sequence[Origin]) -> float:
+        """Of the vote, in units of one path's.
+
+        The vote is a mean over beginnings. Each brings in a variance of 1, or less where others leave it: of what arises
+        after such a place, taken to be the part of the path's entropy there, k continuations bring in one k-th (nested
+        sampling, with Neyman's rule for where to draw next).
         """
-        begun = [path for path in self._paths if path.origin.path is None]
-        n = sum(origin.path is None for origin in origins)
-        best, most = Origin(), 1 / (n * (n + 1)) / max(1.0, float(np.mean([len(path.ids) for path in begun])))
-        if not self._settings.branches:
-            return best
-        share = shares(origins)
-        for number, path in enumerate(self._paths):
-            after = np.cumsum(path.trace.entropy[::-1])[::-1]
-            for at in path.ends:
-                origin = Origin(number, at)
-                if at <= path.origin.at or after[0] <= 0:
-                    continue
-                k = 1 + origins.count(origin)
-                gain = (share[number] / n) ** 2 * float(after[at] / after[0]) / (k * (k + 1)) / (len(path.ids) - at)
-                if gain > most:
-                    best, most = origin, gain
-        return best
+        brought = sum(self._brought(path, origins) for path in range(len(origins)))
+        return brought / sum(origin.path is None for origin in origins) ** 2
+
+    def _brought(self, number: int, origins: Sequence[Origin]) -> float:
+        """The variance that a path brings in, between its origin and its end; of one that is still to be drawn as well."""
+        origin = origins[number]
+        if number >= len(self._paths):
+            after = 1.0 if origin.path is None else self._paths[origin.path].after(origin.at)
+            return share(origins, number) ** 2 * after
+        path, found, start = self._paths[number], 0.0, origin.at
+        for at in (*sorted({other.at for other in origins if other.path == number}), len(path.ids)):
+            found += share(origins, number, at) ** 2 * (path.after(start) - path.after(at))
+            start = at
+        return found
 
     # Vote.
 
@@ -235,8 +255,8 @@ class _Paths:
         paths = self._paths
         answers = [path.answer for path in paths]
         groups = [None if answer is None else group for answer, group in zip(answers, group_answers(answers), strict=True)]
-        share = shares([path.origin for path in paths])
-        return belief(groups, [path.logit for path in paths], self._settings.evidence, share), groups
+        counts = shares([path.origin for path in paths])
+        return belief(groups, [path.logit for path in paths], self._settings.evidence, counts), groups
 
     def solution(self) -> Solution:
         """The most probable answer."""

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from caspo.core.config import Config
 
-__all__ = ["Belief", "EvidenceModel", "Origin", "belief", "shares"]
+__all__ = ["Belief", "EvidenceModel", "Origin", "belief", "share", "shares"]
 
 Floats64 = NDArray[np.float64]
 
@@ -119,26 +119,24 @@ class Origin(NamedTuple):
 
 
 def shares(origins: Sequence[Origin]) -> list[float]:
-    """How much of an independent path each path is.
+    """How much of an independent path each path is: its `share` at its end.
 
-    A beginning of its own is one. Where others leave it, what it counts at that place is divided among it and them: they
-    tell more of what follows that place, and nothing new of what stands before. So the sum is the number of beginnings, and
-    a vote with these weights is an unbiased estimate of what independent paths would vote (nested sampling).
+    The sum is the number of beginnings, and a vote with these weights is an unbiased estimate of what independent paths
+    would vote (nested sampling).
     """
-    leaving: dict[int, dict[int, list[int]]] = {}
-    for path, origin in enumerate(origins):
-        if origin.path is not None:
-            leaving.setdefault(origin.path, {}).setdefault(origin.at, []).append(path)
-    found = [0.0] * len(origins)
+    return [share(origins, path) for path in range(len(origins))]
 
-    def divide(path: int, share: float) -> None:
-        for _, others in sorted(leaving.get(path, {}).items()):
-            share /= 1 + len(others)
-            for other in others:
-                divide(other, share)
-        found[path] = share
 
-    for path, origin in enumerate(origins):
-        if origin.path is None:
-            divide(path, 1.0)
+def share(origins: Sequence[Origin], path: int, at: float = math.inf) -> float:
+    """How much of an independent path a path is, after ``at`` tokens of it.
+
+    A beginning of its own is one. Where others leave it, what it is there is divided among it and them: they tell more of
+    what follows that place, and nothing new of what stands before.
+    """
+    origin = origins[path]
+    found = 1.0
+    if origin.path is not None:
+        found = share(origins, origin.path, origin.at) / (1 + origins.count(origin))
+    for place in {other.at for other in origins if other.path == path and other.at < at}:
+        found /= 1 + origins.count(Origin(path, place))
     return found
