@@ -16,6 +16,7 @@ the other need not (`caspo.engines.kept`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from caspo.answers import group_answers, stated_answer
-from caspo.confidence import SIGNALS, step_score
+from caspo.confidence import step_score
 from caspo.engines.base import Completion, Engine, Request
 from caspo.records import ROOT, Measured, Solution, Step, TokenTrace
 from caspo.search.base import Method, Paths, PathSettings, Search, SignalName
@@ -55,10 +56,8 @@ class ConfidenceTreeSettings(PathSettings):
     """Logits are divided by it before a token of a later path is drawn."""
     branches: bool = True
     """Whether paths may leave others; otherwise each has a beginning of its own."""
-    signal: SignalName = "entropy"
-    """Of a whole path: what its chance to be right is told from."""
     evidence: EvidenceModel = EvidenceModel()
-    """What that signal is worth."""
+    """What the confidence of paths is worth."""
     prune_below: float = Field(0.0, ge=0, le=1)
     """A path is ended when one of its steps scores less than this by `prune_signal`; 0: none is."""
     prune_signal: SignalName = "entropy"
@@ -178,7 +177,7 @@ class _Paths:
 
     def take(self, turn: Sequence[Origin], found: Sequence[Completion]) -> None:
         """Take in what was decoded for the paths of a turn."""
-        tree, settings = self._tree, self._settings
+        tree = self._tree
         for origin, one in zip(turn, found, strict=True):
             self._spent += one.decoded
             ids, trace = one.token_ids, one.trace
@@ -188,18 +187,18 @@ class _Paths:
                 trace = TokenTrace.join([before.trace[: origin.at], trace])
             ended, pruned = one.finish == "eos", one.finish == "abandoned"
             end = tree.add_solution(ids, trace, final=ended)
-            text = tree.said(text_of(self._engine.pieces(ids)))
-            answer = None if pruned else stated_answer(tree.question, text, ended=ended)
+            pieces = self._engine.pieces(ids)
+            answer = None if pruned else stated_answer(tree.question, tree.said(text_of(pieces)), ended=ended)
             if end != ROOT:
                 whole = ended or answer is not None
                 tree.decide(end, "pruned" if pruned else "finished" if whole else "cut")
-            logit = settings.evidence.logit(SIGNALS[settings.signal](trace)) if ids else -np.inf
-            self._paths.append(_Path(ids, trace, self._ends(ids), answer, logit, origin, _left(trace)))
+            logit = self._settings.evidence.logit(trace, pieces) if ids else -math.inf
+            self._paths.append(_Path(ids, trace, self._ends(pieces), answer, logit, origin, _left(trace)))
 
-    def _ends(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+    def _ends(self, pieces: Sequence[bytes]) -> tuple[int, ...]:
         reader = self._tree.reader(ROOT)
-        taken = [one.end for piece in self._engine.pieces(ids) for one in reader.take(piece)]
-        return tuple(end for end in taken if 0 < end < len(ids))
+        taken = [one.end for piece in pieces for one in reader.take(piece)]
+        return tuple(end for end in taken if 0 < end < len(pieces))
 
     # Choose.
 

@@ -19,7 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from caspo.confidence import SIGNALS
 from caspo.core.config import Config
+from caspo.records import TokenTrace
+from caspo.search.base import SignalName
 
 __all__ = ["Belief", "EvidenceModel", "Origin", "belief", "share", "shares"]
 
@@ -33,6 +36,10 @@ _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
 class EvidenceModel(Config):
     """What the confidence of paths is worth; `caspo calibrate` fits it to a model and a task."""
 
+    signal: SignalName = "entropy"
+    """Of a path, what its chance to be right is told from."""
+    numbers: bool = True
+    """Whether only its tokens with a digit are looked at, where it has any: what the others leave open is mostly wording."""
     bias: float = 1.0
     """Log odds that a path of signal 0 (certain of every token) is right."""
     slope: float = Field(0.05, ge=0)
@@ -42,9 +49,10 @@ class EvidenceModel(Config):
     scatter: float = Field(7.0, gt=0)
     """Concentration of wrong answers: paths are about 1 / (1 + scatter) likely to err alike the first time."""
 
-    def logit(self, signal: float) -> float:
-        """Log odds that a path is right, by its own signal alone."""
-        return self.bias + self.slope * signal
+    def logit(self, trace: TokenTrace, pieces: Sequence[bytes]) -> float:
+        """Log odds that a path is right, by its own confidence alone; ``pieces`` are the bytes of its T >= 1 tokens."""
+        looked_at = np.array([self.numbers and any(48 <= byte <= 57 for byte in piece) for piece in pieces], dtype=bool)
+        return self.bias + self.slope * SIGNALS[self.signal](trace[looked_at] if looked_at.any() else trace)
 
 
 class Belief(NamedTuple):
