@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given, strategies
+from pydantic import ValidationError
 
+from caspo.records import Measured, TokenTrace
 from caspo.search.evidence import Belief, EvidenceModel, Origin, belief, shares
 
 PLAIN = EvidenceModel(spread=0.0, scatter=3.0)
@@ -62,9 +64,9 @@ def test_one_path_is_believed_as_its_confidence_says() -> None:
 
 
 def test_many_that_agree_outvote_one_that_is_sure() -> None:
-    """Five paths of a chance of 0.3 against one of 0.9; two are not enough."""
+    """Five paths of an even chance against one of 0.9; two are not enough."""
     for number, leader in ((2, 0), (5, 1)):
-        told = belief([0] + [1] * number, [logit(0.9)] + [logit(0.3)] * number, EvidenceModel())
+        told = belief([0] + [1] * number, [logit(0.9)] + [logit(0.5)] * number, EvidenceModel())
         assert told.leader == leader
 
 
@@ -145,3 +147,14 @@ def test_shares_sum_to_the_number_of_beginnings(drawn: list[tuple[int, int]]) ->
     found = shares(origins)
     assert sum(found) == pytest.approx(sum(origin.path is None for origin in origins))
     assert min(found) > 0
+
+
+def test_a_path_is_told_by_its_numbers_where_it_has_any() -> None:
+    """`numbers.` looks at tokens with a digit; a path without one is told by all of it. An unknown signal is refused."""
+    trace = TokenTrace.of([Measured(h, -h, -0.1, 0.5, 0.0) for h in (2.0, 0.1, 1.0, 0.3)])
+    model = EvidenceModel(bias=1.0, slopes={"entropy_sum": 0.5, "numbers.entropy": 2.0})
+    assert model.logit(trace, [b"So", b" 12", b" is", b"3."]) == pytest.approx(1 - 0.5 * 3.4 - 2 * 0.2)
+    assert model.logit(trace, [b"So", b"it", b"is", b"."]) == pytest.approx(1 - 0.5 * 3.4 - 2 * 0.85)
+    for name in ("numbers.length", "length", "numbers."):
+        with pytest.raises(ValidationError, match="no confidence signal"):
+            EvidenceModel(slopes={name: 1.0})

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from caspo.confidence import SIGNALS
 from caspo.core.config import Config
 from caspo.records import TokenTrace
-from caspo.search.base import SignalName
 
 __all__ = ["Belief", "EvidenceModel", "Origin", "belief", "share", "shares"]
 
@@ -33,26 +32,40 @@ _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
 """Quadrature over how hard a question is: exact for polynomials of degree 17 in it."""
 
 
+_NUMBERS = "numbers."
+
+
+def _known_signal(name: str) -> str:
+    if name.removeprefix(_NUMBERS) not in SIGNALS:
+        raise ValueError(
+            f"no confidence signal is called {name!r}; choose of {', '.join(SIGNALS)}, or of {_NUMBERS}* of these"
+        )
+    return name
+
+
 class EvidenceModel(Config):
     """What the confidence of paths is worth; `caspo calibrate` fits it to a model and a task."""
 
-    signal: SignalName = "entropy"
-    """Of a path, what its chance to be right is told from."""
-    numbers: bool = True
-    """Whether only its tokens with a digit are looked at, where it has any: what the others leave open is mostly wording."""
-    bias: float = 1.0
-    """Log odds that a path of signal 0 (certain of every token) is right."""
-    slope: float = Field(0.05, ge=0)
-    """What they rise by, for each unit of the path's signal."""
-    spread: float = Field(1.0, ge=0)
+    bias: float = 1.2
+    """Log odds that a path is right that is certain of every token (signals 0)."""
+    slopes: dict[Annotated[str, AfterValidator(_known_signal)], float] = Field(
+        default_factory=lambda: {"entropy_sum": 0.035, "numbers.entropy": 9.3}
+    )
+    """What they rise by, for each unit of a signal of the path (`caspo.confidence.SIGNALS`); of ``numbers.`` and a signal,
+    that of its tokens with a digit alone, where it has any: what the others leave open is mostly wording."""
+    spread: float = Field(1.3, ge=0)
     """Standard deviation over questions of what all paths of one have in common, in log odds."""
-    scatter: float = Field(7.0, gt=0)
+    scatter: float = Field(3.0, gt=0)
     """Concentration of wrong answers: paths are about 1 / (1 + scatter) likely to err alike the first time."""
 
     def logit(self, trace: TokenTrace, pieces: Sequence[bytes]) -> float:
         """Log odds that a path is right, by its own confidence alone; ``pieces`` are the bytes of its T >= 1 tokens."""
-        looked_at = np.array([self.numbers and any(48 <= byte <= 57 for byte in piece) for piece in pieces], dtype=bool)
-        return self.bias + self.slope * SIGNALS[self.signal](trace[looked_at] if looked_at.any() else trace)
+        digits = np.array([any(48 <= byte <= 57 for byte in piece) for piece in pieces], dtype=bool)
+        numbers = trace[digits] if digits.any() else trace
+        parts = {name: numbers if name.startswith(_NUMBERS) else trace for name in self.slopes}
+        return self.bias + sum(
+            slope * SIGNALS[name.removeprefix(_NUMBERS)](parts[name]) for name, slope in self.slopes.items()
+        )
 
 
 class Belief(NamedTuple):
