@@ -181,18 +181,18 @@ def test_a_budget_that_is_smaller_than_a_path() -> None:
 
 
 @given(
-    seed=strategies.integers(0, 10**6), paths=strategies.integers(1, 9), wave=strategies.integers(1, 4),
+    seed=strategies.integers(0, 10**6), paths=strategies.integers(1, 9),
     level=strategies.sampled_from([0.0, 0.6, 0.9, 1.0]), branches=strategies.booleans(),
     budget=strategies.none() | strategies.integers(1, 400), below=strategies.sampled_from([0.0, 0.4, 1.0]),
     stories=strategies.booleans(),
 )  # fmt: skip
 @settings(max_examples=80, deadline=None)
 def test_limits_hold_and_every_path_is_paid_for_once(
-    seed: int, paths: int, wave: int, level: float, branches: bool, budget: int | None, below: float, stories: bool
+    seed: int, paths: int, level: float, branches: bool, budget: int | None, below: float, stories: bool
 ) -> None:
     """No more paths or tokens than asked for, no request twice, and the same again from what was kept."""
     script = prose(seed) if stories else wild(seed)
-    more = {"paths": paths, "wave": wave, "level": level, "branches": branches, "budget": budget, "prune_below": below}
+    more = {"paths": paths, "level": level, "branches": branches, "budget": budget, "prune_below": below}
     solution, engine = searched(script, seed, **more, max_tokens=150)
     assert 1 <= len(engine.requests) <= paths
     assert solution.generated_tokens <= (budget or 150 * paths)

@@ -1,7 +1,7 @@
 """CaT, Confidence-aware Thought: a tree of paths that is grown where the model is unsure, for as long as that can matter.
 
-The first path is the greedy chain of thought. Others are drawn from the model, one after another, each from the place where
-it tells most for its tokens: a beginning of its own, or the end of a step of a path that is there. What stands before such a
+The first path is the greedy chain of thought. Others are drawn from the model, in waves, each from the place where it tells
+most for its tokens: a beginning of its own, or the end of a step of a path that is there. What stands before such a
 place is not decoded again; but a path that shares it is no independent witness, and counts as the part of one that it is
 (`shares`). A path under way that scores less than `prune_below` in one of its steps is not gone on with.
 
@@ -43,13 +43,11 @@ Floats64 = NDArray[np.float64]
 class ConfidenceTreeSettings(PathSettings):
     """How long CaT searches, where, and what it believes."""
 
-    level: float = Field(0.8, ge=0, le=1)
+    level: float = Field(0.7, ge=0, le=1)
     """The dial: the search ends when the leading answer, given that it or the next best is right, is this probable. 0: one
     greedy path; 1: always `paths` paths."""
     paths: Paths = 10
     """Paths begun, at most, the greedy one included."""
-    wave: Paths = 1
-    """Paths drawn at a time, before the answers are looked at again: more is faster where questions are few."""
     budget: int | None = Field(None, ge=1)
     """Tokens generated for a question, at most."""
     temperature: float = Field(0.7, gt=0)
@@ -69,8 +67,8 @@ class ConfidenceTreeSettings(PathSettings):
 
     @property
     def rows(self) -> int:
-        """One wave."""
-        return self.wave
+        """The last wave."""
+        return max(1, self.paths // 3)
 
 
 class ConfidenceTree(Method[ConfidenceTreeSettings]):
@@ -203,9 +201,12 @@ class _Paths:
     # Choose.
 
     def next(self) -> list[Origin]:
-        """Where the paths of the next wave begin; none once the search is over."""
+        """Where the paths of the next wave begin; none once the search is over.
+
+        A wave is half as many as there are: that costs 3% more tokens than one by one, and a third fewer turns (LOG.md).
+        """
         settings = self._settings
-        left = min(settings.wave, settings.paths - len(self._paths))
+        left = min(max(1, len(self._paths) // 2), settings.paths - len(self._paths))
         if settings.budget is not None:
             left = min(left, settings.budget - self._spent)
         if left <= 0 or (settings.level < 1 and self._belief()[0].lead >= settings.level):
