@@ -31,11 +31,13 @@ from typing import Any
 import numpy as np
 from parts.measure import Figure, difference, options, ratio, report, task_of
 from parts.outcomes import Outcomes, Ran, grid_point
+from pool import plan
 
 from caspo.confidence.calibration import fit
 from caspo.engines.base import Engine
+from caspo.engines.kept import CompletionFile
 from caspo.engines.memo import MemoEngine
-from caspo.engines.opening import ModelSettings, open_engine
+from caspo.engines.opening import ModelSettings, identity_of, open_engine, placed
 from caspo.evaluate.estimates import auroc, paired_difference, wilson
 from caspo.evaluate.intervals import estimate_ece
 from caspo.evaluate.resampling import draw_questions
@@ -255,6 +257,16 @@ def overpruned(bench: Bench) -> dict[str, Figure]:
     return made
 
 
+def pooled(settings: ModelSettings, engine: Engine, questions: Sequence[Question], samples: int) -> list[Question]:
+    """The questions of which the greedy solution and all samples are kept: what a pool that still grows can tell."""
+    if settings.completions is None:
+        raise SystemExit("--pooled looks at what --completions holds: give both.")
+    kept = CompletionFile(settings.completions, identity_of(placed(settings), engine))
+    asked = plan(engine, settings.name, questions, samples)
+    missing = {key.question_id for key, request in asked.items() if kept.get(request) is None}
+    return [question for question in questions if question.id not in missing]
+
+
 def main() -> None:
     """Run what was asked for and print tables."""
     parser = options(__doc__, "12 questions of stories, 4 samples, stories-tiny")
@@ -268,6 +280,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=512, help="of a path")
     parser.add_argument("--completions", type=Path, help="file that keeps what is decoded")
     parser.add_argument("--results", type=Path, help="file that keeps what came of it")
+    parser.add_argument("--pooled", action="store_true", help="only questions of which --completions has all samples")
     parser.add_argument("--all", action="store_true", help="rivals that need decoding of their own, too")
     parser.add_argument("--time", action="store_true", help="only time, in two turns, without --completions")
     parser.add_argument("--overpruned", action="store_true", help="only how often the last right path is pruned")
@@ -279,7 +292,11 @@ def main() -> None:
     questions = task.questions("test", int(last) if args.task[0].isdigit() else None, 0)[int(first) : int(last)]
     told = {"device": args.device, "dtype": args.dtype, "threads": args.threads, "completions": args.completions}
     settings = ModelSettings.model_validate({"name": args.model, **({**told, "completions": None} if args.time else told)})
-    bench = Bench(task, questions, cache(lambda: open_engine(settings)), Outcomes(args.results))
+    engine = cache(lambda: open_engine(settings))
+    if args.pooled:
+        questions = pooled(settings, engine(), questions, args.samples)
+        print(f"{len(questions)} questions have {args.samples} samples", flush=True)
+    bench = Bench(task, questions, engine, Outcomes(args.results))
     bench.limits["max_tokens"] = args.max_tokens
     if args.time:
         report(timed(bench, 2), args)
