@@ -22,7 +22,7 @@ EVEN = EvidenceModel(bias=0.0, slopes={})
 
 
 def cat(**more: Any) -> ConfidenceTree:
-    return ConfidenceTree(ConfidenceTreeSettings(**{"temperature": 1.0, **more}))
+    return ConfidenceTree(ConfidenceTreeSettings(**{"temperature": 1.0, "branches": True, **more}))
 
 
 def searched(script: Script, seed: int = 0, **more: Any) -> tuple[Any, Recording]:

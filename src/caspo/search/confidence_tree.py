@@ -52,8 +52,8 @@ class ConfidenceTreeSettings(PathSettings):
     """Tokens generated for a question, at most."""
     temperature: float = Field(0.7, gt=0)
     """Logits are divided by it before a token of a later path is drawn."""
-    branches: bool = True
-    """Whether paths may leave others; otherwise each has a beginning of its own."""
+    branches: bool = False
+    """Whether paths may leave others where that is worth more; otherwise each has a beginning of its own."""
     evidence: EvidenceModel = EvidenceModel()
     """What the confidence of paths is worth."""
     prune_below: float = Field(0.0, ge=0, le=1)
