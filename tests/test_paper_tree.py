@@ -1,4 +1,4 @@
-"""CaT on a scripted model: every branch, every vote and every token can be counted by hand."""
+"""The earlier CaT on a scripted model: every branch, every vote and every token can be counted by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from caspo.confidence import SIGNALS
 from caspo.engines.base import Completion, Request
 from caspo.records import ROOT, Question, Solution
-from caspo.search import ChainOfThought, ConfidenceTree, ConfidenceTreeSettings
+from caspo.search import ChainOfThought, PaperTree, PaperTreeSettings
 from caspo.testing.scripted import Script, Scripted, ScriptedEngine
 from tiny import Counting, same_tree
 
@@ -37,14 +37,19 @@ THREE = fork((BAD, 0.4, 6), (GOOD, 0.35, 5), ("5 = 3 + 2\n", 0.25, 5))
 """The greedy answer is 6, but the most probable one is 5."""
 
 
+def method(**more: Any) -> PaperTree:
+    """Where branches are found and what votes weigh is told from tokens' probabilities, so that they can be counted."""
+    signals = {"branch_signal": "entropy_max", "branch_below": 0.6, "prune_signal": "entropy", "rank_signal": "logprob_sum"}
+    return PaperTree(PaperTreeSettings(**{**signals, "prune_below": 0.0, "paths": 8, **more}))
+
+
 def cat(script: Script, questions: Sequence[Question] = (Q,), **more: Any) -> list[Solution]:
-    settings = {"prune_below": 0.0, "paths": 8, **more}
-    return ConfidenceTree(ConfidenceTreeSettings(**settings)).solve(questions, ScriptedEngine(script))
+    return method(**more).solve(questions, ScriptedEngine(script))
 
 
 def counted(script: Script, **more: Any) -> tuple[Solution, Counting]:
     engine = Counting(script)
-    (solution,) = ConfidenceTree(ConfidenceTreeSettings(**{"prune_below": 0.0, "paths": 8, **more})).solve([Q], engine)
+    (solution,) = method(**more).solve([Q], engine)
     assert solution.generated_tokens == engine.tokens["Q"], "all that was decoded is paid for"
     return solution, engine
 
@@ -201,7 +206,7 @@ def _never_abandons(script: Script, **more: Any) -> Solution:
         def play(self, request: Request) -> Completion:
             return super().play(replace(request, watch=None))
 
-    return ConfidenceTree(ConfidenceTreeSettings(paths=8, **more)).solve([Q], Deaf(script))[0]
+    return method(**more).solve([Q], Deaf(script))[0]
 
 
 def test_thresholds_of_nothing_and_of_one() -> None:
