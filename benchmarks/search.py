@@ -5,7 +5,7 @@ is compared question by question. Tokens are all that were decoded, those of pru
 batches, the methods in turns.
 
 `--curve` gives every method the budgets 1, 2, 4, ... 32 (samples, paths, or beams times children) and prints accuracy
-against tokens. `--ablation` gives CaT every signal for its votes, and the paper's choice: entropy for all decisions.
+against tokens. `--ablation` gives the earlier CaT (`cat_paper`) every signal for its votes, entropy for all decisions among them.
 `--overpruned` chooses where to prune on validation questions, as `caspo calibrate` does, and counts on test questions how
 often the last right path is lost.
 
@@ -127,6 +127,7 @@ def curve(bench: Bench, questions: Sequence[Question]) -> list[dict[str, Any]]:
         "ESC": ("esc", lambda n: {"samples": n, "window": min(5, n)}),
         "Entropy-Tree": ("entropy_tree", lambda n: {"paths": n}),
         "CaT": ("cat", lambda n: {"paths": n}),
+        "CaT (paper)": ("cat_paper", lambda n: {"paths": n}),
     }
     rows = []
     for label, (name, settings) in ways.items():
@@ -147,17 +148,13 @@ def curve(bench: Bench, questions: Sequence[Question]) -> list[dict[str, Any]]:
 
 
 def ablation(bench: Bench, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    """CaT with other signals. Thresholds of branching and pruning are set so that the same share of steps is affected."""
-    default = bench.method("cat").settings.model_dump()
-    ways: dict[str, dict[str, Any]] = {"as it comes": {}}
-    ways |= {f"answers by {s}": {"rank_signal": s} for s in SIGNALS if s != default["rank_signal"]}
-    ways["entropy for everything (the paper)"] = {
-        "branch_signal": "entropy", "prune_signal": "entropy", "rank_signal": "entropy",
-        "branch_below": 0.97, "prune_below": 0.5,
-    }  # fmt: skip
+    """The earlier CaT as the paper has it, and with other signals for its votes than entropy: which of its paths is right?"""
+    default = METHODS["cat_paper"]().settings.rank_signal
+    ways: dict[str, dict[str, Any]] = {f"answers by {default} (the paper)": {}}
+    ways |= {f"answers by {s}": {"rank_signal": s} for s in SIGNALS if s != default}
     rows = []
     for label, settings in ways.items():
-        found = bench.run(bench.method("cat", **settings), questions, 0)
+        found = bench.run(bench.method("cat_paper", **settings), questions, 0)
         print(f"{label:<40} {found.line()}", flush=True)
         rows.append({"variant": label, "accuracy": float(found.correct.mean()), "n": len(questions),
                      "tokens_per_question": float(found.tokens.mean())})  # fmt: skip

@@ -107,7 +107,7 @@ def test_prompts_and_pieces_are_those_of_hf(ours: VllmEngine, hf: HFEngine) -> N
 
 
 def test_cat_grows_the_same_trees(ours: VllmEngine, hf: HFEngine) -> None:
-    method = ConfidenceTree(ConfidenceTreeSettings(max_tokens=64, branch_below=1.0))
+    method = ConfidenceTree(ConfidenceTreeSettings(level=1.0, paths=4, max_tokens=64))
     questions = StoriesTask().questions("test", 6)
     for a, b in zip(method.solve(questions, ours), method.solve(questions, hf), strict=True):
         assert [node.step.token_ids for node in a.tree.nodes] == [node.step.token_ids for node in b.tree.nodes]

@@ -87,7 +87,7 @@ def test_the_seed_decides_what_is_drawn(model: caspo.Model) -> None:
 
 def test_cat_is_what_is_done_without_a_word(tiny: caspo.Model) -> None:
     assert str(tiny.solve(EASY)) == str(tiny.solve(EASY, method="cat"))
-    assert tiny.solve(EASY, children=2, max_tokens=40).tree.question == caspo.Question(EASY)
+    assert tiny.solve(EASY, paths=2, max_tokens=40).tree.question == caspo.Question(EASY)
 
 
 def test_a_question_of_ones_own_keeps_its_id_and_no_questions_are_no_solutions(model: caspo.Model) -> None:

@@ -174,8 +174,8 @@ def test_sampled_tokens_have_the_models_probabilities_whatever_the_temperature(
         assert (found.top_k_logprob <= found.trace.max_logprob).all()
 
 
-def test_cat_grows_a_tree_of_two_paths_on_the_server(remote: OpenAICompatibleEngine) -> None:
-    method = ConfidenceTree(ConfidenceTreeSettings(max_tokens=24, branch_below=1.0))
+def test_cat_grows_a_tree_on_the_server(remote: OpenAICompatibleEngine) -> None:
+    method = ConfidenceTree(ConfidenceTreeSettings(level=1.0, paths=4, max_tokens=24))
     (solution,) = method.solve([Question(TEXT, "7", id="q")], remote)
     assert len(solution.tree.children(-1)) + sum(len(n) > 1 for _, n in solution.tree.groups()) >= 2
     assert solution.tree.token_source == "model"

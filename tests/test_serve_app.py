@@ -100,8 +100,8 @@ def test_what_is_no_json_is_a_bad_request(client: Client, body: bytes) -> None:
         ({"caspo": {"method": "magic"}}, "caspo.method"),
         ({"caspo": {"seconds": 1e9}}, "caspo.seconds"),
         ({"caspo": {"seconds": -1}}, "caspo.seconds"),
-        ({"caspo": {"children": "4"}}, "caspo.children"),
-        ({"caspo": {"children": 10**9}}, "children"),
+        ({"caspo": {"paths": "4"}}, "caspo.paths"),
+        ({"caspo": {"paths": 10**9}}, "paths"),
         ({"caspo": {"budget": 0}}, "caspo.budget"),
         ({"caspo": {"budget": 10**12}}, "caspo.budget"),
         ({"caspo": {"max_tokens": 5}, "max_tokens": 5}, "caspo.max_tokens"),
@@ -379,13 +379,15 @@ def test_the_document_names_every_field_and_error(client: Client) -> None:
     }  # fmt: skip
     schemas = document["components"]["schemas"]
     assert set(schemas["ChatRequest"]["properties"]) == set(ChatRequest.model_fields)
-    assert {"method", "tree", "children", "samples", "beam_width"} <= set(schemas["CaspoFields"]["properties"])
+    assert {"method", "tree", "children", "samples", "beam_width", "evidence"} <= set(schemas["CaspoFields"]["properties"])
     responses = document["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert {"200", "400", "401", "404", "413", "429", "500", "503", "504"} <= set(responses)
     assert "422" not in responses
     text = json.dumps(document)
-    for reference in text.split('"$ref": "#/components/schemas/')[1:]:
-        assert reference.split('"')[0] in schemas
+    for reference in text.split('"$ref": "')[1:]:
+        place, _, name = reference.split('"')[0].rpartition("/")
+        assert place == "#/components/schemas"
+        assert name in schemas
 
 
 def fuzz(examples: int) -> None:

@@ -163,13 +163,13 @@ def test_models_are_listed(client: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"temperature": 0.7}, "temperature"),
-        ({"n": 2}, "n"),
+        ({"temperature": 0.7, "extra_body": {"caspo": {"method": "cat_paper"}}}, "temperature"),
+        ({"n": 2, "extra_body": {"caspo": {"method": "cat_paper"}}}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"logprobs": True, "top_logprobs": 3}, "top_logprobs"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"extra_body": {"caspo": {"childen": 3}}}, "caspo.childen"),
+        ({"extra_body": {"caspo": {"pahts": 3}}}, "caspo.pahts"),
         ({"extra_body": {"caspo": {"budget": -1}}}, "caspo.budget"),
     ],
 )

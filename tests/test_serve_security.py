@@ -224,7 +224,7 @@ def test_the_command_tells_a_mistake_in_one_line(
     for arguments, message in (
         (["--host", "0.0.0.0"], "no API key"),
         (["--method", "magic"], "no method 'magic'"),
-        (["childen=3"], "did you mean 'children'"),
+        (["pahts=3"], "did you mean 'paths'"),
         (["--max-body", "5"], "max_body"),
         (["--cors", "*"], "name the origins"),
     ):

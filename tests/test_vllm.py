@@ -222,7 +222,7 @@ def test_an_adapter_has_its_own_name(server: VllmServer, adapter: Path, local: H
 def test_branches_of_a_search_are_continued_from_the_servers_cache(
     server: VllmServer, remote: OpenAICompatibleEngine, local: HFEngine
 ) -> None:
-    method = ConfidenceTree(ConfidenceTreeSettings(max_tokens=96, branch_below=1.0))
+    method = ConfidenceTree(ConfidenceTreeSettings(level=1.0, paths=4, max_tokens=96))
     before = [server.metric(f"vllm:prefix_cache_{name}") for name in ("hits", "queries")]
     solutions = method.solve(StoriesTask().questions("test", 8), remote)
     hits, queries = (
