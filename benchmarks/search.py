@@ -5,9 +5,8 @@ is compared question by question. Tokens are all that were decoded, those of pru
 batches, the methods in turns.
 
 `--curve` gives every method the budgets 1, 2, 4, ... 32 (samples, paths, or beams times children) and prints accuracy
-against tokens. `--ablation` gives the earlier CaT (`cat_paper`) every signal for its votes, entropy for all decisions among them.
-`--overpruned` chooses where to prune on validation questions, as `caspo calibrate` does, and counts on test questions how
-often the last right path is lost.
+against tokens. `--ablation` gives the earlier CaT (`cat_paper`) every signal for its votes. `--overpruned` chooses where to
+prune on validation questions, as `caspo calibrate` does, and counts on test questions how often the last right path is lost.
 
 Figures: `cat_token_ratio_vs_sc10`, `cat_time_ratio_vs_sc10`, `cat_accuracy_minus_sc10`, `cat_accuracy_minus_greedy`
 Figures with --overpruned: `overpruned_at_alpha_*`
@@ -148,7 +147,7 @@ def curve(bench: Bench, questions: Sequence[Question]) -> list[dict[str, Any]]:
 
 
 def ablation(bench: Bench, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    """The earlier CaT as the paper has it, and with other signals for its votes than entropy: which of its paths is right?"""
+    """The earlier CaT as the paper has it, and with other signals for its votes."""
     default = METHODS["cat_paper"]().settings.rank_signal
     ways: dict[str, dict[str, Any]] = {f"answers by {default} (the paper)": {}}
     ways |= {f"answers by {s}": {"rank_signal": s} for s in SIGNALS if s != default}

@@ -16,9 +16,14 @@ from caspo.engines.kept import CompletionFile
 from caspo.engines.memo import MemoEngine
 from caspo.records import Measured, Question, TokenTrace
 from caspo.search import (
-    ConfidenceTree, ConfidenceTreeSettings, DeepConfOnline, PaperTree, PaperTreeSettings, SelfConsistency,
+    ConfidenceTree,
+    ConfidenceTreeSettings,
+    DeepConfOnline,
+    PaperTree,
+    PaperTreeSettings,
+    SelfConsistency,
     SelfConsistencySettings,
-)  # fmt: skip
+)
 from caspo.testing.scripted import ScriptedEngine
 from test_memo import script
 from tiny import Counting, same_tree

@@ -17,8 +17,14 @@ from caspo.engines.base import Completion, Engine, Request
 from caspo.engines.local.engine import HFEngine
 from caspo.records import Question
 from caspo.search import (
-    METHODS, ChainOfThought, ConfidenceTree, ConfidenceTreeSettings, PaperTree, PaperTreeSettings, SelfConsistency,
-)  # fmt: skip
+    METHODS,
+    ChainOfThought,
+    ConfidenceTree,
+    ConfidenceTreeSettings,
+    PaperTree,
+    PaperTreeSettings,
+    SelfConsistency,
+)
 from caspo.search.base import Search
 from caspo.search.sampled import SelfConsistencySettings
 from caspo.serve.job import Closing, Done, Event, Failed, Grown, Job, Overloaded, Settled, Ticket
