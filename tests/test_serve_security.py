@@ -251,13 +251,8 @@ def test_calibrated_settings_cannot_be_changed() -> None:
         client = Client(app)
         for fields in ({}, {"temperature": 0}, {"temperature": 0.01}):
             assert client.chat(**fields).json()["choices"][0]["message"]["content"] == CONTENT
-        for fields in (
-            {"caspo": {"method": "beam"}},
-            {"caspo": {"paths": 5}},
-            {"max_tokens": 9},
-            {"top_p": 0.5},
-            {"temperature": 0.5},
-        ):
+        refused = ({"caspo": {"method": "beam"}}, {"caspo": {"paths": 5}}, {"max_tokens": 9}, {"top_p": 0.5})
+        for fields in (*refused, {"temperature": 0.5}):
             assert client.chat(**fields).status_code == 400
 
 
