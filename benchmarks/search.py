@@ -1,225 +1,302 @@
-"""CaT against self-consistency and every other method, on the same engine, model and questions.
+"""CaT against greedy decoding, self-consistency and its published rivals, at equal tokens.
 
-`cat_*_vs_sc10`: CaT as it comes against self-consistency with 10 samples, per seed another set of test questions; accuracy
-is compared question by question. Tokens are all that were decoded, those of pruned paths included. Time is that of whole
-batches, the methods in turns.
+All methods see the same questions, prompts, engine and, where they sample whole solutions, the same samples. Each is run at
+several settings of its dial, which makes a curve of accuracy against tokens; a point between two settings is what choosing
+one of them at random for each question would give. Tokens are all that were decoded, those of pruned paths included.
 
-`--curve` gives every method the budgets 1, 2, 4, ... 32 (samples, paths, or beams times children) and prints accuracy
-against tokens. `--ablation` gives the earlier CaT (`cat_paper`) every signal for its votes. `--overpruned` chooses where to
-prune on validation questions, as `caspo calibrate` does, and counts on test questions how often the last right path is lost.
+`cat_tokens_at_sc10_accuracy` is the least that CaT needs for the accuracy of ten samples, over what these take (a curve that
+never gets there counts with its last point, and the note says so); `cat_minus_sc_equal_tokens_N` is in points, at the tokens
+of N samples; `cat_minus_rival_*` the same against whichever rival is best there. `answer_auroc` and `answer_ece` are of the
+confidence at the default settings, the second (debiased) after a calibration that is fitted on one half of the questions and
+measured on the other, both ways. Intervals are by bootstrap over questions, all methods resampled together.
 
-Figures: `cat_token_ratio_vs_sc10`, `cat_time_ratio_vs_sc10`, `cat_accuracy_minus_sc10`, `cat_accuracy_minus_greedy`
-Figures with --overpruned: `overpruned_at_alpha_*`
+`--completions` keeps what is decoded, `--results` what came of it: with both complete no model is run. `--questions 0:300`
+takes these of the file; the default is all.
+
+Figures: `cat_tokens_at_sc10_accuracy`, `rival_tokens_at_sc10_accuracy`, `cat_minus_sc_equal_tokens_4`,
+`cat_minus_sc_equal_tokens_8`, `cat_minus_rival_equal_tokens_4`, `cat_minus_rival_equal_tokens_8`, `cat_minus_greedy`,
+`answer_auroc`, `answer_ece`, `risk_at_half_coverage`, `sc_risk_at_half_coverage`
+Figures with --time: `cat_token_ratio_vs_sc10`, `cat_time_ratio_vs_sc10`
+Figures with --overpruned: `right_path_lost_at_alpha_*`
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from parts.measure import Figure, difference, options, ratio, report, task_of
+from parts.outcomes import Outcomes, Ran, grid_point
 
-from caspo.confidence import SIGNALS
-from caspo.engines.local.engine import HFEngine
+from caspo.confidence.calibration import fit
+from caspo.engines.base import Engine
 from caspo.engines.memo import MemoEngine
-from caspo.engines.models import load
-from caspo.engines.prompts import INSTRUCTION
-from caspo.evaluate.estimates import bootstrap_ci, paired_difference, wilson
+from caspo.engines.opening import ModelSettings, open_engine
+from caspo.evaluate.estimates import auroc, paired_difference, wilson
+from caspo.evaluate.intervals import estimate_ece
+from caspo.evaluate.resampling import draw_questions
 from caspo.loop.thresholds import PRUNE_GRID, right_path
 from caspo.records import Question
-from caspo.search import METHODS, Method
+from caspo.search import Method, method_of
 from caspo.search.threshold import choose_pruning
 from caspo.tasks.base import Task
-from caspo.tasks.stories import StoriesTask
 
-BUDGETS = (1, 2, 4, 8, 16, 32)
+SAMPLES = (1, 2, 3, 4, 6, 8, 10, 16, 32)
+LEVELS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+DRAWS = 2000
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a method made of some questions."""
+def curves(most: int) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Every method at every setting of its dial, with ``most`` samples at most."""
+    counts = [n for n in SAMPLES if n <= most]
+    steps = (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+    return {
+        "self-consistency": [("self_consistency", {"samples": n}) for n in counts],
+        "CaT": [("cat", {"level": level, "paths": most}) for level in LEVELS],
+        "Adaptive-Consistency": [("adaptive_consistency", {"samples": most, "level": level}) for level in steps],
+        "ESC": [("esc", {"samples": most, "window": n}) for n in (2, 3, 4, 5) if n <= most],
+        "best of n": [("best_of_n", {"samples": n}) for n in counts],
+        "DeepConf offline": [("deepconf_offline", {"samples": n}) for n in counts if n > 1],
+        "CaT (paper)": [("cat_paper", {"paths": n}) for n in counts if n <= 10],
+    }
 
-    correct: np.ndarray[Any, Any]
-    tokens: np.ndarray[Any, Any]
-    seconds: float
 
-    def line(self) -> str:
-        """Accuracy with its interval, tokens and milliseconds a question."""
-        n = len(self.correct)
-        low, high = wilson(int(self.correct.sum()), n)
-        return (
-            f"{self.correct.mean():6.1%} [{low:.1%}, {high:.1%}]  {self.tokens.mean():7.1f} tokens"
-            f"  {1000 * self.seconds / n:7.1f} ms"
-        )
+def decoding(most: int) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Rivals whose tokens are not those of self-consistency, so that they have to be decoded."""
+    counts = [n for n in SAMPLES if 1 < n <= most]
+    return {
+        "Entropy-Tree": [("entropy_tree", {"paths": n}) for n in counts],
+        "step beam": [("beam", {"beam_width": max(1, n // 4), "children": min(n, 4)}) for n in counts if n in (2, 4, 8)],
+    }
 
 
 class Bench:
-    """A model, a task and its questions."""
+    """Questions, and what is known of them."""
 
-    def __init__(self, engine: HFEngine, task: Task, limits: dict[str, Any]) -> None:
-        self.engine, self.task, self.limits = engine, task, limits
+    def __init__(self, task: Task, questions: Sequence[Question], engine: Callable[[], Engine], outcomes: Outcomes) -> None:
+        self.task, self.questions, self.engine, self.outcomes = task, questions, engine, outcomes
+        self.limits: dict[str, Any] = {}
 
     def method(self, name: str, **settings: Any) -> Method[Any]:
-        """A method with these settings and the common limit of a path."""
-        made = METHODS[name]
-        return made(made.settings_type(**{**self.limits, **settings}))
+        """A method with these settings and the common limits."""
+        return method_of(name, {**self.limits, **settings})
 
-    def run(self, method: Method[Any], questions: Sequence[Question], seed: int) -> Measured:
-        """Solve all questions in one batch that starts with nothing kept."""
-        self.engine.forget()
-        start = time.perf_counter()
-        solutions = method.solve(questions, self.engine, seed)
-        seconds = time.perf_counter() - start
-        correct = [self.task.grade(q, s.answer) for q, s in zip(questions, solutions, strict=True)]
-        return Measured(np.array(correct, float), np.array([s.generated_tokens for s in solutions]), seconds)
+    def run(self, name: str, **settings: Any) -> Ran:
+        """What it makes of the questions."""
+        return self.outcomes.of(self.method(name, **settings), self.task, self.questions, self.engine)
 
-
-def headline(bench: Bench, sets: Sequence[Sequence[Question]]) -> dict[str, Figure]:
-    """CaT against self-consistency with 10 samples, and greedy beside them."""
-    found: dict[str, list[Measured]] = {"cat": [], "self_consistency": [], "chain_of_thought": []}
-    settings: dict[str, dict[str, Any]] = {"self_consistency": {"samples": 10}}
-    for seed, questions in enumerate(sets):
-        for name in list(found) if seed % 2 else reversed(list(found)):
-            found[name].append(bench.run(bench.method(name, **settings.get(name, {})), questions, seed))
-            print(f"seed {seed} {name:<18} {found[name][-1].line()}", flush=True)
-    cat, sc = found["cat"], found["self_consistency"]
-    a, b = (np.concatenate([m.correct for m in side]) for side in (sc, cat))
-    paired = paired_difference(a, b)
-    spent = [np.concatenate([m.tokens for m in side]) for side in (cat, sc)]
-    low, high = bootstrap_ci(np.stack(spent, axis=1), statistic=lambda rows: float(rows[:, 0].sum() / rows[:, 1].sum()))
-    by_seed = ", ".join(f"{c.correct.mean() - s.correct.mean():+.3f}" for c, s in zip(cat, sc, strict=True))
-    n, where = len(a), f"{len(sets)} sets of questions"
-    return {
-        "cat_token_ratio_vs_sc10": difference(
-            float(spent[0].sum() / spent[1].sum()), low, high,
-            f"{spent[0].mean():.1f} tokens a question against {spent[1].mean():.1f}; {where}", "x", n,
-        ),
-        "cat_time_ratio_vs_sc10": ratio([m.seconds for m in cat], [m.seconds for m in sc], f"whole batches; {where}"),
-        "cat_accuracy_minus_sc10": difference(
-            paired.difference, paired.low, paired.high,
-            f"{b.mean():.3f} against {a.mean():.3f}, McNemar p = {paired.p_value:.3f}; by seed {by_seed}", "share", n,
-        ),
-        "cat_accuracy_minus_greedy": difference(
-            *_difference(np.concatenate([m.correct for m in found["chain_of_thought"]]), b),
-            f"greedy at {np.concatenate([m.tokens for m in found['chain_of_thought']]).mean():.1f} tokens", "share", n,
-        ),
-    }  # fmt: skip
-
-
-def _difference(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> tuple[float, float, float]:
-    found = paired_difference(a, b)
-    return found.difference, found.low, found.high
-
-
-def curve(bench: Bench, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    """Every method at every budget: accuracy against tokens."""
-    ways: dict[str, tuple[str, Any]] = {
-        "self-consistency": ("self_consistency", lambda n: {"samples": n}),
-        "best of n by log p a token": ("best_of_n", lambda n: {"samples": n}),
-        "step beam": ("beam", lambda n: {"beam_width": max(1, n // 4), "children": min(n, 4)}),
-        "DeepConf offline": ("deepconf_offline", lambda n: {"samples": n}),
-        "DeepConf online": ("deepconf_online", lambda n: {"samples": n, "warm_up": min(4, n)}),
-        "Adaptive-Consistency": ("adaptive_consistency", lambda n: {"samples": n}),
-        "ESC": ("esc", lambda n: {"samples": n, "window": min(5, n)}),
-        "Entropy-Tree": ("entropy_tree", lambda n: {"paths": n}),
-        "CaT": ("cat", lambda n: {"paths": n}),
-        "CaT (paper)": ("cat_paper", lambda n: {"paths": n}),
-    }
-    rows = []
-    for label, (name, settings) in ways.items():
-        for budget in BUDGETS:
-            found = bench.run(bench.method(name, **settings(budget)), questions, 0)
-            print(f"{label:<28} {budget:>3}  {found.line()}", flush=True)
-            rows.append(
-                {
-                    "method": label,
-                    "budget": budget,
-                    "accuracy": float(found.correct.mean()),
-                    "n": len(questions),
-                    "tokens_per_question": float(found.tokens.mean()),
-                    "seconds_per_question": found.seconds / len(questions),
-                }
+    def curve(self, points: Sequence[tuple[str, dict[str, Any]]], label: str) -> list[Ran]:
+        """A method at all settings of its dial, printed."""
+        found = []
+        for name, settings in points:
+            ran = self.run(name, **settings)
+            found.append(ran)
+            low, high = wilson(int(ran.right.sum()), len(ran.right))
+            dial = ", ".join(f"{key} {value}" for key, value in settings.items())
+            scored = auroc(ran.confidence, ran.right)
+            print(
+                f"{label:<22} {dial:<28} {ran.right.mean():6.1%} [{low:.1%}, {high:.1%}] {ran.tokens.mean():8.1f} tokens  "
+                f"auroc {'-' if scored is None else format(scored, '.3f')}",
+                flush=True,
             )
-    return rows
+        return found
 
 
-def ablation(bench: Bench, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    """The earlier CaT as the paper has it, and with other signals for its votes."""
-    default = METHODS["cat_paper"]().settings.rank_signal
-    ways: dict[str, dict[str, Any]] = {f"answers by {default} (the paper)": {}}
-    ways |= {f"answers by {s}": {"rank_signal": s} for s in SIGNALS if s != default}
-    rows = []
-    for label, settings in ways.items():
-        found = bench.run(bench.method("cat_paper", **settings), questions, 0)
-        print(f"{label:<40} {found.line()}", flush=True)
-        rows.append({"variant": label, "accuracy": float(found.correct.mean()), "n": len(questions),
-                     "tokens_per_question": float(found.tokens.mean())})  # fmt: skip
-    return rows
+def at(curve: Sequence[Ran], tokens: float, rows: np.ndarray[Any, Any]) -> float:
+    """Accuracy of a curve over some rows (n,) of questions."""
+    return grid_point([(ran.right[rows], ran.tokens[rows]) for ran in curve], tokens)
 
 
-def overpruned(bench: Bench, chosen_on: Sequence[Question], tested_on: Sequence[Question]) -> dict[str, Figure]:
-    """How often a question loses its last right path to pruning at the thresholds that alpha gives on other questions."""
-    memo = MemoEngine(bench.engine)
+def needed(curve: Sequence[Ran], accuracy: float, rows: np.ndarray[Any, Any]) -> tuple[float, bool]:
+    """The least tokens with which a curve has an accuracy, and whether it has it anywhere."""
+    points = sorted((float(ran.tokens[rows].mean()), float(ran.right[rows].mean())) for ran in curve)
+    before = points[0]
+    for point in points:
+        if point[1] >= accuracy:
+            if point[1] == before[1] or before[1] >= accuracy:
+                return point[0], True
+            share = (accuracy - before[1]) / (point[1] - before[1])
+            return before[0] + share * (point[0] - before[0]), True
+        before = point if point[1] >= before[1] else before
+    return points[-1][0], False
 
-    def reached(questions: Sequence[Question]) -> np.ndarray[Any, Any]:
-        """(n, K): whether a finished path was right at each threshold, of the questions with such a path at 0."""
-        columns = []
-        for threshold in PRUNE_GRID:
-            method = bench.method("cat", prune_below=threshold)
-            trees = [solution.tree for solution in method.solve(questions, memo)]
-            columns.append([right_path(bench.task, q, tree) for q, tree in zip(questions, trees, strict=True)])
-        found = np.array(columns, float).T
-        return found[found[:, 0] == 1]
 
-    held, fresh = reached(chosen_on), reached(tested_on)
-    figures = {}
-    for alpha in (0.02, 0.05, 0.1, 0.2):
-        below, _ = choose_pruning(PRUNE_GRID, held, alpha)
-        lost = int((fresh[:, PRUNE_GRID.index(below)] == 0).sum())
-        figures[f"overpruned_at_alpha_{alpha:g}"] = difference(
-            lost / len(fresh), *wilson(lost, len(fresh)),
-            f"{lost} test questions with a right path lost it, pruned below {below:g}, chosen on {len(held)} others",
-            "share", len(fresh),
-        )  # fmt: skip
-    return figures
+def interval(n: int, statistic: Callable[[np.ndarray[Any, Any]], float]) -> tuple[float, float, float]:
+    """A figure with its 95% interval over questions."""
+    rng = np.random.default_rng(0)
+    drawn = [statistic(rng.integers(n, size=n)) for _ in range(DRAWS)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return statistic(np.arange(n)), float(low), float(high)
+
+
+def figures(found: dict[str, list[Ran]], default: Ran, samples: int) -> dict[str, Figure]:
+    """All figures of the curves."""
+    sc, cat = found["self-consistency"], found["CaT"]
+    counts = [n for n in SAMPLES if n <= samples]
+    rivals = {name: curve for name, curve in found.items() if name != "CaT"}
+    n = len(default.right)
+    made: dict[str, Figure] = {}
+    ten = sc[counts.index(10)] if 10 in counts else sc[-1]
+
+    def ratio_of(curve: Sequence[Ran]) -> Callable[[np.ndarray[Any, Any]], float]:
+        return lambda rows: needed(curve, float(ten.right[rows].mean()), rows)[0] / float(ten.tokens[rows].mean())
+
+    everything = np.arange(n)
+
+    def reaches(curve: Sequence[Ran]) -> str:
+        return "" if needed(curve, float(ten.right.mean()), everything)[1] else ", which it does not reach"
+
+    note = f"for {ten.right.mean():.1%} at {ten.tokens.mean():.0f} tokens"
+    made["cat_tokens_at_sc10_accuracy"] = difference(*interval(n, ratio_of(cat)), note + reaches(cat), "x", n)
+    others = {name: curve for name, curve in rivals.items() if needed(curve, float(ten.right.mean()), everything)[1]}
+    best = min(others, key=lambda name: ratio_of(others[name])(everything))
+    made["rival_tokens_at_sc10_accuracy"] = difference(*interval(n, ratio_of(others[best])), best, "x", n)
+    for count in (4, 8):
+        if count not in counts:
+            continue
+        reference = sc[counts.index(count)]
+
+        def above(other: Sequence[Ran], reference: Ran = reference) -> Callable[[np.ndarray[Any, Any]], float]:
+            def points(rows: np.ndarray[Any, Any]) -> float:
+                tokens = float(reference.tokens[rows].mean())
+                return 100 * (at(cat, tokens, rows) - at(other, tokens, rows))
+
+            return points
+
+        tokens = float(reference.tokens.mean())
+        made[f"cat_minus_sc_equal_tokens_{count}"] = difference(
+            *interval(n, above(sc)), f"CaT {at(cat, tokens, everything):.1%} at {tokens:.0f} tokens", "points", n
+        )
+        rival = max(rivals, key=lambda name: at(rivals[name], tokens, everything))
+        made[f"cat_minus_rival_equal_tokens_{count}"] = difference(*interval(n, above(rivals[rival])), rival, "points", n)
+    greedy = cat[0]
+    paired = paired_difference(greedy.right, default.right)
+    made["cat_minus_greedy"] = difference(
+        100 * paired.difference, 100 * paired.low, 100 * paired.high,
+        f"{default.right.mean():.1%} at {default.tokens.mean():.0f} tokens, greedy {greedy.right.mean():.1%} at "
+        f"{greedy.tokens.mean():.0f}", "points", n,
+    )  # fmt: skip
+    made |= reliability(default, ten)
+    return made
+
+
+def reliability(default: Ran, voted: Ran) -> dict[str, Figure]:
+    """What the confidence of CaT is worth, and that of ten samples' vote."""
+    n = len(default.right)
+
+    def ranked(rows: np.ndarray[Any, Any]) -> float:
+        found = auroc(default.confidence[rows], default.right[rows])
+        return 0.5 if found is None else found
+
+    made = {"answer_auroc": difference(*interval(n, ranked), "of CaT's confidence", "", n)}
+    odd = np.arange(n) % 2 == 1
+    told = np.empty(n)
+    for half in (odd, ~odd):
+        if 0 < default.right[~half].sum() < (~half).sum():
+            told[half] = fit(default.confidence[~half], default.right[~half], "platt").predict(default.confidence[half])
+        else:
+            told[half] = default.right[~half].mean()
+    ece = estimate_ece(told, default.right > 0, np.ones(n), np.arange(n), draw_questions(n))
+    made["answer_ece"] = difference(
+        ece.value, *(ece.interval or (None, None)), "calibrated on the other half, debiased", "", n
+    )
+    for name, ran in (("risk_at_half_coverage", default), ("sc_risk_at_half_coverage", voted)):
+
+        def risk(rows: np.ndarray[Any, Any], ran: Ran = ran) -> float:
+            sure = np.argsort(-ran.confidence[rows], kind="stable")[: len(rows) // 2]
+            return float(1 - ran.right[rows][sure].mean())
+
+        made[name] = difference(*interval(n, risk), "wrong among the surer half", "share", n)
+    return made
+
+
+def timed(bench: Bench, turns: int) -> dict[str, Figure]:
+    """CaT as it comes and ten samples, decoded anew, in turns."""
+    spent: dict[str, list[float]] = {"cat": [], "self_consistency": []}
+    tokens = dict.fromkeys(spent, 0)
+    for turn in range(turns):
+        for name in list(spent) if turn % 2 else reversed(list(spent)):
+            engine = bench.engine()
+            engine.forget()
+            start = time.perf_counter()
+            solutions = bench.method(name).solve(bench.questions, engine, turn)
+            spent[name].append(time.perf_counter() - start)
+            tokens[name] += sum(solution.generated_tokens for solution in solutions)
+    return {
+        "cat_token_ratio_vs_sc10": difference(tokens["cat"] / tokens["self_consistency"], None, None, "", "x", turns),
+        "cat_time_ratio_vs_sc10": ratio(spent["cat"], spent["self_consistency"], "whole batches"),
+    }
+
+
+def overpruned(bench: Bench) -> dict[str, Figure]:
+    """How often a question loses its last right path at the thresholds that alpha gives on the other half of them."""
+    memo = MemoEngine(bench.engine())
+    columns = []
+    for threshold in PRUNE_GRID:
+        solutions = bench.method("cat", prune_below=threshold, level=1.0).solve(bench.questions, memo)
+        columns.append([right_path(bench.task, q, s.tree) for q, s in zip(bench.questions, solutions, strict=True)])
+    found = np.array(columns, float).T
+    found = found[found[:, 0] == 1]
+    made = {}
+    for alpha in (0.05, 0.1, 0.2):
+        lost = total = 0
+        for half in (0, 1):
+            held, fresh = found[half::2], found[1 - half :: 2]
+            below, _ = choose_pruning(PRUNE_GRID, held, alpha)
+            lost += int((fresh[:, PRUNE_GRID.index(below)] == 0).sum())
+            total += len(fresh)
+        made[f"right_path_lost_at_alpha_{alpha:g}"] = difference(
+            lost / total, *wilson(lost, total), f"{lost} questions with a right path lost it", "share", total
+        )
+    return made
 
 
 def main() -> None:
     """Run what was asked for and print tables."""
-    parser = options(__doc__, "24 questions, one seed")
+    parser = options(__doc__, "12 questions of stories, 4 samples, stories-tiny")
     parser.add_argument("--model", default="stories-tiny", help="a name or folder of a model")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--task", default="1,2,3", help="levels of stories, or a JSONL file of questions")
-    parser.add_argument("--instruction", default=INSTRUCTION, help="system message of the prompt")
-    parser.add_argument("--questions", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=3, help="sets of questions")
-    parser.add_argument("--max-tokens", type=int, default=160, help="of a path")
-    parser.add_argument("--curve", action="store_true")
-    parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--questions", default="0:300", help="which of the file, or of a draw of stories")
+    parser.add_argument("--samples", type=int, default=32, help="of a question, at most")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of a path")
+    parser.add_argument("--completions", type=Path, help="file that keeps what is decoded")
+    parser.add_argument("--results", type=Path, help="file that keeps what came of it")
+    parser.add_argument("--all", action="store_true", help="rivals that need decoding of their own, too")
+    parser.add_argument("--time", action="store_true", help="only time, in two turns, without --completions")
     parser.add_argument("--overpruned", action="store_true", help="only how often the last right path is pruned")
     args = parser.parse_args()
     if args.quick:
-        args.questions, args.seeds = 24, 1
-    model, tokenizer = load(args.model, device=args.device)
-    engine = HFEngine(model, tokenizer, name=args.model, instruction=args.instruction)
+        args.questions, args.samples, args.max_tokens = "0:12", 4, 96
     task = task_of(args.task)
-    bench = Bench(engine, task, {"max_tokens": args.max_tokens})
-    if args.overpruned:
-        split = "validation" if isinstance(task, StoriesTask) else "test"
-        held = task.questions(split, args.questions, args.seeds)
-        report(overpruned(bench, held, task.questions("test", args.questions, 0)), args)
+    first, _, last = args.questions.partition(":")
+    questions = task.questions("test", int(last) if args.task[0].isdigit() else None, 0)[int(first) : int(last)]
+    told = {"device": args.device, "dtype": args.dtype, "threads": args.threads, "completions": args.completions}
+    settings = ModelSettings.model_validate({"name": args.model, **({**told, "completions": None} if args.time else told)})
+    bench = Bench(task, questions, cache(lambda: open_engine(settings)), Outcomes(args.results))
+    bench.limits["max_tokens"] = args.max_tokens
+    if args.time:
+        report(timed(bench, 2), args)
         return
-    sets = [task.questions("test", args.questions, seed) for seed in range(args.seeds)]
-    more: dict[str, Any] = {}
-    figures = headline(bench, sets)
-    if args.curve:
-        more["curve"] = curve(bench, sets[0])
-    if args.ablation:
-        more["ablation"] = ablation(bench, sets[0])
-    report(figures, args, **more)
+    if args.overpruned:
+        report(overpruned(bench), args)
+        return
+    found = {}
+    for label, points in {**curves(args.samples), **(decoding(args.samples) if args.all else {})}.items():
+        found[label] = bench.curve(points, label)
+    default = bench.run("cat")
+    table = [
+        {"method": label, "accuracy": float(ran.right.mean()), "tokens": float(ran.tokens.mean()), "n": len(ran.right)}
+        for label, curve in found.items()
+        for ran in curve
+    ]
+    report(figures(found, default, args.samples), args, curve=table)
 
 
 if __name__ == "__main__":

@@ -127,8 +127,8 @@ class TokenTrace:
         """One trace of what stands in several of one kind, one after the other."""
         return _each(np.concatenate, traces)
 
-    def __getitem__(self, span: slice) -> TokenTrace:
-        """The trace of some of the tokens."""
+    def __getitem__(self, span: slice | NDArray[np.bool_]) -> TokenTrace:
+        """The trace of some of the tokens: a span of them, or those of a (T,) mask."""
         return _each(lambda values: values[0][span], [self])
 
     def __len__(self) -> int:

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from caspo.confidence import SIGNALS
 from caspo.core.config import Config
+from caspo.records import TokenTrace
 
-__all__ = ["Belief", "EvidenceModel", "Origin", "belief", "shares"]
+__all__ = ["Belief", "EvidenceModel", "Origin", "belief", "share", "shares"]
 
 Floats64 = NDArray[np.float64]
 
@@ -30,21 +32,40 @@ _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
 """Quadrature over how hard a question is: exact for polynomials of degree 17 in it."""
 
 
+_NUMBERS = "numbers."
+
+
+def _known_signal(name: str) -> str:
+    if name.removeprefix(_NUMBERS) not in SIGNALS:
+        raise ValueError(
+            f"no confidence signal is called {name!r}; choose of {', '.join(SIGNALS)}, or of {_NUMBERS}* of these"
+        )
+    return name
+
+
 class EvidenceModel(Config):
     """What the confidence of paths is worth; `caspo calibrate` fits it to a model and a task."""
 
-    bias: float = 1.0
-    """Log odds that a path of signal 0 (certain of every token) is right."""
-    slope: float = Field(0.05, ge=0)
-    """What they rise by, for each unit of the path's signal."""
-    spread: float = Field(1.0, ge=0)
+    bias: float = 1.2
+    """Log odds that a path is right that is certain of every token (signals 0)."""
+    slopes: dict[Annotated[str, AfterValidator(_known_signal)], float] = Field(
+        default_factory=lambda: {"entropy_sum": 0.035, "numbers.entropy": 9.3}
+    )
+    """What they rise by, for each unit of a signal of the path (`caspo.confidence.SIGNALS`); of ``numbers.`` and a signal,
+    that of its tokens with a digit alone, where it has any: what the others leave open is mostly wording."""
+    spread: float = Field(1.3, ge=0)
     """Standard deviation over questions of what all paths of one have in common, in log odds."""
-    scatter: float = Field(7.0, gt=0)
+    scatter: float = Field(3.0, gt=0)
     """Concentration of wrong answers: paths are about 1 / (1 + scatter) likely to err alike the first time."""
 
-    def logit(self, signal: float) -> float:
-        """Log odds that a path is right, by its own signal alone."""
-        return self.bias + self.slope * signal
+    def logit(self, trace: TokenTrace, pieces: Sequence[bytes]) -> float:
+        """Log odds that a path is right, by its own confidence alone; ``pieces`` are the bytes of its T >= 1 tokens."""
+        digits = np.array([any(48 <= byte <= 57 for byte in piece) for piece in pieces], dtype=bool)
+        numbers = trace[digits] if digits.any() else trace
+        parts = {name: numbers if name.startswith(_NUMBERS) else trace for name in self.slopes}
+        return self.bias + sum(
+            slope * SIGNALS[name.removeprefix(_NUMBERS)](parts[name]) for name, slope in self.slopes.items()
+        )
 
 
 class Belief(NamedTuple):
@@ -119,26 +140,24 @@ class Origin(NamedTuple):
 
 
 def shares(origins: Sequence[Origin]) -> list[float]:
-    """How much of an independent path each path is.
+    """How much of an independent path each path is: its `share` at its end.
 
-    A beginning of its own is one. Where others leave it, what it counts at that place is divided among it and them: they
-    tell more of what follows that place, and nothing new of what stands before. So the sum is the number of beginnings, and
-    a vote with these weights is an unbiased estimate of what independent paths would vote (nested sampling).
+    The sum is the number of beginnings, and a vote with these weights is an unbiased estimate of what independent paths
+    would vote (nested sampling).
     """
-    leaving: dict[int, dict[int, list[int]]] = {}
-    for path, origin in enumerate(origins):
-        if origin.path is not None:
-            leaving.setdefault(origin.path, {}).setdefault(origin.at, []).append(path)
-    found = [0.0] * len(origins)
+    return [share(origins, path) for path in range(len(origins))]
 
-    def divide(path: int, share: float) -> None:
-        for _, others in sorted(leaving.get(path, {}).items()):
-            share /= 1 + len(others)
-            for other in others:
-                divide(other, share)
-        found[path] = share
 
-    for path, origin in enumerate(origins):
-        if origin.path is None:
-            divide(path, 1.0)
+def share(origins: Sequence[Origin], path: int, at: float = math.inf) -> float:
+    """How much of an independent path a path is, after ``at`` tokens of it.
+
+    A beginning of its own is one. Where others leave it, what it is there is divided among it and them: they tell more of
+    what follows that place, and nothing new of what stands before.
+    """
+    origin = origins[path]
+    found = 1.0
+    if origin.path is not None:
+        found = share(origins, origin.path, origin.at) / (1 + origins.count(origin))
+    for place in {other.at for other in origins if other.path == path and other.at < at}:
+        found /= 1 + origins.count(Origin(path, place))
     return found

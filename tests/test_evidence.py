@@ -1,0 +1,160 @@
+"""What several paths say: Bayes' rule over a story that can be played, and the account of shared beginnings."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies
+from pydantic import ValidationError
+
+from caspo.records import Measured, TokenTrace
+from caspo.search.evidence import Belief, EvidenceModel, Origin, belief, shares
+
+PLAIN = EvidenceModel(spread=0.0, scatter=3.0)
+GROUPS = strategies.lists(strategies.none() | strategies.integers(0, 3), max_size=9)
+
+
+def logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def played(chances: list[float], scatter: float, times: int) -> dict[tuple[int, ...], list[int | None]]:
+    """The story of `belief`, told many times: to every pattern of answers (numbered as they come) the right ones."""
+    rng = np.random.default_rng(0)
+    found: dict[tuple[int, ...], list[int | None]] = {}
+    for _ in range(times):
+        said: list[int] = []
+        wrong: list[int] = []
+        for chance in chances:
+            if rng.random() < chance:
+                said.append(0)
+            elif rng.random() < scatter / (scatter + len(wrong)):
+                wrong.append(max(wrong, default=0) + 1)
+                said.append(wrong[-1])
+            else:
+                wrong.append(wrong[rng.integers(len(wrong))])
+                said.append(wrong[-1])
+        names = list(dict.fromkeys(said))
+        pattern = tuple(names.index(answer) for answer in said)
+        found.setdefault(pattern, []).append(names.index(0) if 0 in names else None)
+    return found
+
+
+def test_says_how_often_each_answer_is_the_right_one() -> None:
+    """Of all times that the story comes to a pattern of answers, each is right as often as it is believed to be."""
+    chances = [0.6, 0.3, 0.45]
+    for pattern, right in played(chances, PLAIN.scatter, 40_000).items():
+        told = belief(pattern, [logit(c) for c in chances], PLAIN)
+        for group, probability in told.right.items():
+            often = sum(one == group for one in right) / len(right)
+            assert often == pytest.approx(probability, abs=4.5 * math.sqrt(0.25 / len(right)))
+        assert told.unseen == pytest.approx(
+            sum(one is None for one in right) / len(right), abs=4.5 * math.sqrt(0.25 / len(right))
+        )
+
+
+def test_one_path_is_believed_as_its_confidence_says() -> None:
+    """And where questions differ, on average over them."""
+    assert belief([0], [logit(0.7)], PLAIN).right[0] == pytest.approx(0.7)
+    spread = belief([0], [1.5], EvidenceModel(spread=1.0))
+    z = np.random.default_rng(0).normal(size=200_000)
+    assert spread.right[0] == pytest.approx(float(np.mean(1 / (1 + np.exp(-1.5 - z)))), abs=0.004)
+
+
+def test_many_that_agree_outvote_one_that_is_sure() -> None:
+    """Five paths of an even chance against one of 0.9; two are not enough."""
+    for number, leader in ((2, 0), (5, 1)):
+        told = belief([0] + [1] * number, [logit(0.9)] + [logit(0.5)] * number, EvidenceModel())
+        assert told.leader == leader
+
+
+def test_disagreement_tells_of_a_hard_question() -> None:
+    """The more answers there are, the less is believed of any, and the more likely is one that nobody has stated."""
+    leads, unseen = [], []
+    for number in range(1, 8):
+        told = belief(range(number), [0.0] * number, EvidenceModel())
+        leads.append(max(told.right.values()))
+        unseen.append(told.unseen)
+    assert leads == sorted(leads, reverse=True)
+    assert belief([0] * 7, [0.0] * 7, EvidenceModel()).right[0] > 0.9
+    assert all(value > 0.05 for value in unseen)
+
+
+@given(GROUPS, strategies.randoms(use_true_random=False), strategies.floats(0, 3), strategies.floats(0.1, 20))
+def test_is_a_distribution_that_order_does_not_change(
+    groups: list[int | None], random, spread: float, scatter: float
+) -> None:  # type: ignore[no-untyped-def]
+    logits = [random.uniform(-4, 4) for _ in groups]
+    model = EvidenceModel(spread=spread, scatter=scatter)
+    told = belief(groups, logits, model)
+    assert sum(told.right.values()) + told.unseen == pytest.approx(1)
+    assert all(0 <= p <= 1 for p in told.right.values())
+    assert 0 <= told.lead <= 1
+    order = list(range(len(groups)))
+    random.shuffle(order)
+    again = belief([groups[i] for i in order], [logits[i] for i in order], model)
+    assert again.right == pytest.approx(dict(told.right))
+
+
+@given(GROUPS.filter(bool), strategies.integers(0, 8), strategies.integers(2, 4))
+def test_parts_of_a_path_count_as_the_path(groups: list[int | None], at: int, parts: int) -> None:
+    """A path divided among continuations that all state its answer changes nothing."""
+    at %= len(groups)
+    logits = [0.3 * i - 0.5 for i in range(len(groups))]
+    whole = belief(groups, logits, EvidenceModel())
+    split = belief(
+        groups + [groups[at]] * (parts - 1),
+        logits + [logits[at]] * (parts - 1),
+        EvidenceModel(),
+        [1 / parts if i == at else 1.0 for i in range(len(groups))] + [1 / parts] * (parts - 1),
+    )
+    assert dict(split.right) == pytest.approx(dict(whole.right))
+
+
+def test_nothing_stated() -> None:
+    """No path, or none with an answer: nobody leads. Certain paths are no division by zero."""
+    for groups in ([], [None], [None, None]):
+        told = belief(groups, [0.0] * len(groups), EvidenceModel())
+        assert (told.right, told.leader, told.lead, told.unseen) == ({}, None, 0.0, pytest.approx(1))
+    assert belief([0, None], [2.0, -math.inf], EvidenceModel()).right[0] > 0.5
+    certain = belief([0, 1], [800.0, -800.0], EvidenceModel())
+    assert certain.right == pytest.approx({0: 1.0, 1: 0.0})
+
+
+def test_the_lead_is_over_the_next_best() -> None:
+    """Of one answer alone over what nobody has stated; a tie is a half, and the first answer's."""
+    assert Belief({0: 0.6, 1: 0.2}, 0.2).lead == pytest.approx(0.75)
+    assert Belief({0: 0.6}, 0.4).lead == pytest.approx(0.6)
+    tie = belief([3, 1], [0.0, 0.0], EvidenceModel())
+    assert (tie.leader, tie.lead) == (3, pytest.approx(0.5))
+
+
+def test_shares_by_hand() -> None:
+    """Two leave the first at its 5th token, then one at its 9th; and one leaves one of those that left it."""
+    roots = [Origin(), Origin()]
+    assert shares(roots) == [1, 1]
+    found = shares([*roots, Origin(0, 5), Origin(0, 5), Origin(0, 9), Origin(2, 7)])
+    assert found == pytest.approx([1 / 6, 1, 1 / 6, 1 / 3, 1 / 6, 1 / 6])
+
+
+@given(strategies.lists(strategies.tuples(strategies.integers(0, 20), strategies.integers(1, 9)), max_size=12))
+def test_shares_sum_to_the_number_of_beginnings(drawn: list[tuple[int, int]]) -> None:
+    origins = [Origin()]
+    for path, at in drawn:
+        origins.append(Origin() if path >= len(origins) else Origin(path, origins[path].at + at))
+    found = shares(origins)
+    assert sum(found) == pytest.approx(sum(origin.path is None for origin in origins))
+    assert min(found) > 0
+
+
+def test_a_path_is_told_by_its_numbers_where_it_has_any() -> None:
+    """`numbers.` looks at tokens with a digit; a path without one is told by all of it. An unknown signal is refused."""
+    trace = TokenTrace.of([Measured(h, -h, -0.1, 0.5, 0.0) for h in (2.0, 0.1, 1.0, 0.3)])
+    model = EvidenceModel(bias=1.0, slopes={"entropy_sum": 0.5, "numbers.entropy": 2.0})
+    assert model.logit(trace, [b"So", b" 12", b" is", b"3."]) == pytest.approx(1 - 0.5 * 3.4 - 2 * 0.2)
+    assert model.logit(trace, [b"So", b"it", b"is", b"."]) == pytest.approx(1 - 0.5 * 3.4 - 2 * 0.85)
+    for name in ("numbers.length", "length", "numbers."):
+        with pytest.raises(ValidationError, match="no confidence signal"):
+            EvidenceModel(slopes={name: 1.0})
