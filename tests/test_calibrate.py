@@ -24,8 +24,9 @@ from stories_run import RECIPE, write_recipe
 from tiny import Counting
 
 N = 60
-CAT: dict[str, Any] = {"level": 1.0, "paths": 6, "branches": False, "temperature": 1.0}
-"""All six paths, each from its beginning: what a question costs and answers can be counted."""
+EVIDENCE = {"bias": 1.0, "slopes": {}, "spread": 1.0, "scatter": 7.0}
+CAT: dict[str, Any] = {"level": 1.0, "paths": 6, "branches": False, "temperature": 1.0, "evidence": EVIDENCE}
+"""All six paths, each from its beginning, and each counts the same: what a question costs and answers can be counted."""
 
 
 def script(text: str) -> list[Scripted]:
