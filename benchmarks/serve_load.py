@@ -92,7 +92,8 @@ def bare() -> None:
 
 def served_scripted() -> None:
     """A process with a server in front of the scripted engine."""
-    settings = ServeSettings(port=0, model="scripted", instruction="")
+    alone = {"paths": 1}  # the greedy one: paths that are drawn may agree on another sum
+    settings = ServeSettings(port=0, model="scripted", instruction="", settings=alone)
     bound = listening(settings)
     engine = ScriptedEngine(sums)
     scheduler = Scheduler(engine, active=64, waiting=512)

@@ -50,8 +50,9 @@ class Slow:
 
 
 def settings(**more: Any) -> ServeSettings:
-    """Of a server of `MODEL` without a system message."""
-    return ServeSettings(**{"model": MODEL, "instruction": "", "port": 0, "grace": 5.0, **more})
+    """Of a server of `MODEL` without a system message, whose paths are all alike: what is asked without a seed, too."""
+    alike = {"temperature": 0.01}
+    return ServeSettings(**{"model": MODEL, "instruction": "", "port": 0, "grace": 5.0, "settings": alike, **more})
 
 
 @contextmanager

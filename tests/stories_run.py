@@ -22,7 +22,7 @@ RECIPE: dict[str, Any] = {
         "self_consistency_questions": 3,
         "chain_of_thought": {"max_tokens": 96},
         "self_consistency": {"max_tokens": 96, "samples": 3},
-        "cat": {"max_tokens": 96, "children": 2},
+        "cat": {"max_tokens": 96, "paths": 3},
     },
 }
 

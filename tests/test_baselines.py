@@ -354,7 +354,9 @@ def test_evaluation_runs_what_is_asked_for(tmp_path: Path) -> None:
     """Every method has a field of its name; the new ones are left out unless asked for, and then solve the first few."""
     assert set(METHODS) <= set(EvaluateSettings.model_fields)
     assert [m.name for m in EvaluateSettings().methods()] == ["chain_of_thought", "self_consistency", "cat"]
-    asked = EvaluateSettings.model_validate({"self_consistency_questions": 3} | {name: {} for name in BASELINES})
+    asked = EvaluateSettings.model_validate(
+        {"self_consistency_questions": 3} | {name: {} for name in (*BASELINES, "cat_paper")}
+    )
     assert [m.name for m in asked.methods()] == list(METHODS)
     evaluate_methods(FourQuestions(), lambda: ScriptedEngine(lambda text: ends((FIVE, 2), (SIX, 1))), asked, 0, tmp_path)
     solved = {name: len(read_outcomes(tmp_path, name)[0]) for name in METHODS}

@@ -24,12 +24,15 @@ from stories_run import RECIPE, write_recipe
 from tiny import Counting
 
 N = 60
-CAT: dict[str, Any] = {"children": 3, "paths": 3, "width": 2, "branch_below": 0.6}
+EVIDENCE = {"bias": 1.0, "slopes": {}, "spread": 1.0, "scatter": 7.0}
+CAT: dict[str, Any] = {"level": 1.0, "paths": 6, "branches": False, "temperature": 1.0, "evidence": EVIDENCE}
+"""All six paths, each from its beginning, and each counts the same: what a question costs and answers can be counted."""
 
 
 def script(text: str) -> list[Scripted]:
-    """Sums of i and 1. One in ten (i = 5, 15, ...) is solved by the second path only, of which the model is unsure; one in
-    ten (7, 17, ...) is answered wrong and with certainty; the others are right and certain."""
+    """Sums of i and 1. One in ten (i = 5, 15, ...) is solved by later paths only: the greedy one is wrong, and of the first
+    steps that are drawn, of all of which the model is unsure, 49 in 50 are right. One in ten (7, 17, ...) is answered wrong
+    and with certainty; the others are right and certain."""
     question, _, done = text.partition("\n")
     i = int(re.findall(r"\d+", question)[0])
     right, wrong = f"{i} + 1 = {i + 1}\n", f"{i} + 1 = {i + 2}\n"
@@ -39,7 +42,8 @@ def script(text: str) -> list[Scripted]:
             return []  # inside of a step
         return [Scripted(f"The answer is {done.split()[-1]}.", entropy=0.5 if unsure else 0.0, eos=True)]
     if unsure:
-        return [Scripted(wrong, 0.4, 0.7), Scripted(right, 0.35, 0.7), Scripted(f"{right[:-1]} = {i + 1}\n", 0.25, 0.7)]
+        ways = [Scripted(f"{i} + 1 = {i} + {k} - {k - 1} = {i + 1}\n", 1.0, 0.7) for k in range(1, 50)]
+        return [Scripted(wrong, 1.01, 0.7), *ways]
     return [Scripted(wrong if i % 10 == 7 else right, entropy=0.0)]
 
 
@@ -70,12 +74,10 @@ def test_thresholds_of_a_counted_model(recipe: CaspoRecipe, tmp_path: Path, alph
     fives, sevens = ([sum(int(q.id[1:]) % 10 == digit for q in half) for half in halves] for digit in (5, 7))
     assert 0 < fives[0] < 6
     solved = 30 - sevens[0]
-    for (
-        risk
-    ) in found.risks:  # the right path is pruned at its end, after exp(-0.7) for its first step, exp(-0.5) for its last
-        assert risk.lost == (fives[0] if risk.below > 0.302 else 0)
+    for risk in found.risks:  # right paths are pruned after their first step, which scores exp(-0.7) = 0.497
+        assert risk.lost == (fives[0] if risk.below > 0.497 else 0)
     thresholds = found.thresholds
-    assert thresholds.prune_below == (1.0 if alpha == 0.25 else 0.3)
+    assert thresholds.prune_below == (1.0 if alpha == 0.25 else 0.4)
     assert thresholds.lost == found.risks[PRUNE_GRID.index(thresholds.prune_below)].lost / solved
     lenient = found.tests[-1]
     assert (lenient.below, lenient.kept) == (0, 30)
@@ -88,7 +90,7 @@ def test_thresholds_of_a_counted_model(recipe: CaspoRecipe, tmp_path: Path, alph
     calibrator = Calibrator.load(out / "calibrator.json")
     assert calibrator == found.calibrator
     assert calibrator.predict([1.0])[0] == pytest.approx(1 - sevens[0] / (2 * 30 - sevens[0]), abs=0.1)
-    assert 0.5 < calibrator.predict([0.4])[0] < 0.8, "of the unsure first steps two in three are right"
+    assert 0.7 < calibrator.predict([0.4])[0] < 0.95, "of the unsure first steps about five in six are right"
     assert thresholds.settings == ConfidenceTreeSettings(**CAT).model_dump(exclude={"prune_below", "abstain_below"})
 
 
@@ -96,7 +98,7 @@ def test_the_thresholds_are_those_of_the_search(recipe: CaspoRecipe, tmp_path: P
     """On the first half, CaT at the chosen threshold costs what the table says; on the second it answers as was tested."""
     found = stage(recipe, tmp_path / "out")
     questions = calibration_questions(recipe, N)
-    for below in (0.0, 0.3, found.thresholds.prune_below):
+    for below in (0.0, 0.4, found.thresholds.prune_below):
         method = ConfidenceTree(ConfidenceTreeSettings(**CAT, prune_below=below))
         solutions = method.solve(questions[: N // 2], ScriptedEngine(script))
         mean = sum(s.generated_tokens for s in solutions) / len(solutions)
@@ -154,8 +156,8 @@ def test_refuses_a_folder_of_other_settings(recipe: CaspoRecipe, tmp_path: Path)
     before = (tmp_path / "out" / "thresholds.json").read_bytes()
     with pytest.raises(ResumeError, match=r"alpha: 0\.25 there, 0\.3 now"):
         stage(recipe, tmp_path / "out", alpha=0.3)
-    other = recipe_of(tmp_path, N, evaluate={"cat": {**CAT, "children": 2}})
-    with pytest.raises(ResumeError, match=r"recipe\.evaluate\.cat\.children: 3 there, 2 now"):
+    other = recipe_of(tmp_path, N, evaluate={"cat": {**CAT, "paths": 2}})
+    with pytest.raises(ResumeError, match=r"recipe\.evaluate\.cat\.paths: 6 there, 2 now"):
         stage(other, tmp_path / "out")
     assert (tmp_path / "out" / "thresholds.json").read_bytes() == before
 
@@ -251,9 +253,9 @@ def test_the_command(caspo: Callable[..., tuple[int, str, str]], tmp_path: Path)
     assert f"Pruning, on {found.n_pruning} questions with a right path to lose" in told
     assert read_json(out / "calibrator.json")["date"] == found.date
     assert caspo(*line)[1] == told
-    code, told, err = caspo(*line, "evaluate.cat.children=3")
+    code, told, err = caspo(*line, "evaluate.cat.paths=4")
     assert (code, told) == (1, "")
-    assert "recipe.evaluate.cat.children: 2 there, 3 now" in err
+    assert "recipe.evaluate.cat.paths: 3 there, 4 now" in err
     code, _, err = caspo("calibrate", file, "--out", tmp_path / "new", "--alpha", 0.01)
     assert code == 1
     assert "at least 460 are needed" in err

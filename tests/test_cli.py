@@ -74,7 +74,7 @@ def test_solve_a_question(caspo: Command) -> None:
     """Each step with its confidence, and the answer."""
     question = "Tom has 5 apples. He buys 3 more apples. How many apples does Tom have now?"
     _tell.cache_clear()
-    line = ("solve", question, "--model", "stories-tiny", "--device", "cpu", "--threads", 1, "children=2", "max_tokens=96")
+    line = ("solve", question, "--model", "stories-tiny", "--device", "cpu", "--threads", 1, "paths=2", "max_tokens=96")
     code, out, err = caspo(*line)
     assert code == 0
     assert "stories-tiny: device cpu, float32 (a small model), 1 thread\n" in err, (
@@ -103,7 +103,7 @@ def test_solve_with_calibrated_thresholds(caspo: Command, tmp_path: Path) -> Non
     tiny = (*line, "--model", "stories-tiny")
     assert caspo(*tiny, "--instruction", "Think.")[0] == 0, "what is in the file may be said again"
     for other in (
-        ("--model", "smollm2-135m"), (*tiny[-2:], "children=2"), (*tiny[-2:], "--instruction", "Guess."),
+        ("--model", "smollm2-135m"), (*tiny[-2:], "paths=2"), (*tiny[-2:], "--instruction", "Guess."),
         (*tiny[-2:], "--method", "beam"), (*tiny[-2:], "--engine", "llama_cpp"), (*tiny[-2:], "--dtype", "bfloat16"),
     ):  # fmt: skip
         assert "nothing is guaranteed" in failed(caspo(*line, *other))
@@ -113,12 +113,12 @@ def test_thresholds_with_settings_of_nobody(caspo: Command, tmp_path: Path) -> N
     """Edited by hand, or of another version; and a folder is no file."""
     file = tmp_path / "thresholds.json"
     Thresholds(
-        model={"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": ""}, settings={"childs": 2},
+        model={"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": ""}, settings={"path": 2},
         prune_below=0.0, abstain_below=1.0, alpha=0.1, delta=0.1, n_pruning=9, n_abstention=9, lost=0.0, kept=1.0, wrong=0.0,
         date="2026-11-24",
     ).save(file)  # fmt: skip
     line = ("solve", "stories", "--model", "stories-tiny", "--thresholds")
-    assert "childs: unknown key; did you mean 'children'?" in failed(caspo(*line, file))
+    assert "path: unknown key; did you mean 'paths'?" in failed(caspo(*line, file))
     assert "cannot be read: Is a directory" in failed(caspo(*line, tmp_path))
 
 
@@ -179,7 +179,7 @@ def test_solve_a_benchmark(caspo: Command, tmp_path: Path) -> None:
         (("1 + 1?", "--data", "nowhere"), "'1 + 1?' is none. They are math500"),
         (("  ", "--model", "stories-tiny"), "The question is empty"),
         (("1 + 1?", "--method", "magic"), "no method 'magic'. Choose one of chain_of_thought, self_consistency, cat"),
-        (("1 + 1?", "childern=3"), "did you mean 'children'?"),
+        (("1 + 1?", "pahts=3"), "did you mean 'paths'?"),
         (("none.jsonl", "--model", "stories-tiny"), "none.jsonl: no such file"),
         (("1 + 1?", "--model", "./none"), "There is no model folder './none'"),
         (("1 + 1?", "--model", "stories-tiny", "--device", "toaster"), "'toaster' is not a device"),

@@ -32,7 +32,7 @@ from caspo.engines.vllm import draws
 from caspo.engines.vllm.engine import VllmEngine
 from caspo.loop.recipe import CaspoRecipe
 from caspo.loop.run import run_recipe
-from caspo.search import ConfidenceTree, ConfidenceTreeSettings
+from caspo.search import PaperTree, PaperTreeSettings
 from caspo.tasks.stories import StoriesTask
 from stories_run import RECIPE
 
@@ -107,7 +107,8 @@ def test_prompts_and_pieces_are_those_of_hf(ours: VllmEngine, hf: HFEngine) -> N
 
 
 def test_cat_grows_the_same_trees(ours: VllmEngine, hf: HFEngine) -> None:
-    method = ConfidenceTree(ConfidenceTreeSettings(max_tokens=64, branch_below=1.0))
+    signals = {"branch_signal": "entropy_max", "rank_signal": "logprob_sum"}
+    method = PaperTree(PaperTreeSettings(max_tokens=64, paths=2, branch_below=1.0, prune_below=0.05, **signals))
     questions = StoriesTask().questions("test", 6)
     for a, b in zip(method.solve(questions, ours), method.solve(questions, hf), strict=True):
         assert [node.step.token_ids for node in a.tree.nodes] == [node.step.token_ids for node in b.tree.nodes]

@@ -42,7 +42,7 @@ def test_a_solution_prints_itself(model: caspo.Model) -> None:
 
 def test_a_step_without_tokens_and_a_missing_answer_print(model: caspo.Model) -> None:
     engine = ScriptedEngine({"Q\n": [Scripted("I do not know.\n", 1)], "Q\nI do not know.\n": [Scripted("", eos=True)]})
-    assert str(caspo.Model(engine).solve("Q")).endswith("= no answer  (vote 0%, 16 tokens)")
+    assert str(caspo.Model(engine).solve("Q", paths=1)).endswith("= no answer  (vote 0%, 16 tokens)")
 
 
 def test_a_notebook_shows_the_tree_and_escapes_everything() -> None:
@@ -87,7 +87,7 @@ def test_the_seed_decides_what_is_drawn(model: caspo.Model) -> None:
 
 def test_cat_is_what_is_done_without_a_word(tiny: caspo.Model) -> None:
     assert str(tiny.solve(EASY)) == str(tiny.solve(EASY, method="cat"))
-    assert tiny.solve(EASY, children=2, max_tokens=40).tree.question == caspo.Question(EASY)
+    assert tiny.solve(EASY, paths=2, max_tokens=40).tree.question == caspo.Question(EASY)
 
 
 def test_a_question_of_ones_own_keeps_its_id_and_no_questions_are_no_solutions(model: caspo.Model) -> None:
@@ -110,9 +110,9 @@ def test_a_method_may_come_with_its_settings(model: caspo.Model) -> None:
         (lambda model: model.solve(7), "A question is a text or a caspo.Question, and this is of type int"),
         (lambda model: model.solve_all(EASY), "solve_all takes a list of questions"),
         (lambda model: model.solve(EASY, "magic"), "There is no method 'magic'. Choose one of .*cat"),
-        (lambda model: model.solve(EASY, childs=2), "childs: unknown key; did you mean 'children'"),
-        (lambda model: model.solve(EASY, children=0), r"children: .*greater than or equal to 1.*\(got 0\)"),
-        (lambda model: model.solve(EASY, rank_signal="mood"), "rank_signal: no confidence signal is called 'mood'"),
+        (lambda model: model.solve(EASY, pahts=2), "pahts: unknown key; did you mean 'paths'"),
+        (lambda model: model.solve(EASY, paths=0), r"paths: .*greater than or equal to 1.*\(got 0\)"),
+        (lambda model: model.solve(EASY, prune_signal="mood"), "prune_signal: no confidence signal is called 'mood'"),
     ],
 )
 def test_a_wrong_question_method_or_setting(model: caspo.Model, call: object, message: str) -> None:

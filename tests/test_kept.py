@@ -15,7 +15,15 @@ from caspo.engines.base import Completion, Request
 from caspo.engines.kept import CompletionFile
 from caspo.engines.memo import MemoEngine
 from caspo.records import Measured, Question, TokenTrace
-from caspo.search import ConfidenceTree, ConfidenceTreeSettings, DeepConfOnline, SelfConsistency, SelfConsistencySettings
+from caspo.search import (
+    ConfidenceTree,
+    ConfidenceTreeSettings,
+    DeepConfOnline,
+    PaperTree,
+    PaperTreeSettings,
+    SelfConsistency,
+    SelfConsistencySettings,
+)
 from caspo.testing.scripted import ScriptedEngine
 from test_memo import script
 from tiny import Counting, same_tree
@@ -117,7 +125,8 @@ def test_a_solution_that_was_cut_serves_its_own_limit_only(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "method",
     [
-        ConfidenceTree(ConfidenceTreeSettings(paths=4, branch_below=1.0)),
+        ConfidenceTree(ConfidenceTreeSettings(level=1.0, paths=4, prune_below=0.3)),
+        PaperTree(PaperTreeSettings(paths=4, branch_below=1.0)),
         SelfConsistency(SelfConsistencySettings(samples=4, temperature=1.0)),
         DeepConfOnline(),
     ],

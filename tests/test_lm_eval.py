@@ -93,7 +93,7 @@ def test_a_task_runs_from_its_own_file(made: Any, tmp_path: Path, monkeypatch: p
     file.write_text("".join(json.dumps({"question": q.text, "answer": q.answer}) + "\n" for q in QUESTIONS))
     (tmp_path / "tiny_stories.yaml").write_text(TASK.format(file=file))
     found = lm_eval.simple_evaluate(
-        model=made("pretrained=stories-tiny,method=cat,children=2"),
+        model=made("pretrained=stories-tiny,method=cat,paths=2"),
         tasks=["tiny_stories"],
         task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
         bootstrap_iters=0,
@@ -185,7 +185,7 @@ def test_what_cannot_be_done_is_refused(made: Any, greedy: Any) -> None:
     for arguments, message in (
         ("method=magic", "method=magic"),
         ("method=dipt", "as it is"),
-        ("method=cat,childern=3", "did you mean 'children'"),
+        ("method=cat,pahts=3", "did you mean 'paths'"),
         ("method=cat,max_tokens=3", "max_gen_toks"),
     ):
         with pytest.raises(ConfigError, match=message):

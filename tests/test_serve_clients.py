@@ -62,10 +62,10 @@ def _caspo(chunk: Any) -> Any:
 
 
 def test_the_tree_is_told_if_asked_for(client: Any) -> None:
-    body = {"caspo": {"tree": True, "events": True}}
+    body = {"seed": 0, "caspo": {"tree": True, "events": True}}
     whole = client.chat.completions.create(model=MODEL, messages=ASK, extra_body=body)
     nodes = whole.choices[0].caspo["tree"]["nodes"]
-    assert {node["decision"] for node in nodes} <= {"expanded", "finished", "pruned", "dropped", "cut"}
+    assert {node["decision"] for node in nodes} <= {"", "expanded", "finished", "pruned", "dropped", "cut"}
     stream = client.chat.completions.create(model=MODEL, messages=ASK, stream=True, extra_body=body)
     grown: dict[int, Any] = {}
     for chunk in stream:
@@ -133,7 +133,7 @@ def test_logprobs_are_those_of_the_content(client: Any) -> None:
 
 
 def test_an_abstention_is_a_refusal_with_figures(client: Any) -> None:
-    body = {"caspo": {"abstain_below": 0.99}}
+    body = {"seed": 0, "caspo": {"abstain_below": 0.99}}
     answer = client.chat.completions.create(model=MODEL, messages=ASK, extra_body=body).choices[0]
     assert answer.message.content == ""
     assert "0.99" in answer.message.refusal
@@ -163,13 +163,13 @@ def test_models_are_listed(client: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"temperature": 0.7}, "temperature"),
-        ({"n": 2}, "n"),
+        ({"temperature": 0.7, "extra_body": {"caspo": {"method": "cat_paper"}}}, "temperature"),
+        ({"n": 2, "extra_body": {"caspo": {"method": "cat_paper"}}}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"logprobs": True, "top_logprobs": 3}, "top_logprobs"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"extra_body": {"caspo": {"childen": 3}}}, "caspo.childen"),
+        ({"extra_body": {"caspo": {"pahts": 3}}}, "caspo.pahts"),
         ({"extra_body": {"caspo": {"budget": -1}}}, "caspo.budget"),
     ],
 )
@@ -215,6 +215,8 @@ def test_langchain_asks_and_streams(address: str) -> None:
     chat = langchain.ChatOpenAI(model=MODEL, base_url=f"{address}/v1", api_key=KEY, max_retries=0)
     assert chat.invoke(QUESTION).content == CONTENT
     assert "".join(chunk.content for chunk in chat.stream(QUESTION)) == CONTENT
+    steady = langchain.ChatOpenAI(model=MODEL, base_url=f"{address}/v1", api_key=KEY, max_retries=0, temperature=0)
+    assert steady.invoke(QUESTION).content == CONTENT
     sampled = langchain.ChatOpenAI(
         model=MODEL,
         base_url=f"{address}/v1",

@@ -224,7 +224,7 @@ def test_the_command_tells_a_mistake_in_one_line(
     for arguments, message in (
         (["--host", "0.0.0.0"], "no API key"),
         (["--method", "magic"], "no method 'magic'"),
-        (["childen=3"], "did you mean 'children'"),
+        (["pahts=3"], "did you mean 'paths'"),
         (["--max-body", "5"], "max_body"),
         (["--cors", "*"], "name the origins"),
     ):
@@ -247,10 +247,12 @@ def test_when_closing_requests_are_refused_and_health_says_so() -> None:
 
 
 def test_calibrated_settings_cannot_be_changed() -> None:
-    with application(fixed=True, settings={"abstain_below": 0.2}) as (app, _):
+    with application(fixed=True, settings={"abstain_below": 0.2, "temperature": 0.01}) as (app, _):
         client = Client(app)
-        assert client.chat().json()["choices"][0]["message"]["content"] == CONTENT
-        for fields in ({"caspo": {"method": "beam"}}, {"caspo": {"paths": 5}}, {"max_tokens": 9}, {"top_p": 0.5}):
+        for fields in ({}, {"temperature": 0}, {"temperature": 0.01}):
+            assert client.chat(**fields).json()["choices"][0]["message"]["content"] == CONTENT
+        refused = ({"caspo": {"method": "beam"}}, {"caspo": {"paths": 5}}, {"max_tokens": 9}, {"top_p": 0.5})
+        for fields in (*refused, {"temperature": 0.5}):
             assert client.chat(**fields).status_code == 400
 
 
@@ -271,7 +273,7 @@ def test_a_conversation_without_system_message_gets_the_server_s() -> None:
 
 
 def test_metrics_count_what_happened() -> None:
-    with application(keys=KEYS) as (app, _):
+    with application(keys=KEYS, settings={"paths": 1}) as (app, _):
         client = Client(app, bearer(KEYS[0]))
         client.chat()
         client.chat(caspo={"abstain_below": 1})

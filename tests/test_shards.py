@@ -457,7 +457,7 @@ def test_an_evaluation_on_three_machines(said: Callable[..., str], tmp_path: Pat
     asked = {"questions": 4, "self_consistency_questions": 2}
     methods = {
         "chain_of_thought": {"max_tokens": 64}, "self_consistency": {"max_tokens": 64, "samples": 2},
-        "cat": {"max_tokens": 64, "children": 2},
+        "cat": {"max_tokens": 64, "paths": 2},
     }  # fmt: skip
     recipe = write_recipe(
         tmp_path / "recipe.yaml",

@@ -94,7 +94,7 @@ def test_help(arguments: tuple[str, ...]) -> None:
 
 def test_solve_on_a_server() -> None:
     with serving("llama.cpp") as server:
-        loads_no_torch("solve", "How many?", "--model", "fake", "--url", server.url, "children=2", "max_tokens=24")
+        loads_no_torch("solve", "How many?", "--model", "fake", "--url", server.url, "paths=2", "max_tokens=24")
         assert server.bodies
 
 

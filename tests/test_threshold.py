@@ -281,7 +281,7 @@ def test_what_cannot_be_used(call: Callable[[], Any], error: type[Exception], ma
 
 FOUND = Thresholds(
     model={"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": "Think.", "steps": "line"},
-    settings={"children": 4, "prune_signal": "entropy"}, prune_below=0.1, abstain_below=0.6,
+    settings={"paths": 4, "prune_signal": "entropy"}, prune_below=0.1, abstain_below=0.6,
     alpha=0.1, delta=0.05, n_pruning=200, n_abstention=190, lost=0.08, kept=0.7, wrong=0.05, date="2026-11-24",
 )  # fmt: skip
 

@@ -49,7 +49,9 @@ def test_trees_have_the_steps_of_their_texts(name: str, seed: int, rule: str) ->
     kind = METHODS[name]
     more: dict[str, Any] = {"max_tokens": 200}
     if name == "cat":
-        more |= {"paths": 6, "children": 4, "branch_below": 0.9, "prune_below": 0.0}
+        more |= {"level": 1.0, "paths": 6}
+    if name == "cat_paper":
+        more |= {"paths": 6, "branch_signal": "entropy_max", "branch_below": 0.9, "prune_below": 0.0}
     (solution,) = kind(kind.settings_type(**more)).solve([Q], engine, seed)
     assert solution.tree.steps == rule
     cut_as_a_whole(solution.tree, rule)

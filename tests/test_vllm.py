@@ -29,7 +29,7 @@ from caspo.engines.remote.engine import OpenAICompatibleEngine
 from caspo.engines.remote.settings import RemoteSettings
 from caspo.formats.parquet import read_trees
 from caspo.records import Tree
-from caspo.search import ConfidenceTree, ConfidenceTreeSettings
+from caspo.search import PaperTree, PaperTreeSettings
 from caspo.serve.app import create_app
 from caspo.serve.scheduler import Scheduler
 from caspo.serve.settings import ServeSettings
@@ -222,7 +222,8 @@ def test_an_adapter_has_its_own_name(server: VllmServer, adapter: Path, local: H
 def test_branches_of_a_search_are_continued_from_the_servers_cache(
     server: VllmServer, remote: OpenAICompatibleEngine, local: HFEngine
 ) -> None:
-    method = ConfidenceTree(ConfidenceTreeSettings(max_tokens=96, branch_below=1.0))
+    signals = {"branch_signal": "entropy_max", "rank_signal": "logprob_sum"}
+    method = PaperTree(PaperTreeSettings(max_tokens=96, paths=2, branch_below=1.0, prune_below=0.05, **signals))
     before = [server.metric(f"vllm:prefix_cache_{name}") for name in ("hits", "queries")]
     solutions = method.solve(StoriesTask().questions("test", 8), remote)
     hits, queries = (

@@ -62,7 +62,7 @@ class HarnessModel:
         dtype, device, threads, trust_remote_code, max_rows: of `caspo.engines.ModelSettings`.
         batch_size, max_batch_size: not used: the harness says 1 where its user says nothing; ``max_rows`` is the limit.
         seed: of methods that sample.
-        settings: of the method, for example ``children=8``.
+        settings: of the method, for example ``paths=8``.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class NamesMethods(TyperCommand):
 
 MethodOption = Annotated[str, typer.Option(help=f"How to search (docs/search.md): {METHODS_HERE}.")]
 MethodSettings = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. children=8.")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method, e.g. paths=8.")
 ]
 ModelOption = Annotated[str, typer.Option(help="Bundled name, folder, GGUF file, hub name, or a server's.")]
 BaseOption = Annotated[

@@ -56,7 +56,7 @@ from caspo.tasks.examples import fingerprint
 __all__ = ["PRUNE_GRID", "CalibrateSettings", "Calibration", "calibrate_stage", "calibration_questions", "right_path"]
 
 PRUNE_GRID = (0.0, 1e-6, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Thresholds of a path's confidence that are tried; settled before any question is looked at."""
+"""Thresholds of a path's worst step that are tried; settled before any question is looked at."""
 
 _CHUNK = 100
 """Questions between two files."""

@@ -17,7 +17,7 @@ __all__ = ["accuracy_by_round", "accuracy_by_tokens", "colour_of", "method_legen
 
 SYMBOLS = (
     "circle", "diamond", "square", "triangle-down", "pentagon", "cross", "x", "star", "hexagon", "hourglass",
-    "triangle-left", "triangle-right",
+    "triangle-left", "triangle-right", "bowtie",
 )  # fmt: skip
 """Plotly's markers of the methods in the order of `METHOD_NAMES`, so that none is told by its colour alone; further ones are
 triangles."""
@@ -36,6 +36,7 @@ SHAPES = {
     "x": '<path d="M4 1 7 4 10 1 13 4 10 7 13 10 10 13 7 10 4 13 1 10 4 7 1 4Z"/>',
     "hexagon": '<path d="M7 1 12.2 4V10L7 13 1.8 10V4Z"/>',
     "hourglass": '<path d="M2 1.5H12L8 7 12 12.5H2L6 7Z"/>',
+    "bowtie": '<path d="M1.5 2 7 7 12.5 2V12L7 7 1.5 12Z"/>',
     "triangle-left": '<path d="M1.5 7 12 1V13Z"/>',
     "triangle-right": '<path d="M12.5 7 2 1V13Z"/>',
     "star": '<path d="M7 .8 8.7 5H13.2L9.6 7.8 10.9 12.2 7 9.6 3.1 12.2 4.4 7.8.8 5H5.3Z"/>',

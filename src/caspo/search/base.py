@@ -92,6 +92,9 @@ class Method(ABC, Generic[S]):
     """Whether a recipe that names no methods measures it."""
     thrifty: ClassVar[bool] = False
     """Whether it decodes little more than one solution a question, so that it is run on all questions of an evaluation."""
+    greedy: ClassVar[bool] = False
+    """Whether its first path is greedy though it draws others: asked for temperature 0, a server takes that for a fixed
+    seed."""
     alike: ClassVar[bool] = False
     """Whether its solution's ``answers`` are those of ``settings.samples`` whole solutions, all drawn alike: what pass@k
     and maj@k are of."""

@@ -80,7 +80,7 @@ class ConfidenceTree(Method[ConfidenceTreeSettings]):
 
     name, title = "cat", "CaT"
     settings_type = ConfidenceTreeSettings
-    measured = thrifty = True
+    measured = thrifty = greedy = True
 
     def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
         """The greedy path, then others while they are worth it."""

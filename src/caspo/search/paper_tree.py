@@ -47,7 +47,7 @@ __all__ = ["PaperTree", "PaperTreeSettings"]
 
 
 class PaperTreeSettings(PathSettings):
-    """How it grows and prunes."""
+    """How the earlier CaT grows and prunes."""
 
     children: Paths = 4
     """Continuations of an unsure step at most, the most probable one included; 1 never branches."""

@@ -202,7 +202,7 @@ def _plan(
         method=_limited(method, server, choices),
         prompts=prompts,
         n=n,
-        seed=secrets.randbits(62) if request.seed is None else request.seed,
+        seed=_seed(request, method),
         stop=request.stops,
         seconds=search.seconds or server.max_seconds,
         stream=bool(request.stream),
@@ -230,7 +230,7 @@ def _method(request: ChatRequest | CompletionRequest, server: ServeSettings, max
     chosen = METHODS[name]
     named: dict[str, Any] = {"max_tokens": max_tokens, "top_p": request.top_p}
     if chosen.draws():
-        named["temperature"] = request.temperature
+        named["temperature"] = None if _steady(request, chosen) else request.temperature
     elif request.temperature not in (None, 0, 1):
         raise invalid(
             f"temperature is {request.temperature:g}, and {name} draws nothing: it takes the most probable tokens, and "
@@ -254,6 +254,18 @@ def _method(request: ChatRequest | CompletionRequest, server: ServeSettings, max
             "caspo" if search.settings or search.method else next(iter(named), "caspo"),
         )
     return method
+
+
+def _steady(request: ChatRequest | CompletionRequest, method: type[Method[Any]]) -> bool:
+    """Whether temperature 0 asks for the same answer each time: many clients always send it, and do not mean one path."""
+    return method.greedy and request.temperature == 0
+
+
+def _seed(request: ChatRequest | CompletionRequest, method: Method[Any]) -> int:
+    """The request's own, or one that no other request has."""
+    if request.seed is not None:
+        return request.seed
+    return 0 if _steady(request, type(method)) else secrets.randbits(62)
 
 
 def _bad_setting(error: ValidationError, method: type[Method[Any]], named: dict[str, Any]) -> ApiError:

@@ -27,9 +27,12 @@ def _caspo_schema(schema: dict[str, Any]) -> None:
     """The settings of all methods, as properties beside our own."""
     found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for name, method in METHODS.items():
-        for key, value in method.settings_type.model_json_schema()["properties"].items():
+        own = method.settings_type.model_json_schema()
+        for key, value in own["properties"].items():
+            # settings of settings stand in a list beside them, which the document has no place for
+            whole = {**own["$defs"][value["$ref"].rpartition("/")[2]], **value} if "$ref" in value else value
             # what a method takes by default is told by the method, not by the request
-            kept = {k: v for k, v in value.items() if k not in ("title", "default")}
+            kept = {k: v for k, v in whole.items() if k not in ("title", "default", "$ref")}
             found.setdefault(key, []).append((name, kept))
     for key, variants in found.items():
         distinct = [v for i, (_, v) in enumerate(variants) if v not in [w for _, w in variants[:i]]]
