@@ -221,6 +221,7 @@ def test_nothing_is_told_before_the_end_that_may_still_change() -> None:
     step = solve(cat(level=0.0), TWO).tree.children(ROOT)[0].step
     assert not cat().settles(step)
     assert cat(paths=1).settles(step)
+    assert cat(level=0).settles(step)
     assert not cat(paths=1, abstain_below=0.5).settles(step)
 
 

@@ -93,7 +93,8 @@ class ConfidenceTree(Method[ConfidenceTreeSettings]):
 
     def settles(self, step: Step) -> bool:
         """Only where there is no other path, and none is withheld."""
-        return self.settings.paths == 1 and self.settings.abstain_below == 0
+        settings = self.settings
+        return (settings.paths == 1 or settings.level == 0) and settings.abstain_below == 0
 
 
 class _Path(NamedTuple):

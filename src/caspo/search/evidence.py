@@ -44,7 +44,7 @@ def _known_signal(name: str) -> str:
 
 
 class EvidenceModel(Config):
-    """What the confidence of paths is worth; `caspo calibrate` fits it to a model and a task."""
+    """What the confidence of paths is worth. The numbers here are those of Qwen2.5-Coder-0.5B on GSM8K (docs/search.md)."""
 
     bias: float = 1.2
     """Log odds that a path is right that is certain of every token (signals 0)."""

@@ -36,7 +36,7 @@ __all__ = [
 
 Floats64 = NDArray[np.float64]
 
-SCHEMA = 2
+SCHEMA = 3
 
 _LEVELS = 20
 """Thresholds that abstention tries. More of them are finer, and each is one more test that may end the sequence."""
