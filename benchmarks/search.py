@@ -6,9 +6,10 @@ one of them at random for each question would give. Tokens are all that were dec
 
 `cat_tokens_at_sc10_accuracy` is the least that CaT needs for the accuracy of ten samples, over what these take (a curve that
 never gets there counts with its last point, and the note says so); `cat_minus_sc_equal_tokens_N` is in points, at the tokens
-of N samples; `cat_minus_rival_*` the same against whichever rival is best there. `answer_auroc` and `answer_ece` are of the
-confidence at the default settings, the second (debiased) after a calibration that is fitted on one half of the questions and
-measured on the other, both ways. Intervals are by bootstrap over questions, all methods resampled together.
+of N samples; `cat_minus_rival_*` the same against whichever rival, greedy decoding among them, is best there.
+`answer_auroc` and `answer_ece` are of the confidence at the default settings, the second (debiased) after a calibration that
+is fitted on one half of the questions and measured on the other, both ways. Intervals are by bootstrap over questions, all
+methods resampled together.
 
 `--completions` keeps what is decoded, `--results` what came of it: with both complete no model is run. `--questions 0:300`
 takes these of the file; the default is all.
@@ -63,14 +64,14 @@ def curves(most: int) -> dict[str, list[tuple[str, dict[str, Any]]]]:
         "ESC": [("esc", {"samples": most, "window": n}) for n in (2, 3, 4, 5) if n <= most],
         "best of n": [("best_of_n", {"samples": n}) for n in counts],
         "DeepConf offline": [("deepconf_offline", {"samples": n}) for n in counts if n > 1],
-        "CaT (paper)": [("cat_paper", {"paths": n}) for n in counts if n <= 10],
     }
 
 
 def decoding(most: int) -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """Rivals whose tokens are not those of self-consistency, so that they have to be decoded."""
+    """Rivals whose tokens are not those of self-consistency, so that they have to be decoded for them."""
     counts = [n for n in SAMPLES if 1 < n <= most]
     return {
+        "CaT (paper)": [("cat_paper", {"paths": n}) for n in counts if n <= 10],
         "Entropy-Tree": [("entropy_tree", {"paths": n}) for n in counts],
         "step beam": [("beam", {"beam_width": max(1, n // 4), "children": min(n, 4)}) for n in counts if n in (2, 4, 8)],
     }
@@ -139,7 +140,8 @@ def figures(found: dict[str, list[Ran]], default: Ran, samples: int) -> dict[str
     """All figures of the curves."""
     sc, cat = found["self-consistency"], found["CaT"]
     counts = [n for n in SAMPLES if n <= samples]
-    rivals = {name: curve for name, curve in found.items() if name != "CaT"}
+    # No method can do with less than one solution: what stands below its cheapest setting is a mixture with a single sample.
+    rivals = {name: [sc[0], *curve] for name, curve in found.items() if name != "CaT"} | {"greedy": [cat[0]]}
     n = len(default.right)
     made: dict[str, Figure] = {}
     ten = sc[counts.index(10)] if 10 in counts else sc[-1]
