@@ -14,7 +14,10 @@ that another machine goes on where this one ended; the figures of these stay rou
 `measure`, the default, says what a part with the samples of `--completions` takes, and how far its figures are off: the mean
 entropy of a solution in percent (the worst one), the entropy of a token as a share of what is allowed, 3% or 0.003 nats.
 
+`fit` says what the confidence of these solutions is worth (`evidence` of CaT), from the questions with all samples.
+
 Figures: `bytes_a_token`, `solution_entropy_error`, `token_entropy_error`
+Figures with fit: `evidence_log_loss`, `evidence_log_loss_default`
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from pathlib import Path
 import numpy as np
 from parts.measure import Figure, difference, options, report
 from parts.pool import Key, key_of, keys_in, read_pool, write_pool
+from parts.witnesses import fitted, witnesses
 
 from caspo.core.errors import DataError
 from caspo.core.shards import Shard
@@ -44,7 +48,7 @@ from caspo.tasks.jsonl import JsonlTask
 from caspo.tasks.stories import StoriesTask
 from caspo.trees import TreeBuilder
 
-ACTIONS = ("sample", "export", "import", "measure")
+ACTIONS = ("sample", "export", "import", "measure", "fit")
 GREEDY = -1
 """The number of the sample that is greedy."""
 POOL = Path(__file__).resolve().parent / "pool"
@@ -184,6 +188,9 @@ def main() -> None:
         export(engine, kept, asked, folder)
     elif args.action == "import":
         take_in(engine, kept, asked, folder)
+    elif args.action == "fit":
+        told = witnesses(engine, JsonlTask(args.task), questions, there(kept, asked), args.samples + 1)
+        report(fitted(told), args)
     else:
         report(measured(engine, kept, asked), args)
 

@@ -58,14 +58,18 @@ class EvidenceModel(Config):
     scatter: float = Field(3.0, gt=0)
     """Concentration of wrong answers: paths are about 1 / (1 + scatter) likely to err alike the first time."""
 
-    def logit(self, trace: TokenTrace, pieces: Sequence[bytes]) -> float:
-        """Log odds that a path is right, by its own confidence alone; ``pieces`` are the bytes of its T >= 1 tokens."""
+    def signals(self, trace: TokenTrace, pieces: Sequence[bytes]) -> list[float]:
+        """What `slopes` are of, in their order; ``pieces`` are the bytes of the path's T >= 1 tokens."""
         digits = np.array([any(48 <= byte <= 57 for byte in piece) for piece in pieces], dtype=bool)
         numbers = trace[digits] if digits.any() else trace
-        parts = {name: numbers if name.startswith(_NUMBERS) else trace for name in self.slopes}
-        return self.bias + sum(
-            slope * SIGNALS[name.removeprefix(_NUMBERS)](parts[name]) for name, slope in self.slopes.items()
-        )
+        return [
+            SIGNALS[name.removeprefix(_NUMBERS)](numbers if name.startswith(_NUMBERS) else trace) for name in self.slopes
+        ]
+
+    def logit(self, trace: TokenTrace, pieces: Sequence[bytes]) -> float:
+        """Log odds that a path is right, by its own confidence alone."""
+        found = self.signals(trace, pieces)
+        return self.bias + sum(slope * signal for slope, signal in zip(self.slopes.values(), found, strict=True))
 
 
 class Belief(NamedTuple):
