@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
@@ -14,6 +16,7 @@ from caspo.engines.memo import MemoEngine
 from caspo.records import ROOT, Question
 from caspo.search import ChainOfThought, ConfidenceTree, ConfidenceTreeSettings, SelfConsistency, SelfConsistencySettings
 from caspo.search.evidence import EvidenceModel
+from caspo.search.threshold import choose_pruning
 from caspo.testing.scripted import Script, Scripted, ScriptedEngine
 from recording import FIVE, SEVEN, SIX, Q, Recording, decisions, ends, plain, prose, solve, wild
 
@@ -230,3 +233,36 @@ def test_seven_is_never_made_up() -> None:
     script = {"Q\n": ends((FIVE, 3), (SIX, 3), (SEVEN, 1))}
     answers = {solve(cat(level=1.0, paths=5, branches=False), script, seed).answer for seed in range(12)}
     assert {"5", "6"} <= answers <= {"5", "6", "7"}
+
+
+def doubtful(text: str) -> list[Scripted]:
+    """Questions that differ: a right and a wrong step, of which the wrong one is mostly, but not always, the less sure."""
+    rng = random.Random(text.partition("\n")[0])
+    chance, right, wrong = rng.uniform(0.2, 0.9), rng.uniform(0.0, 1.2), rng.uniform(0.3, 2.0)
+    if text.count("\n") == 1:
+        return [Scripted("2 + 3 = 5\n", chance, right), Scripted("2 + 3 = 6\n", 1 - chance, wrong)]
+    return ends((FIVE if "5" in text.partition("\n")[2] else SIX, 1))
+
+
+def test_a_right_path_is_lost_as_rarely_as_was_said() -> None:
+    """Thresholds chosen on some questions, counted on others drawn alike, many times: the mean risk is at most alpha, and
+    something is pruned for it."""
+    questions = [Question(f"Q{i}", "5", id=f"q{i}") for i in range(150)]
+    grid, memo = (0.0, 0.2, 0.35, 0.5, 0.7, 0.9), MemoEngine(ScriptedEngine(doubtful))
+    columns = []
+    for below in grid:
+        solutions = cat(level=1.0, paths=4, branches=False, prune_below=below).solve(questions, memo)
+        ended = [[n for n in solution.tree.nodes if n.decision == "finished"] for solution in solutions]
+        columns.append([any(FIVE in node.step.text for node in nodes) for nodes in ended])
+    found = np.array(columns, float).T
+    found = found[found[:, 0] == 1]
+    rng, alpha = np.random.default_rng(0), 0.15
+    lost, chosen = [], set()
+    for _ in range(300):
+        order = rng.permutation(len(found))
+        held, fresh = found[order[:40]], found[order[40:]]
+        below, _ = choose_pruning(grid, held, alpha)
+        chosen.add(below)
+        lost.append(float((fresh[:, grid.index(below)] == 0).mean()))
+    assert max(chosen) > 0
+    assert 0 < np.mean(lost) <= alpha
