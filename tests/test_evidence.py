@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -20,25 +21,26 @@ def logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def played(chances: list[float], scatter: float, times: int) -> dict[tuple[int, ...], list[int | None]]:
-    """The story of `belief`, told many times: to every pattern of answers (numbered as they come) the right ones."""
+def story(chances: Sequence[float], scatter: float, rng: np.random.Generator) -> tuple[list[int], int | None]:
+    """The answers of one question as `belief` tells that they come about, numbered as they come, and the right one."""
+    said: list[int] = []
+    wrong: list[int] = []
+    for right in rng.random(len(chances)) < chances:
+        if not right:
+            new = rng.random() < scatter / (scatter + len(wrong))
+            wrong.append(max(wrong, default=0) + 1 if new else wrong[rng.integers(len(wrong))])
+        said.append(0 if right else wrong[-1])
+    names = list(dict.fromkeys(said))
+    return [names.index(answer) for answer in said], names.index(0) if 0 in names else None
+
+
+def played(chances: Sequence[float], scatter: float, times: int) -> dict[tuple[int, ...], list[int | None]]:
+    """The story, told many times: to every pattern of answers the right ones."""
     rng = np.random.default_rng(0)
     found: dict[tuple[int, ...], list[int | None]] = {}
     for _ in range(times):
-        said: list[int] = []
-        wrong: list[int] = []
-        for chance in chances:
-            if rng.random() < chance:
-                said.append(0)
-            elif rng.random() < scatter / (scatter + len(wrong)):
-                wrong.append(max(wrong, default=0) + 1)
-                said.append(wrong[-1])
-            else:
-                wrong.append(wrong[rng.integers(len(wrong))])
-                said.append(wrong[-1])
-        names = list(dict.fromkeys(said))
-        pattern = tuple(names.index(answer) for answer in said)
-        found.setdefault(pattern, []).append(names.index(0) if 0 in names else None)
+        pattern, right = story(chances, scatter, rng)
+        found.setdefault(tuple(pattern), []).append(right)
     return found
 
 

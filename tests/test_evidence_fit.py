@@ -8,28 +8,20 @@ import pytest
 from caspo.core.errors import DataError
 from caspo.search.evidence import EvidenceModel
 from caspo.search.evidence_fit import Told, fit_evidence, log_loss
+from test_evidence import story
 
 TRUE = EvidenceModel(bias=1.5, slopes={"entropy_sum": 0.05, "numbers.entropy": 4.0}, spread=1.0, scatter=4.0)
 
 
 def told(number: int, paths: int, seed: int) -> list[Told]:
-    """Questions as `belief` tells that they come about, with signals of a real size."""
+    """Questions whose paths have signals of a real size."""
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(number):
         signals = -np.stack([rng.gamma(6, 7, size=paths), rng.gamma(1.5, 0.08, size=paths)], axis=1)
         logits = TRUE.bias + signals @ np.array(list(TRUE.slopes.values())) + TRUE.spread * rng.normal()
-        said: list[int] = []
-        wrong: list[int] = []
-        for right in rng.random(paths) < 1 / (1 + np.exp(-logits)):
-            if right:
-                said.append(0)
-                continue
-            again = rng.random() >= TRUE.scatter / (TRUE.scatter + len(wrong))
-            wrong.append(wrong[rng.integers(len(wrong))] if again else max(wrong, default=0) + 1)
-            said.append(wrong[-1])
-        names = list(dict.fromkeys(said))
-        found.append(Told([names.index(one) for one in said], signals, names.index(0) if 0 in names else None))
+        groups, right = story(1 / (1 + np.exp(-logits)), TRUE.scatter, rng)
+        found.append(Told(groups, signals, right))
     return found
 
 
