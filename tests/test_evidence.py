@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from random import Random
 
 import numpy as np
 import pytest
@@ -86,8 +87,8 @@ def test_disagreement_tells_of_a_hard_question() -> None:
 
 @given(GROUPS, strategies.randoms(use_true_random=False), strategies.floats(0, 3), strategies.floats(0.1, 20))
 def test_is_a_distribution_that_order_does_not_change(
-    groups: list[int | None], random, spread: float, scatter: float
-) -> None:  # type: ignore[no-untyped-def]
+    groups: list[int | None], random: Random, spread: float, scatter: float
+) -> None:
     logits = [random.uniform(-4, 4) for _ in groups]
     model = EvidenceModel(spread=spread, scatter=scatter)
     told = belief(groups, logits, model)
