@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 from parts.measure import Figure, difference, options, ratio, report, task_of
-from parts.outcomes import Outcomes, Ran, grid_point
+from parts.outcomes import Outcomes, Ran
 from pool import plan
 
 from caspo.confidence.calibration import fit
@@ -39,7 +39,7 @@ from caspo.engines.base import Engine
 from caspo.engines.kept import CompletionFile
 from caspo.engines.memo import MemoEngine
 from caspo.engines.opening import ModelSettings, identity_of, open_engine, placed
-from caspo.evaluate.estimates import auroc, paired_difference, wilson
+from caspo.evaluate.estimates import auroc, bootstrap_ci, paired_difference, wilson
 from caspo.evaluate.intervals import estimate_ece
 from caspo.evaluate.resampling import draw_questions
 from caspo.loop.thresholds import PRUNE_GRID, right_path
@@ -50,7 +50,6 @@ from caspo.tasks.base import Task
 
 SAMPLES = (1, 2, 3, 4, 6, 8, 10, 16, 32)
 LEVELS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-DRAWS = 2000
 
 
 def curves(most: int) -> dict[str, list[tuple[str, dict[str, Any]]]]:
@@ -110,13 +109,18 @@ class Bench:
 
 
 def at(curve: Sequence[Ran], tokens: float, rows: np.ndarray[Any, Any]) -> float:
-    """Accuracy of a curve over some rows (n,) of questions."""
-    return grid_point([(ran.right[rows], ran.tokens[rows]) for ran in curve], tokens)
+    """Accuracy of a curve at a mean number of tokens, over some rows (n,) of questions; beyond its ends, of these."""
+    return float(np.interp(tokens, *zip(*points_of(curve, rows), strict=True)))
+
+
+def points_of(curve: Sequence[Ran], rows: np.ndarray[Any, Any]) -> list[tuple[float, float]]:
+    """The mean tokens and the accuracy of each setting, in order of the tokens."""
+    return sorted((float(ran.tokens[rows].mean()), float(ran.right[rows].mean())) for ran in curve)
 
 
 def needed(curve: Sequence[Ran], accuracy: float, rows: np.ndarray[Any, Any]) -> tuple[float, bool]:
     """The least tokens with which a curve has an accuracy, and whether it has it anywhere."""
-    points = sorted((float(ran.tokens[rows].mean()), float(ran.right[rows].mean())) for ran in curve)
+    points = points_of(curve, rows)
     before = points[0]
     for point in points:
         if point[1] >= accuracy:
@@ -130,10 +134,7 @@ def needed(curve: Sequence[Ran], accuracy: float, rows: np.ndarray[Any, Any]) ->
 
 def interval(n: int, statistic: Callable[[np.ndarray[Any, Any]], float]) -> tuple[float, float, float]:
     """A figure with its 95% interval over questions."""
-    rng = np.random.default_rng(0)
-    drawn = [statistic(rng.integers(n, size=n)) for _ in range(DRAWS)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return statistic(np.arange(n)), float(low), float(high)
+    return statistic(np.arange(n)), *bootstrap_ci(np.arange(n), statistic=lambda rows: statistic(rows.astype(np.intp)))
 
 
 def figures(found: dict[str, list[Ran]], default: Ran, samples: int) -> dict[str, Figure]:

@@ -16,7 +16,7 @@ from caspo.records import Question
 from caspo.search import Method
 from caspo.tasks.base import Task
 
-__all__ = ["Outcomes", "Ran", "grid_point"]
+__all__ = ["Outcomes", "Ran"]
 
 CHUNK = 32
 """Questions between two writes."""
@@ -71,12 +71,3 @@ def _name(method: Method[Any], seed: int) -> str:
     """The method with all of its settings."""
     settings = method.settings.model_dump(mode="json")
     return f"{method.name} {json.dumps(settings, separators=(',', ':'))} seed {seed}"
-
-
-def grid_point(curve: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]], tokens: float) -> float:
-    """Accuracy at a mean number of tokens, between the points of a curve of (right, tokens), each an (n,) or weighted mean.
-
-    Linear between points in order of their tokens, which is what one gets by taking either at random; outside the nearest.
-    """
-    points = sorted((float(np.mean(spent)), float(np.mean(right))) for right, spent in curve)
-    return float(np.interp(tokens, [x for x, _ in points], [y for _, y in points]))

@@ -72,10 +72,6 @@ class CompletionFile:
             self._database.execute(f"PRAGMA user_version={_SCHEMA}")
             self._database.execute("CREATE TABLE IF NOT EXISTS completions (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
 
-    def __len__(self) -> int:
-        with self._told():
-            return int(self._database.execute("SELECT count(*) FROM completions").fetchone()[0])
-
     def get(self, request: Request) -> Completion | None:
         """What ``request`` would be given, its watch apart; None if that is not known."""
         with self._told():

@@ -31,8 +31,8 @@ from caspo.engines.base import Completion, Engine, Request
 from caspo.records import ROOT, Measured, Solution, Step, TokenTrace
 from caspo.search.base import Method, Paths, PathSettings, Search, SignalName
 from caspo.search.evidence import Belief, EvidenceModel, Origin, belief, share, shares
-from caspo.search.sampled import SelfConsistency, sample
-from caspo.steps import StepReader, text_of
+from caspo.search.sampled import Head, SelfConsistency, sample
+from caspo.steps import StepReader
 from caspo.trees import TreeBuilder, seed_of
 
 __all__ = ["ConfidenceTree", "ConfidenceTreeSettings"]
@@ -101,7 +101,7 @@ class _Path(NamedTuple):
     ids: tuple[int, ...]
     trace: TokenTrace
     ends: tuple[int, ...]
-    """Tokens up to the end of each of its steps."""
+    """Tokens up to the end of each of its steps, where others may leave it; none without branches."""
     answer: str | None
     logit: float
     """Log odds that it is right, by its own confidence."""
@@ -150,7 +150,7 @@ class _Paths:
             if number == 0:
                 begins = replace(begins, temperature=0.0, top_p=1.0)
             return replace(begins, max_new_tokens=min(room, settings.longest_path), keep=settings.branches, watch=watch)
-        head = self._paths[origin.path].ids[: origin.at]
+        head = self._head(origin).token_ids
         return Request(
             prefix_ids=tree.prompt_ids + head,
             seed=seed_of("cat", self._seed, tree.question.id, head, number),
@@ -166,9 +166,8 @@ class _Paths:
         finished = sum(path.answer is not None for path in self._paths)
         if settings.prune_below == 0 or finished < settings.min_survivors:
             return None
-        head = self._paths[origin.path].ids[: origin.at] if origin.path is not None else ()
         reader = self._tree.reader(ROOT)
-        for piece in self._engine.pieces(head):
+        for piece in self._engine.pieces(self._head(origin).token_ids):
             reader.take(piece)
         return _WorstStep(reader, self._engine, settings)
 
@@ -179,20 +178,25 @@ class _Paths:
         tree = self._tree
         for origin, one in zip(turn, found, strict=True):
             self._spent += one.decoded
-            ids, trace = one.token_ids, one.trace
-            if origin.path is not None:
-                before = self._paths[origin.path]
-                ids = before.ids[: origin.at] + ids
-                trace = TokenTrace.join([before.trace[: origin.at], trace])
-            ended, pruned = one.finish == "eos", one.finish == "abandoned"
+            whole = self._head(origin).joined(one, self._engine)
+            ids, trace = whole.token_ids, whole.trace
+            ended, pruned = whole.finish == "eos", whole.finish == "abandoned"
             end = tree.add_solution(ids, trace, final=ended)
             pieces = self._engine.pieces(ids)
-            answer = None if pruned else stated_answer(tree.question, tree.said(text_of(pieces)), ended=ended)
+            answer = None if pruned else stated_answer(tree.question, tree.said(whole.text), ended=ended)
             if end != ROOT:
-                whole = ended or answer is not None
-                tree.decide(end, "pruned" if pruned else "finished" if whole else "cut")
+                finished = ended or answer is not None
+                tree.decide(end, "pruned" if pruned else "finished" if finished else "cut")
             logit = self._settings.evidence.logit(trace, pieces) if ids else -math.inf
-            self._paths.append(_Path(ids, trace, self._ends(pieces), answer, logit, origin, _left(trace)))
+            ends = self._ends(pieces) if self._settings.branches else ()
+            self._paths.append(_Path(ids, trace, ends, answer, logit, origin, _left(trace)))
+
+    def _head(self, origin: Origin) -> Head:
+        """What a path that begins there shares with the one that it leaves."""
+        if origin.path is None:
+            return Head()
+        before = self._paths[origin.path]
+        return Head(before.ids[: origin.at], before.trace[: origin.at])
 
     def _ends(self, pieces: Sequence[bytes]) -> tuple[int, ...]:
         reader = self._tree.reader(ROOT)
@@ -212,6 +216,8 @@ class _Paths:
             left = min(left, settings.budget - self._spent)
         if left <= 0 or (settings.level < 1 and self._belief()[0].lead >= settings.level):
             return []
+        if not settings.branches:
+            return [Origin()] * left
         origins = [path.origin for path in self._paths]
         for _ in range(left):
             origins.append(self._place(origins))
@@ -221,9 +227,8 @@ class _Paths:
         """Where one more path takes most off the variance of the vote, for the tokens that it is likely to have."""
         lengths = [len(path.ids) for path in self._paths if path.origin.path is None]
         prices = {Origin(): max(1.0, float(np.mean(lengths)))}
-        if self._settings.branches:
-            for number, path in enumerate(self._paths):
-                prices |= {Origin(number, at): float(len(path.ids) - at) for at in path.ends if at > path.origin.at}
+        for number, path in enumerate(self._paths):
+            prices |= {Origin(number, at): float(len(path.ids) - at) for at in path.ends if at > path.origin.at}
         now = self._variance(origins)
         return max(prices, key=lambda origin: (now - self._variance([*origins, origin])) / prices[origin])
 

@@ -26,11 +26,10 @@ from caspo.answers import group_answers
 from caspo.confidence import SIGNALS
 from caspo.engines.base import Completion, Engine, Request
 from caspo.engines.rows import shared_length
-from caspo.records import Solution, TokenTrace
+from caspo.records import Solution
 from caspo.search.base import Method, Paths, PathSettings, Search
-from caspo.search.sampled import SelfConsistency, answers_of, grow, sample
+from caspo.search.sampled import Head, SelfConsistency, answers_of, grow, sample
 from caspo.search.vote import vote
-from caspo.steps import text_of
 from caspo.trees import TreeBuilder, seed_of
 
 __all__ = ["EntropyTree", "EntropyTreeSettings"]
@@ -82,7 +81,7 @@ class EntropyTree(Method[EntropyTreeSettings]):
         settings, paths, spent = self.settings, list[Completion](), 0
         open_places = list[_Place]()
         first = sample(tree, settings, SelfConsistency.name, seed, 0, settings.temperature)
-        heads, requests = [_Head()], [replace(first, keep=True)]
+        heads, requests = [Head()], [replace(first, keep=True)]
         while requests:
             found = yield requests
             spent += sum(one.decoded for one in found)
@@ -94,7 +93,7 @@ class EntropyTree(Method[EntropyTreeSettings]):
             open_places.sort()
             number = min(settings.wave, settings.paths - len(paths))
             chosen, open_places = open_places[:number], open_places[number:]
-            heads = [_Head(paths[place.path].token_ids[: place.at], paths[place.path].trace[: place.at]) for place in chosen]
+            heads = [Head(paths[place.path].token_ids[: place.at], paths[place.path].trace[: place.at]) for place in chosen]
             requests = [self._request(tree, head, place, seed) for head, place in zip(heads, chosen, strict=True)]
         answers = answers_of(tree, paths)
         answer, _ = vote(answers, [1.0] * len(answers))
@@ -117,7 +116,7 @@ class EntropyTree(Method[EntropyTreeSettings]):
             for child in range(1, settings.children)
         ]
 
-    def _request(self, tree: TreeBuilder, head: _Head, place: _Place, seed: int) -> Request:
+    def _request(self, tree: TreeBuilder, head: Head, place: _Place, seed: int) -> Request:
         settings = self.settings
         return Request(
             prefix_ids=tree.prompt_ids + head.token_ids,
@@ -126,22 +125,6 @@ class EntropyTree(Method[EntropyTreeSettings]):
             temperature=settings.temperature,
             top_p=settings.top_p,
             keep=True,
-        )
-
-
-class _Head(NamedTuple):
-    """What a path shares with the one that it leaves."""
-
-    token_ids: tuple[int, ...] = ()
-    trace: TokenTrace = TokenTrace.of(())
-
-    def joined(self, rest: Completion, engine: Engine) -> Completion:
-        """The whole path."""
-        if not self.token_ids:
-            return rest
-        ids = self.token_ids + rest.token_ids
-        return replace(
-            rest, token_ids=ids, text=text_of(engine.pieces(ids)), trace=TokenTrace.join([self.trace, rest.trace])
         )
 
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from pydantic import Field
 
 from caspo.answers import stated_answer
 from caspo.engines.base import Completion, Engine, Request
-from caspo.records import Solution, Step
+from caspo.records import Solution, Step, TokenTrace
 from caspo.search.base import Method, Paths, PathSettings, Search
 from caspo.search.vote import vote
+from caspo.steps import text_of
 from caspo.trees import TreeBuilder, seed_of
 
 __all__ = [
-    "ChainOfThought", "ChainOfThoughtSettings", "SelfConsistency", "SelfConsistencySettings", "answers_of", "grow",
+    "ChainOfThought", "ChainOfThoughtSettings", "Head", "SelfConsistency", "SelfConsistencySettings", "answers_of", "grow",
     "majority", "sample", "several", "solution",
 ]  # fmt: skip
 
@@ -98,6 +100,22 @@ def several(
     """Some of the samples of self-consistency, by their numbers."""
     name, temperature = SelfConsistency.name, settings.temperature
     return [replace(sample(tree, settings, name, seed, number, temperature), top_k=top_k) for number in samples]
+
+
+class Head(NamedTuple):
+    """What a path shares with the one that it leaves."""
+
+    token_ids: tuple[int, ...] = ()
+    trace: TokenTrace = TokenTrace.of(())
+
+    def joined(self, rest: Completion, engine: Engine) -> Completion:
+        """The whole path."""
+        if not self.token_ids:
+            return rest
+        ids = self.token_ids + rest.token_ids
+        return replace(
+            rest, token_ids=ids, text=text_of(engine.pieces(ids)), trace=TokenTrace.join([self.trace, rest.trace])
+        )
 
 
 def grow(tree: TreeBuilder, found: Sequence[Completion]) -> list[int]:
