@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from parts.measure import Figure, difference, options, report
 from parts.pool import Key, key_of, keys_in, read_pool, write_pool
-from parts.witnesses import fitted, witnesses
+from parts.witnesses import fitted
 
 from caspo.core.errors import DataError
 from caspo.core.shards import Shard
@@ -42,7 +42,14 @@ from caspo.engines.kept import CompletionFile
 from caspo.engines.memo import MemoEngine
 from caspo.engines.opening import ModelSettings, identity_of, open_local, placed
 from caspo.records import Question
-from caspo.search import ChainOfThought, ChainOfThoughtSettings, DeepConfOfflineSettings, SelfConsistencySettings
+from caspo.search import (
+    ChainOfThought,
+    ChainOfThoughtSettings,
+    ConfidenceTree,
+    ConfidenceTreeSettings,
+    DeepConfOfflineSettings,
+    SelfConsistencySettings,
+)
 from caspo.search.sampled import sample, several
 from caspo.tasks.jsonl import JsonlTask
 from caspo.tasks.stories import StoriesTask
@@ -93,6 +100,12 @@ def there(kept: CompletionFile, asked: dict[Key, Request]) -> dict[Key, Completi
     keys = sorted(asked, key=lambda key: (order[key.question_id], key.number))
     found = {key: kept.get(asked[key]) for key in keys}
     return {key: completion for key, completion in found.items() if completion is not None}
+
+
+def whole(kept: CompletionFile, asked: dict[Key, Request], questions: Sequence[Question]) -> list[Question]:
+    """The questions of which everything asked for is kept: what a pool that still grows can tell."""
+    missing = {key.question_id for key, request in asked.items() if kept.get(request) is None}
+    return [question for question in questions if question.id not in missing]
 
 
 def export(engine: Engine, kept: CompletionFile, asked: dict[Key, Request], folder: Path) -> None:
@@ -189,8 +202,9 @@ def main() -> None:
     elif args.action == "import":
         take_in(engine, kept, asked, folder)
     elif args.action == "fit":
-        told = witnesses(engine, JsonlTask(args.task), questions, there(kept, asked), args.samples + 1)
-        report(fitted(told), args)
+        cat = ConfidenceTree(ConfidenceTreeSettings(paths=args.samples + 1))
+        known = whole(kept, asked, questions)
+        report(fitted(cat.told(known, MemoEngine(engine, kept), JsonlTask(args.task).grade)), args)
     else:
         report(measured(engine, kept, asked), args)
 

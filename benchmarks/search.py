@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from parts.measure import Figure, difference, options, ratio, report, task_of
 from parts.outcomes import Outcomes, Ran
-from pool import plan
+from pool import plan, whole
 
 from caspo.confidence.calibration import fit
 from caspo.engines.base import Engine
@@ -260,16 +260,6 @@ def overpruned(bench: Bench) -> dict[str, Figure]:
     return made
 
 
-def pooled(settings: ModelSettings, engine: Engine, questions: Sequence[Question], samples: int) -> list[Question]:
-    """The questions of which the greedy solution and all samples are kept: what a pool that still grows can tell."""
-    if settings.completions is None:
-        raise SystemExit("--pooled looks at what --completions holds: give both.")
-    kept = CompletionFile(settings.completions, identity_of(placed(settings), engine))
-    asked = plan(engine, settings.name, questions, samples)
-    missing = {key.question_id for key, request in asked.items() if kept.get(request) is None}
-    return [question for question in questions if question.id not in missing]
-
-
 def main() -> None:
     """Run what was asked for and print tables."""
     parser = options(__doc__, "12 questions of stories, 4 samples, stories-tiny")
@@ -297,7 +287,10 @@ def main() -> None:
     settings = ModelSettings.model_validate({"name": args.model, **({**told, "completions": None} if args.time else told)})
     engine = cache(lambda: open_engine(settings))
     if args.pooled:
-        questions = pooled(settings, engine(), questions, args.samples)
+        if args.completions is None:
+            parser.error("--pooled looks at what --completions holds: give both")
+        kept = CompletionFile(args.completions, identity_of(placed(settings), engine()))
+        questions = whole(kept, plan(engine(), args.model, questions, args.samples), questions)
         print(f"{len(questions)} questions have {args.samples} samples", flush=True)
     bench = Bench(task, questions, engine, Outcomes(args.results))
     bench.limits["max_tokens"] = args.max_tokens

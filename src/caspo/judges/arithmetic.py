@@ -17,21 +17,15 @@ from caspo.answers import parse_number, right_answer, stated_answer
 from caspo.answers.quantities import quantity
 from caspo.judges.base import StepJudge
 from caspo.records import Label, Question, Verdict
-from caspo.steps import Equation, Expression, equations
+from caspo.steps import Equation, Expression, equations, false_equations, worth
 
 __all__ = ["ArithmeticJudge", "parts"]
-
-CLOSE = Fraction(1, 100)
-"""A relative error below this may come from decimals that were rounded on the way (33.33 * 3 = 100)."""
 
 MAX_SPELLED = 10**15
 """Number words are joined up to here: "million million million ..." must not fill the memory."""
 
 _DIGITS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3}){1,9}(?![0-9])(?:\.[0-9]{1,30})?|[0-9]{1,30}(?:\.[0-9]{1,30})?|\.[0-9]{1,30}")
 _RATIO = re.compile(r"(?:(?<![0-9.])([0-9]{1,6})[ -])?(?<![0-9.])([0-9]{1,9})/([0-9]{1,9})(?![0-9.])")
-_THOUSANDS = re.compile(r"(?<![0-9.])([1-9][0-9]{0,2})\.([0-9]{3})(?![0-9.])")
-_BASE = re.compile(r"\bbase[- ]?(?:\$?[0-9]|two|three|eight|ten)|\bbinary|\bhexadecimal|_\{?[0-9]", re.IGNORECASE)
-_MODULUS = re.compile(r"(?:modul[oi]|mod(?:ulus)?\b)[^0-9a-z]{0,8}([0-9]{1,9})|modul[oi] [a-z]\b|clock", re.IGNORECASE)
 _ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _ONES += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
@@ -85,7 +79,7 @@ class ArithmeticJudge(StepJudge):
     def judge_step(self, question: Question, prefix: Sequence[str], step: str, *, final: bool) -> Verdict:
         """Wrong: a false equation or answer. Right: the right answer, or true equations of known numbers."""
         found = equations(step)
-        false = [(e, _doubt(e, found, step) or _modular(e, question.text + step)) for e in found if not e.holds()]
+        false = false_equations(found, step, question.text)
         for equation, doubt in false:
             if doubt is None:
                 return self._verdict("wrong", f"{_shown(equation, step)} is false: it makes {_value(equation)}")
@@ -136,54 +130,11 @@ def _kind(answer: str) -> str:
     return "number" if number is not None else "word" if answer.isalpha() else "other"
 
 
-def _doubt(equation: Equation, found: Sequence[Equation], step: str) -> str | None:
-    """Why an equation that does not hold may be no mistake, or None; ``found``: all equations of its step."""
-    start, end = equation.span
-    plain = _THOUSANDS.sub(r"\1\2", step[start:end])  # 1.500 + 500 = 2.000, as some write
-    if plain != step[start:end] and any(e.holds() for e in equations(plain)):
-        return "holds where the points group digits"
-    inside = (other for other in found if other is not equation and start <= other.span[0] and other.span[1] <= end)
-    if any(other.holds() and other.result == equation.result for other in inside):
-        return "is not what its own mark calculates"  # 8 * 3 = <<80*3=240>>240
-    value = equation.value
-    if value is None:
-        return None
-    error = abs(value - equation.result)
-    # 42/5 + 42/25 = 8 + 1: each of the terms may be cut
-    parts_cut = sum(x is not None and x.denominator > 1 for x in map(_worth, _terms(equation.expression)))
-    if error < max(1, parts_cut) * Fraction(1, 10**equation.decimals) and (equation.decimals or value.denominator > 1):
-        return "is cut or rounded to a whole number, which may be meant"
-    whole = all(x.denominator == 1 for x in (*equation.numbers, equation.result))
-    if not whole and error <= CLOSE * abs(value):
-        return "is off by little, perhaps by rounding on the way"
-    return None
-
-
-def _modular(equation: Equation, text: str) -> str | None:
-    """Why it may hold all the same where a text counts in another base or around a clock, or None."""
-    value = equation.value
-    moduli = [int(m[1] or 0) or None for m in _MODULUS.finditer(text)]
-    if _BASE.search(text) or (value is not None and any(m is None or (value - equation.result) % m == 0 for m in moduli)):
-        return "may be meant in another base or modulus"
-    return None
-
-
-def _terms(expression: Expression) -> list[Expression]:
-    """What an expression adds up."""
-    if isinstance(expression, Fraction) or expression[0] != "+":
-        return [expression]
-    return _terms(expression[1]) + _terms(expression[2])
-
-
-def _worth(expression: Expression) -> Fraction | None:
-    return Equation(expression, Fraction(0), (0, 0)).value
-
-
 def _unexplained(expression: Expression, known: set[Fraction]) -> list[Fraction]:
     """The leaves that are not known, except within a part whose value is (1/2, where the text says half)."""
     if isinstance(expression, Fraction):
         return [] if abs(expression) in known or expression in (0, 1) else [abs(expression)]
-    value = _worth(expression)
+    value = worth(expression)
     if value is not None and abs(value) in known:
         return []
     return _unexplained(expression[1], known) + _unexplained(expression[2], known)
@@ -191,7 +142,7 @@ def _unexplained(expression: Expression, known: set[Fraction]) -> list[Fraction]
 
 def parts(expression: Expression) -> set[Fraction]:
     """The values of all parts of an expression: ``2 * 3 + 4 = 6 + 4`` goes on from the 6."""
-    value = _worth(expression)
+    value = worth(expression)
     found = set() if value is None else {abs(value)}
     return found if isinstance(expression, Fraction) else found | parts(expression[1]) | parts(expression[2])
 

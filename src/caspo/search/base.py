@@ -75,6 +75,7 @@ Search: TypeAlias = Asking[Solution]
 give it up; what it has grown so far stands in the `TreeBuilder` that it was given."""
 
 S = TypeVar("S", bound=PathSettings)
+T = TypeVar("T")
 
 
 class Method(ABC, Generic[S]):
@@ -118,10 +119,14 @@ class Method(ABC, Generic[S]):
 
     def started(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
         """The search as it is to be run: within the limits that the settings give thinking and answer."""
-        search, settings = self.search(tree, engine, seed), self.settings
+        return self.within_limits(self.search(tree, engine, seed), tree, engine)
+
+    def within_limits(self, asking: Asking[T], tree: TreeBuilder, engine: Engine) -> Asking[T]:
+        """The same, within the limits that the settings give thinking and answer."""
+        settings = self.settings
         if settings.max_thinking_tokens is None:
-            return search
-        return limited(search, tree, engine, settings.max_thinking_tokens, settings.max_tokens)
+            return asking
+        return limited(asking, tree, engine, settings.max_thinking_tokens, settings.max_tokens)
 
     def settles(self, step: Step) -> bool:
         """Whether the answer's path goes through this step, if the first path decoded does and did so in all steps before.

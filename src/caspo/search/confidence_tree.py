@@ -3,7 +3,8 @@
 The first path is the greedy chain of thought. Others are drawn from the model, in waves, each from the place where it tells
 most for its tokens: a beginning of its own, or the end of a step of a path that is there. What stands before such a
 place is not decoded again; but a path that shares it is no independent witness, and counts as the part of one that it is
-(`shares`). A path under way that scores less than `prune_below` in one of its steps is not gone on with.
+(`shares`). A path under way is not gone on with where one of its steps states an equation that is false (`prune_false`),
+or scores less than `prune_below`.
 
 Paths are witnesses of their answers, each as good as its own confidence says, and `belief` makes of them how probable each
 answer is. The search ends once the leading answer is so much more probable than the next best (`level`), or after `paths`
@@ -17,7 +18,7 @@ the other need not (`caspo.engines.kept`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -28,11 +29,13 @@ from pydantic import Field
 from caspo.answers import group_answers, stated_answer
 from caspo.confidence import step_score
 from caspo.engines.base import Completion, Engine, Request
-from caspo.records import ROOT, Measured, Solution, Step, TokenTrace
+from caspo.engines.drive import Asking, drive
+from caspo.records import ROOT, Measured, Question, Solution, Step, TokenTrace
 from caspo.search.base import Method, Paths, PathSettings, Search, SignalName
 from caspo.search.evidence import Belief, EvidenceModel, Origin, belief, share, shares
+from caspo.search.evidence_fit import Told
 from caspo.search.sampled import Head, SelfConsistency, sample
-from caspo.steps import StepReader
+from caspo.steps import StepReader, states_falsehood, text_of
 from caspo.trees import TreeBuilder, seed_of
 
 __all__ = ["ConfidenceTree", "ConfidenceTreeSettings"]
@@ -56,6 +59,9 @@ class ConfidenceTreeSettings(PathSettings):
     """Whether paths may leave others where that is worth more; otherwise each has a beginning of its own."""
     evidence: EvidenceModel = EvidenceModel()
     """What the confidence of paths is worth."""
+    prune_false: bool = True
+    """Whether a path is ended at the first of its steps, outside of thinking, that states an equation which is false beyond
+    doubt: 3 * 4 = 13, but not 10 / 3 = 3.3."""
     prune_below: float = Field(0.0, ge=0, le=1)
     """A path is ended when one of its steps scores less than this by `prune_signal`; 0: none is."""
     prune_signal: SignalName = "entropy"
@@ -84,12 +90,38 @@ class ConfidenceTree(Method[ConfidenceTreeSettings]):
 
     def search(self, tree: TreeBuilder, engine: Engine, seed: int) -> Search:
         """The greedy path, then others while they are worth it."""
+        return (yield from self._grown(tree, engine, seed)).solution()
+
+    def _grown(self, tree: TreeBuilder, engine: Engine, seed: int) -> Asking[_Paths]:
         paths = _Paths(tree, self.settings, engine, seed)
         turn = [Origin()]
         while turn:
             paths.take(turn, (yield paths.requests(turn)))
             turn = paths.next()
-        return paths.solution()
+        return paths
+
+    def told(
+        self,
+        questions: Sequence[Question],
+        engine: Engine,
+        grade: Callable[[Question, str | None], bool],
+        seed: int = 0,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Told]:
+        """What `fit_evidence` learns from: all `paths` of each question, whole, and which of them state the right answer.
+
+        Args:
+            questions: with known answers.
+            engine: the model.
+            grade: whether an answer is right (`Task.grade`).
+            seed: as in `solve`.
+            on_done: called with the number of questions done since the last call.
+        """
+        whole = {"level": 1.0, "budget": None, "branches": False, "prune_false": False, "prune_below": 0.0}
+        every = ConfidenceTree(self.settings.model_copy(update=whole))
+        trees = [TreeBuilder(question, engine.prompt(every.asked(question.text)), engine) for question in questions]
+        growing = [every.within_limits(every._grown(tree, engine, seed), tree, engine) for tree in trees]
+        return [paths.told(grade) for paths in drive(growing, engine, lambda: on_done(1) if on_done is not None else None)]
 
     def settles(self, step: Step) -> bool:
         """Only where there is no other path, and none is withheld."""
@@ -103,8 +135,8 @@ class _Path(NamedTuple):
     ends: tuple[int, ...]
     """Tokens up to the end of each of its steps, where others may leave it; none without branches."""
     answer: str | None
-    logit: float
-    """Log odds that it is right, by its own confidence."""
+    signals: list[float]
+    """Of it as a witness (`EvidenceModel.signals`); NaN if it has no tokens."""
     origin: Origin
     left: Floats64
     """(T + 1,) the part of its entropy that stands after so many of its tokens; of its tokens, where it has no entropy."""
@@ -161,15 +193,15 @@ class _Paths:
             watch=watch,
         )
 
-    def _watch(self, origin: Origin) -> _WorstStep | None:
+    def _watch(self, origin: Origin) -> _Prune | None:
         settings = self._settings
         finished = sum(path.answer is not None for path in self._paths)
-        if settings.prune_below == 0 or finished < settings.min_survivors:
+        if not (settings.prune_false or settings.prune_below) or finished < settings.min_survivors:
             return None
         reader = self._tree.reader(ROOT)
         for piece in self._engine.pieces(self._head(origin).token_ids):
             reader.take(piece)
-        return _WorstStep(reader, self._engine, settings)
+        return _Prune(reader, self._engine, settings, self._tree.question.text)
 
     # Grow.
 
@@ -187,9 +219,18 @@ class _Paths:
             if end != ROOT:
                 finished = ended or answer is not None
                 tree.decide(end, "pruned" if pruned else "finished" if finished else "cut")
-            logit = self._settings.evidence.logit(trace, pieces) if ids else -math.inf
             ends = self._ends(pieces) if self._settings.branches else ()
-            self._paths.append(_Path(ids, trace, ends, answer, logit, origin, _left(trace)))
+            signals = self._signals(trace, pieces, end, whole=not pruned)
+            self._paths.append(_Path(ids, trace, ends, answer, signals, origin, _left(trace)))
+
+    def _signals(self, trace: TokenTrace, pieces: Sequence[bytes], end: int, *, whole: bool) -> list[float]:
+        """Of a path that ends at this node."""
+        tree, model = self._tree, self._settings.evidence
+        if end == ROOT:
+            return [math.nan] * (len(model.slopes) + len(model.common) + 1)
+        said = [step.text for step in (tree.nodes[node].step for node in tree.path(end)) if not step.thinking]
+        false = any(states_falsehood(text, tree.question.text) for text in said)
+        return model.signals(trace, pieces, false=false, whole=whole)
 
     def _head(self, origin: Origin) -> Head:
         """What a path that begins there shares with the one that it leaves."""
@@ -258,11 +299,20 @@ class _Paths:
 
     def _belief(self) -> tuple[Belief, list[int | None]]:
         """What is believed of the answers, and the group of each path's."""
-        paths = self._paths
-        answers = [path.answer for path in paths]
-        groups = [None if answer is None else group for answer, group in zip(answers, group_answers(answers), strict=True)]
-        counts = shares([path.origin for path in paths])
-        return belief(groups, [path.logit for path in paths], self._settings.evidence, counts), groups
+        model, groups = self._settings.evidence, self._groups()
+        logits = model.logits([path.signals for path in self._paths])
+        return belief(groups, logits.tolist(), model, shares([path.origin for path in self._paths])), groups
+
+    def _groups(self) -> list[int | None]:
+        answers = [path.answer for path in self._paths]
+        return [None if answer is None else group for answer, group in zip(answers, group_answers(answers), strict=True)]
+
+    def told(self, grade: Callable[[Question, str | None], bool]) -> Told:
+        """What they say, and which answer is right."""
+        groups, question = self._groups(), self._tree.question
+        stated = zip(groups, (path.answer for path in self._paths), strict=True)
+        right = next((group for group, answer in stated if group is not None and grade(question, answer)), None)
+        return Told(groups, np.array([path.signals for path in self._paths]), right)
 
     def solution(self) -> Solution:
         """The most probable answer."""
@@ -276,21 +326,28 @@ class _Paths:
         return Solution(tree.question.id, given, confidence, tree.build(), self._spent, abstained=abstained)
 
 
-class _WorstStep:
-    """A `Watch` that ends a path with the first of its steps that scores too little."""
+class _Prune:
+    """A `Watch` that ends a path with the first of its steps that is false, or scores too little."""
 
-    def __init__(self, reader: StepReader, engine: Engine, settings: ConfidenceTreeSettings) -> None:
-        self._reader, self._engine, self._settings = reader, engine, settings
+    def __init__(self, reader: StepReader, engine: Engine, settings: ConfidenceTreeSettings, question: str) -> None:
+        self._reader, self._engine, self._settings, self._question = reader, engine, settings, question
         self._before = reader.tokens
         self._rows: list[Measured] = []
+        self._pieces: list[bytes] = []
 
     def __call__(self, token: int, measured: Measured) -> bool:
+        settings = self._settings
+        (piece,) = self._engine.pieces([token])
         self._rows.append(measured)
-        for end, _ in self._reader.take(self._engine.pieces([token])[0]):
+        self._pieces.append(piece)
+        for end, thinking in self._reader.take(piece):
             size = end - self._before
             if size <= 0:  # it ended with what was there before
                 continue
             step, self._rows, self._before = self._rows[:size], self._rows[size:], end
-            if step_score(TokenTrace.of(step), self._settings.prune_signal) < self._settings.prune_below:
+            pieces, self._pieces = self._pieces[:size], self._pieces[size:]
+            if settings.prune_false and not thinking and states_falsehood(text_of(pieces), self._question):
+                return False
+            if settings.prune_below and step_score(TokenTrace.of(step), settings.prune_signal) < settings.prune_below:
                 return False
         return True

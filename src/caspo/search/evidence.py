@@ -6,6 +6,10 @@ states a wrong answer. Wrong answers agree as guests of a Chinese restaurant do 
 proportion to how often it was, a new one to `scatter`. So five paths that agree outvote one that is sure, paths
 that all disagree tell of a hard question, and what nobody has stated keeps its probability.
 
+Which path to believe, and whether any, are two questions, and other signals answer the second one (docs/search.md): long
+and laborious paths tell of a hard question, and of two paths to one question the longer one is no worse. So a signal may
+count path by path (`slopes`), or by its mean over the paths of the question (`common`).
+
 `shares` is for paths that have their beginnings in common. Numpy only.
 """
 
@@ -13,17 +17,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator, Field
 
 from caspo.confidence import SIGNALS
 from caspo.core.config import Config
 from caspo.records import TokenTrace
 
-__all__ = ["Belief", "EvidenceModel", "Origin", "belief", "share", "shares"]
+__all__ = ["Belief", "EvidenceModel", "Origin", "belief", "log_beliefs", "share", "shares"]
 
 Floats64 = NDArray[np.float64]
 
@@ -31,45 +35,78 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
 """Quadrature over how hard a question is: exact for polynomials of degree 17 in it."""
 
+_NEVER = -30.0
+"""Log odds of what cannot be right, finite."""
 
 _NUMBERS = "numbers."
+_LENGTH = "length"
 
 
 def _known_signal(name: str) -> str:
-    if name.removeprefix(_NUMBERS) not in SIGNALS:
+    if name != _LENGTH and name.removeprefix(_NUMBERS) not in SIGNALS:
         raise ValueError(
-            f"no confidence signal is called {name!r}; choose of {', '.join(SIGNALS)}, or of {_NUMBERS}* of these"
+            f"no signal of a path is called {name!r}; choose of {_LENGTH}, {', '.join(SIGNALS)}, or of {_NUMBERS}* of these"
         )
     return name
+
+
+Slopes: TypeAlias = dict[Annotated[str, AfterValidator(_known_signal)], float]
+"""Log odds for each unit of a signal of a path: one of `caspo.confidence.SIGNALS`; of ``numbers.`` and such a one, that of
+its tokens with a digit alone, where it has any; ``length``, minus the number of its tokens."""
 
 
 class EvidenceModel(Config):
     """What the confidence of paths is worth. The numbers here are those of Qwen2.5-Coder-0.5B on GSM8K (docs/search.md)."""
 
-    bias: float = 1.2
-    """Log odds that a path is right that is certain of every token (signals 0)."""
-    slopes: dict[Annotated[str, AfterValidator(_known_signal)], float] = Field(
-        default_factory=lambda: {"entropy_sum": 0.035, "numbers.entropy": 9.3}
-    )
-    """What they rise by, for each unit of a signal of the path (`caspo.confidence.SIGNALS`); of ``numbers.`` and a signal,
-    that of its tokens with a digit alone, where it has any: what the others leave open is mostly wording."""
-    spread: float = Field(1.3, ge=0)
-    """Standard deviation over questions of what all paths of one have in common, in log odds."""
-    scatter: float = Field(3.0, gt=0)
+    bias: float = 5.4
+    """Log odds that a path is right whose signals are all 0."""
+    slopes: Slopes = Field(default_factory=lambda: {"entropy": 14.0})
+    """What they rise by, for each unit of a signal of the path."""
+    common: Slopes = Field(default_factory=lambda: {_LENGTH: 0.014})
+    """What they rise by for all paths of a question, for each unit of the mean of a signal over these."""
+    falsehood: float = Field(2.0, ge=0)
+    """What they fall by if the path states an equation that is false beyond doubt, where equations are checked."""
+    spread: float = Field(1.0, ge=0)
+    """Standard deviation over questions of what else all paths of one have in common, in log odds."""
+    scatter: float = Field(4.6, gt=0)
     """Concentration of wrong answers: paths are about 1 / (1 + scatter) likely to err alike the first time."""
 
-    def signals(self, trace: TokenTrace, pieces: Sequence[bytes]) -> list[float]:
-        """What `slopes` are of, in their order; ``pieces`` are the bytes of the path's T >= 1 tokens."""
-        digits = np.array([any(48 <= byte <= 57 for byte in piece) for piece in pieces], dtype=bool)
-        numbers = trace[digits] if digits.any() else trace
-        return [
-            SIGNALS[name.removeprefix(_NUMBERS)](numbers if name.startswith(_NUMBERS) else trace) for name in self.slopes
-        ]
+    def signals(self, trace: TokenTrace, pieces: Sequence[bytes], *, false: bool, whole: bool) -> list[float]:
+        """What a path's log odds are made of: the signals of `slopes`, of `common`, and whether it states a falsehood.
 
-    def logit(self, trace: TokenTrace, pieces: Sequence[bytes]) -> float:
-        """Log odds that a path is right, by its own confidence alone."""
-        found = self.signals(trace, pieces)
-        return self.bias + sum(slope * signal for slope, signal in zip(self.slopes.values(), found, strict=True))
+        Args:
+            trace: of its T >= 1 tokens.
+            pieces: the bytes of these.
+            false: whether it states a false equation.
+            whole: whether it was let go on to its end; where not, it says nothing of what is common (NaN).
+        """
+        own = [_signal(name, trace, pieces) for name in self.slopes]
+        common = [_signal(name, trace, pieces) if whole else math.nan for name in self.common]
+        return [*own, *common, float(false)]
+
+    def logits(self, signals: ArrayLike) -> Floats64:
+        """(..., n) log odds that each of a question's paths is right, by their (..., n, S) `signals`.
+
+        NaN where a path has none leaves it out of what the paths have in common. A row of NaN is a path without tokens: it
+        is taken to be wrong.
+        """
+        rows = np.asarray(signals, dtype=np.float64)
+        ends = len(self.slopes), len(self.slopes) + len(self.common)
+        own, common, false = np.split(rows, ends, axis=-1)
+        known = ~np.isnan(common)
+        mean = np.where(known, common, 0.0).sum(-2, keepdims=True) / np.maximum(1, known.sum(-2, keepdims=True))
+        logits = self.bias + own @ np.array(list(self.slopes.values()), dtype=np.float64)
+        logits = logits + mean @ np.array(list(self.common.values()), dtype=np.float64) - self.falsehood * false[..., 0]
+        return np.where(np.isnan(logits), _NEVER, logits)
+
+
+def _signal(name: str, trace: TokenTrace, pieces: Sequence[bytes]) -> float:
+    if name == _LENGTH:
+        return -float(len(trace))
+    if not name.startswith(_NUMBERS):
+        return SIGNALS[name](trace)
+    digits = np.array([any(48 <= byte <= 57 for byte in piece) for piece in pieces], dtype=bool)
+    return SIGNALS[name.removeprefix(_NUMBERS)](trace[digits] if digits.any() else trace)
 
 
 class Belief(NamedTuple):
@@ -109,29 +146,44 @@ def belief(
         model: how hard questions differ, and how wrong answers scatter.
         share: (n,) of an independent path that each is (`shares`); 1 by default.
     """
-    counts = np.ones(len(groups)) if share is None else np.asarray(share, dtype=np.float64)
-    odds = np.asarray(logits, dtype=np.float64)[None, :] + model.spread * _NODES[:, None]
-    says_right = -np.logaddexp(0.0, -odds) * counts
-    says_wrong = -np.logaddexp(0.0, odds) * counts
     answers = list(dict.fromkeys(group for group in groups if group is not None))
-    sizes = {answer: float(sum(c for c, group in zip(counts, groups, strict=True) if group == answer)) for answer in answers}
-    logs = []
-    for answer in (*answers, None):
-        agrees = np.array([answer is not None and group == answer for group in groups], dtype=bool)
-        told = (says_right[:, agrees].sum(axis=1) + says_wrong[:, ~agrees].sum(axis=1)) + _LOG_WEIGHTS
-        wrong = [sizes[other] for other in answers if other != answer]
-        logs.append(float(np.logaddexp.reduce(told)) + _seating(wrong, model.scatter))
-    chances = np.exp(np.array(logs) - np.logaddexp.reduce(logs))
+    told = np.array([-1 if group is None else answers.index(group) for group in groups], dtype=np.intp)
+    counts = np.ones(len(told)) if share is None else np.asarray(share, dtype=np.float64)
+    chances = np.exp(log_beliefs(told[None], np.asarray(logits, dtype=np.float64)[None], counts[None], model)[0])
     return Belief(dict(zip(answers, chances.tolist(), strict=False)), float(chances[-1]))
 
 
-def _seating(sizes: Sequence[float], scatter: float) -> float:
-    """Log probability that a Chinese restaurant process seats its guests at tables of these sizes."""
-    guests = sum(sizes)
-    if guests == 0:
-        return 0.0
-    tables = len(sizes) * math.log(scatter) + sum(math.lgamma(size) for size in sizes)
-    return tables + math.lgamma(scatter) - math.lgamma(scatter + guests)
+def log_beliefs(groups: NDArray[np.intp], logits: Floats64, counts: Floats64, model: EvidenceModel) -> Floats64:
+    """`belief` of B questions at once: (B, A + 1) log probabilities of their answers, and that none of these is right.
+
+    Args:
+        groups: (B, n) from 0 to A - 1; -1 for a path that states no answer.
+        logits: (B, n).
+        counts: (B, n) of an independent path that each is; 0 for one that is not there.
+        model: how hard questions differ, and how wrong answers scatter.
+    """
+    odds = logits[..., None] + model.spread * _NODES  # (B, n, nodes)
+    wrong = -(np.logaddexp(0.0, odds) * counts[..., None]).sum(1)
+    states = (groups[..., None] == np.arange(groups.max(initial=-1) + 1)) * counts[..., None]  # (B, n, A)
+    sizes = states.sum(1)
+    gain = states.swapaxes(1, 2) @ odds  # what a path's being right adds to its being wrong
+    told = np.concatenate([wrong[:, None] + gain, wrong[:, None]], axis=1) + _LOG_WEIGHTS
+    logs = np.logaddexp.reduce(told, axis=2) + _seating(sizes, model.scatter)
+    logs[:, :-1][sizes == 0] = -np.inf
+    return np.asarray(logs - np.logaddexp.reduce(logs, axis=1, keepdims=True))
+
+
+_lgamma = np.vectorize(math.lgamma, otypes=[np.float64])
+
+
+def _seating(sizes: Floats64, scatter: float) -> Floats64:
+    """(B, A + 1) log probabilities that a Chinese restaurant process seats its guests at tables of these (B, A) sizes, each
+    of them left out in turn, and none."""
+    taken = sizes > 0
+    tables = np.where(taken, _lgamma(np.where(taken, sizes, 1.0)) + math.log(scatter), 0.0)
+    guests = sizes.sum(1, keepdims=True) - np.append(sizes, np.zeros((len(sizes), 1)), axis=1)
+    seated = tables.sum(1, keepdims=True) - np.append(tables, np.zeros((len(sizes), 1)), axis=1)
+    return np.asarray(seated + math.lgamma(scatter) - _lgamma(scatter + guests))
 
 
 class Origin(NamedTuple):

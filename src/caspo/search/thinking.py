@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from caspo.engines.base import Completion, Engine, Request
 from caspo.engines.drive import Asking, changed
-from caspo.records import ROOT, Measured, Solution
+from caspo.records import ROOT, Measured
 from caspo.trees import TreeBuilder
 
 __all__ = ["limited"]
 
+T = TypeVar("T")
 
-def limited(search: Asking[Solution], tree: TreeBuilder, engine: Engine, thinking: int, answer: int) -> Asking[Solution]:
+
+def limited(search: Asking[T], tree: TreeBuilder, engine: Engine, thinking: int, answer: int) -> Asking[T]:
     """The same search, whose paths may have so many tokens of thinking, and so many besides. A path that meets one of the
     limits ends as at any limit of length."""
 

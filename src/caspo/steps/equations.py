@@ -21,7 +21,7 @@ from caspo.steps.runs import Item, Reader, Run
 from caspo.steps.tokens import CONVERTIBLE, MARK, Number, Token, tokenize
 from caspo.steps.tried import only_tried
 
-__all__ = ["Equation", "Expression", "equations"]
+__all__ = ["Equation", "Expression", "equations", "worth"]
 
 Expression: TypeAlias = "Fraction | tuple[str, Expression, Expression]"
 """A number, or ``(op, left, right)`` with op one of ``+ - * /``."""
@@ -45,7 +45,7 @@ class Equation:
     @property
     def value(self) -> Fraction | None:
         """What the expression comes to, exactly; None where it divides by zero."""
-        return _evaluate(self.expression)
+        return worth(self.expression)
 
     def holds(self, tolerance: Fraction = Fraction(0)) -> bool:
         """Whether the statement is true: exactly, or rounded to the decimals it was written with.
@@ -66,10 +66,11 @@ def _leaves(expression: Expression) -> list[Fraction]:
     return _leaves(expression[1]) + _leaves(expression[2])
 
 
-def _evaluate(expression: Expression) -> Fraction | None:
+def worth(expression: Expression) -> Fraction | None:
+    """What an expression comes to, exactly; None where it divides by zero."""
     if isinstance(expression, Fraction):
         return expression
-    op, left, right = expression[0], _evaluate(expression[1]), _evaluate(expression[2])
+    op, left, right = expression[0], worth(expression[1]), worth(expression[2])
     if left is None or right is None or (op == "/" and right == 0):
         return None
     if op == "+":
@@ -138,7 +139,7 @@ def _link(left: Run | None, right: Run | None) -> Equation | None:
         for items in left.readings():
             expression, other = _parse(items, percent_is_unit), _parse(right.items, percent_is_unit)
             decimals = stated.decimals + 2 * (stated.percent and not percent_is_unit)
-            value = _evaluate(other)
+            value = worth(other)
             readings = [] if value is None else [Equation(expression, value, span, 0 if right.has_operator else decimals)]
             if right.has_operator and isinstance(right.items[0], Number):  # a running total
                 readings.append(Equation(expression, stated.as_fraction(percent_is_unit), span, decimals))
