@@ -20,7 +20,7 @@ from caspo.search.threshold import choose_pruning
 from caspo.testing.scripted import Script, Scripted, ScriptedEngine
 from recording import FIVE, SEVEN, SIX, Q, Recording, decisions, ends, plain, prose, solve, wild
 
-EVEN = EvidenceModel(bias=0.0, slopes={})
+EVEN = EvidenceModel(bias=0.0, slopes={}, common={}, spread=1.3, scatter=3.0)
 """All paths are believed alike."""
 
 
@@ -63,12 +63,15 @@ def test_level_1_without_branches_is_self_consistency_and_the_greedy_path() -> N
 def test_it_stops_when_it_is_sure_and_goes_on_while_it_is_not() -> None:
     """One certain path is enough; paths that contradict each other have others drawn, up to the limit."""
     sure, engine = searched(
-        {"Q\n": ends((FIVE, 1), entropy=0.0)}, level=0.7, evidence=EvidenceModel(bias=2, slopes={"entropy": 1.0})
+        {"Q\n": ends((FIVE, 1), entropy=0.0)}, level=0.7, evidence=EvidenceModel(bias=2, slopes={"entropy": 1.0}, common={}, spread=1.3)
     )
     assert (len(engine.requests), sure.answer) == (1, "5")
     _, unsure = searched({"Q\n": ends((FIVE, 1), (SIX, 1))}, level=0.999, paths=7, evidence=EVEN)
     assert len(unsure.requests) == 7
-    counts = [len(searched(TWO, seed, level=level, paths=30)[1].requests) for level in (0.5, 0.8, 0.95) for seed in range(4)]
+    counts = [
+        len(searched(TWO, seed, level=level, paths=30, evidence=EVEN)[1].requests)
+        for level in (0.5, 0.8, 0.95) for seed in range(4)
+    ]  # fmt: skip
     assert counts[:4] < counts[4:8] < counts[8:]
 
 
@@ -156,8 +159,8 @@ def test_a_path_is_ended_with_its_first_step_that_is_too_unsure() -> None:
         "Q\n2 + 3 = 5\n": ends((FIVE, 1), entropy=0.1),
         f"Q\n{bad}": ends((SIX, 1), entropy=0.1),
     }
-    free, _ = searched(script, 1, level=1.0, paths=6, branches=False)
-    kept, engine = searched(script, 1, level=1.0, paths=6, branches=False, prune_below=math.exp(-1.5))
+    free, _ = searched(script, 1, level=1.0, paths=6, branches=False, prune_false=False)
+    kept, engine = searched(script, 1, level=1.0, paths=6, branches=False, prune_below=math.exp(-1.5), prune_false=False)
     assert decisions(free)[bad + SIX] == "finished"
     assert "pruned" in decisions(kept).values()
     assert bad + SIX not in decisions(kept)
@@ -165,6 +168,8 @@ def test_a_path_is_ended_with_its_first_step_that_is_too_unsure() -> None:
     assert any(c.finish == "abandoned" for c in engine.completions)
     late, _ = searched(script, 1, level=1.0, paths=6, branches=False, prune_below=math.exp(-1.5), min_survivors=6)
     assert plain(late) == plain(free)
+    false, engine = searched(script, 1, level=1.0, paths=6, branches=False)
+    assert decisions(false) == decisions(kept), "2 + 3 = 6 is false, however sure of it the model is"
 
 
 def test_abstention() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, strategies
 from pydantic import ValidationError
 
 from caspo.records import Measured, TokenTrace
-from caspo.search.evidence import Belief, EvidenceModel, Origin, belief, shares
+from caspo.search.evidence import Belief, EvidenceModel, Origin, belief, log_beliefs, shares
 
 PLAIN = EvidenceModel(spread=0.0, scatter=3.0)
 GROUPS = strategies.lists(strategies.none() | strategies.integers(0, 3), max_size=9)
@@ -155,9 +155,46 @@ def test_shares_sum_to_the_number_of_beginnings(drawn: list[tuple[int, int]]) ->
 def test_a_path_is_told_by_its_numbers_where_it_has_any() -> None:
     """`numbers.` looks at tokens with a digit; a path without one is told by all of it. An unknown signal is refused."""
     trace = TokenTrace.of([Measured(h, -h, -0.1, 0.5, 0.0) for h in (2.0, 0.1, 1.0, 0.3)])
-    model = EvidenceModel(bias=1.0, slopes={"entropy_sum": 0.5, "numbers.entropy": 2.0})
-    assert model.logit(trace, [b"So", b" 12", b" is", b"3."]) == pytest.approx(1 - 0.5 * 3.4 - 2 * 0.2)
-    assert model.logit(trace, [b"So", b"it", b"is", b"."]) == pytest.approx(1 - 0.5 * 3.4 - 2 * 0.85)
-    for name in ("numbers.length", "length", "numbers."):
-        with pytest.raises(ValidationError, match="no confidence signal"):
+    model = EvidenceModel(bias=1.0, slopes={"entropy_sum": 0.5, "numbers.entropy": 2.0}, common={}, falsehood=3.0)
+
+    def logit(*pieces: bytes, false: bool = False) -> float:
+        return float(model.logits([model.signals(trace, pieces, false=false, whole=True)])[0])
+
+    assert logit(b"So", b" 12", b" is", b"3.") == pytest.approx(1 - 0.5 * 3.4 - 2 * 0.2)
+    assert logit(b"So", b"it", b"is", b".") == pytest.approx(1 - 0.5 * 3.4 - 2 * 0.85)
+    assert logit(b"So", b"it", b"is", b".", false=True) == pytest.approx(1 - 0.5 * 3.4 - 2 * 0.85 - 3)
+    for name in ("numbers.length", "size", "numbers."):
+        with pytest.raises(ValidationError, match="no signal of a path"):
             EvidenceModel(slopes={name: 1.0})
+
+
+def test_what_paths_have_in_common_moves_them_alike() -> None:
+    """A common signal counts by its mean over the whole paths; one that was ended early, or has no tokens, has no part in it."""
+    model = EvidenceModel(bias=1.0, slopes={"entropy": 2.0}, common={"length": 0.1}, falsehood=0.0)
+    traces = [TokenTrace.of([Measured(h, -h, -0.1, 0.5, 0.0)] * n) for h, n in ((0.5, 10), (0.25, 30), (1.0, 5))]
+    rows = [
+        model.signals(trace, [b"a"] * len(trace), false=False, whole=whole)
+        for trace, whole in zip(traces, (True, True, False), strict=True)
+    ]
+    found = model.logits([*rows, [math.nan] * 3])
+    assert found.tolist() == pytest.approx([1 - 1.0 - 2, 1 - 0.5 - 2, 1 - 2.0 - 2, -math.inf])
+    assert model.logits(np.array([rows, rows])).tolist() == [pytest.approx(found[:3].tolist())] * 2, "question by question"
+    assert model.logits(rows[2:]).tolist() == pytest.approx([1 - 2.0]), "no whole path: nothing in common is known"
+
+
+def test_many_questions_at_once_are_believed_as_one_by_one() -> None:
+    """Padded to one length, with groups of different numbers."""
+    rng, model = np.random.default_rng(0), EvidenceModel()
+    for _ in range(20):
+        sizes = rng.integers(1, 7, size=4)
+        groups = [rng.integers(-1, 3, size=n) for n in sizes]
+        logits = [rng.normal(size=n) for n in sizes]
+        padded = np.stack([np.pad(g, (0, 7 - len(g)), constant_values=-1) for g in groups])
+        values = np.stack([np.pad(x, (0, 7 - len(x))) for x in logits])
+        counts = np.stack([np.pad(np.ones(n), (0, 7 - n)) for n in sizes])
+        many = np.exp(log_beliefs(padded, values, counts, model))
+        for row, some, x in zip(many, groups, logits, strict=True):
+            one = belief([None if g < 0 else int(g) for g in some], x.tolist(), model)
+            assert row[-1] == pytest.approx(one.unseen)
+            assert {g: row[g] for g in one.right} == pytest.approx(dict(one.right))
+            assert row.sum() == pytest.approx(1)

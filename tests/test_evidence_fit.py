@@ -10,7 +10,7 @@ from caspo.search.evidence import EvidenceModel
 from caspo.search.evidence_fit import Told, fit_evidence, log_loss
 from test_evidence import story
 
-TRUE = EvidenceModel(bias=1.5, slopes={"entropy_sum": 0.05, "numbers.entropy": 4.0}, spread=1.0, scatter=4.0)
+TRUE = EvidenceModel(bias=4.0, slopes={"entropy": 9.0}, common={"length": 0.01}, falsehood=3.0, spread=1.0, scatter=4.0)
 
 
 def told(number: int, paths: int, seed: int) -> list[Told]:
@@ -18,8 +18,9 @@ def told(number: int, paths: int, seed: int) -> list[Told]:
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(number):
-        signals = -np.stack([rng.gamma(6, 7, size=paths), rng.gamma(1.5, 0.08, size=paths)], axis=1)
-        logits = TRUE.bias + signals @ np.array(list(TRUE.slopes.values())) + TRUE.spread * rng.normal()
+        entropy, length, false = rng.gamma(6, 0.03, size=paths), rng.gamma(9, 25, size=paths), rng.random(paths) < 0.15
+        signals = np.stack([-entropy, -length, false], axis=1)
+        logits = TRUE.logits(signals) + TRUE.spread * rng.normal()
         groups, right = story(1 / (1 + np.exp(-logits)), TRUE.scatter, rng)
         found.append(Told(groups, signals, right))
     return found
@@ -27,17 +28,28 @@ def told(number: int, paths: int, seed: int) -> list[Told]:
 
 def test_finds_the_numbers_that_the_paths_come_from() -> None:
     """On other questions what was fitted loses next to nothing against the truth, and is better than knowing nothing."""
-    start = EvidenceModel(bias=0.0, slopes=dict.fromkeys(TRUE.slopes, 0.0), spread=0.5, scatter=10.0)
+    start = EvidenceModel(
+        bias=0.0, slopes={"entropy": 0.0}, common={"length": 0.0}, falsehood=0.0, spread=0.5, scatter=10.0
+    )
     found, fresh = fit_evidence(told(150, 8, 0), start), told(400, 8, 1)
     assert log_loss(found, fresh) <= log_loss(TRUE, fresh) + 0.02
     assert log_loss(found, fresh) <= log_loss(start, fresh) - 0.05
-    assert min(found.slopes.values()) >= 0
-    assert list(found.slopes) == list(TRUE.slopes)
+    assert found.slopes["entropy"] > 3
+    assert found.common["length"] > 0.003
+    assert found.falsehood > 1
+    other = EvidenceModel(slopes={"entropy": 0.0, "logprob_sum": 0.0}, common={})
+    assert list(other.slopes) == list(fit_evidence([t._replace(signals=t.signals[:, [0, 1, 2]]) for t in told(20, 4, 2)], other).slopes)
+
+
+def test_what_is_always_the_same_says_nothing() -> None:
+    """A signal that does not vary has no slope, and is no division by zero."""
+    flat = [one._replace(signals=one.signals * [1, 1, 0]) for one in told(30, 6, 0)]
+    assert fit_evidence(flat, TRUE).falsehood == 0
 
 
 def test_refuses_paths_that_tell_nothing() -> None:
     """None at all, or all of one kind: any slope would do."""
-    signals = np.zeros((2, 2))
+    signals = np.zeros((2, 3))
     for questions in ([], [Told([0, 0], signals, 0)], [Told([0, 1], signals, None)], [Told([None, None], signals, None)]):
         with pytest.raises(DataError, match="neither all too hard"):
             fit_evidence(questions)

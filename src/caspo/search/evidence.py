@@ -35,7 +35,7 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
 """Quadrature over how hard a question is: exact for polynomials of degree 17 in it."""
 
-_NEVER = -30.0
+_NEVER = -700.0
 """Log odds of what cannot be right, finite."""
 
 _NUMBERS = "numbers."
@@ -97,7 +97,7 @@ class EvidenceModel(Config):
         mean = np.where(known, common, 0.0).sum(-2, keepdims=True) / np.maximum(1, known.sum(-2, keepdims=True))
         logits = self.bias + own @ np.array(list(self.slopes.values()), dtype=np.float64)
         logits = logits + mean @ np.array(list(self.common.values()), dtype=np.float64) - self.falsehood * false[..., 0]
-        return np.where(np.isnan(logits), _NEVER, logits)
+        return np.where(np.isnan(logits), -np.inf, logits)
 
 
 def _signal(name: str, trace: TokenTrace, pieces: Sequence[bytes]) -> float:
@@ -162,7 +162,7 @@ def log_beliefs(groups: NDArray[np.intp], logits: Floats64, counts: Floats64, mo
         counts: (B, n) of an independent path that each is; 0 for one that is not there.
         model: how hard questions differ, and how wrong answers scatter.
     """
-    odds = logits[..., None] + model.spread * _NODES  # (B, n, nodes)
+    odds = np.maximum(logits, _NEVER)[..., None] + model.spread * _NODES  # (B, n, nodes)
     wrong = -(np.logaddexp(0.0, odds) * counts[..., None]).sum(1)
     states = (groups[..., None] == np.arange(groups.max(initial=-1) + 1)) * counts[..., None]  # (B, n, A)
     sizes = states.sum(1)
