@@ -12,7 +12,11 @@ is fitted on one half of the questions and measured on the other, both ways. Int
 methods resampled together.
 
 `--completions` keeps what is decoded, `--results` what came of it: with both complete no model is run. `--questions 0:300`
-takes these of the file; the default is all.
+takes these of the file; the default is all. `--orders N` has everything N times, with the samples in other orders, and takes
+the mean of each question; AUROC, calibration and risks are of the first order.
+
+Two methods are there to say what does what: "checked majority" is a plain vote of the paths in which no false equation was
+found, "CaT, unchecked" looks for none.
 
 Figures: `cat_tokens_at_sc10_accuracy`, `rival_tokens_at_sc10_accuracy`, `cat_minus_sc_equal_tokens_4`,
 `cat_minus_sc_equal_tokens_8`, `cat_minus_rival_equal_tokens_4`, `cat_minus_rival_equal_tokens_8`, `cat_minus_greedy`,
@@ -31,6 +35,7 @@ from typing import Any
 
 import numpy as np
 from parts.measure import Figure, difference, options, ratio, report, task_of
+from parts.orders import Reordered
 from parts.outcomes import Outcomes, Ran
 from pool import plan, whole
 
@@ -45,11 +50,15 @@ from caspo.evaluate.resampling import draw_questions
 from caspo.loop.thresholds import PRUNE_GRID, right_path
 from caspo.records import Question
 from caspo.search import Method, method_of
+from caspo.search.evidence import EvidenceModel
 from caspo.search.threshold import choose_pruning
 from caspo.tasks.base import Task
 
 SAMPLES = (1, 2, 3, 4, 6, 8, 10, 16, 32)
 LEVELS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+UNCHECKED = {"prune_false": False, "evidence": EvidenceModel(falsehood=0.0)}
+MAJORITY = EvidenceModel(bias=0.0, slopes={}, common={}, spread=0.0, scatter=1e6, falsehood=30.0)
+"""Paths count alike, whatever else they are, and wrong ones agree by chance only."""
 
 
 def curves(most: int) -> dict[str, list[tuple[str, dict[str, Any]]]]:
@@ -58,7 +67,9 @@ def curves(most: int) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     steps = (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
     return {
         "self-consistency": [("self_consistency", {"samples": n}) for n in counts],
-        "CaT": [("cat", {"level": level, "paths": most}) for level in LEVELS],
+        "CaT": [("cat", {"level": level, "paths": most + 1}) for level in LEVELS],
+        "CaT, unchecked": [("cat", {"level": level, "paths": most + 1, **UNCHECKED}) for level in LEVELS],
+        "checked majority": [("cat", {"level": 1.0, "paths": n, "evidence": MAJORITY}) for n in counts],
         "Adaptive-Consistency": [("adaptive_consistency", {"samples": most, "level": level}) for level in steps],
         "ESC": [("esc", {"samples": most, "window": n}) for n in (2, 3, 4, 5) if n <= most],
         "best of n": [("best_of_n", {"samples": n}) for n in counts],
@@ -77,18 +88,33 @@ def decoding(most: int) -> dict[str, list[tuple[str, dict[str, Any]]]]:
 
 
 class Bench:
-    """Questions, and what is known of them."""
+    """Questions, and what is known of them; an engine for each order of the samples."""
 
-    def __init__(self, task: Task, questions: Sequence[Question], engine: Callable[[], Engine], outcomes: Outcomes) -> None:
-        self.task, self.questions, self.engine, self.outcomes = task, questions, engine, outcomes
+    def __init__(
+        self, task: Task, questions: Sequence[Question], engines: Sequence[Callable[[], Engine]], outcomes: Outcomes
+    ) -> None:
+        self.task, self.questions, self.engines, self.outcomes = task, questions, engines, outcomes
         self.limits: dict[str, Any] = {}
+
+    @property
+    def engine(self) -> Callable[[], Engine]:
+        """The one with the samples as they were drawn."""
+        return self.engines[0]
 
     def method(self, name: str, **settings: Any) -> Method[Any]:
         """A method with these settings and the common limits."""
         return method_of(name, {**self.limits, **settings})
 
     def run(self, name: str, **settings: Any) -> Ran:
-        """What it makes of the questions."""
+        """What it makes of the questions, on average over the orders; the confidence is of the first."""
+        method = self.method(name, **settings)
+        every = [
+            self.outcomes.of(method, self.task, self.questions, engine, order) for order, engine in enumerate(self.engines)
+        ]
+        return Ran(np.mean([one.right for one in every], 0), np.mean([one.tokens for one in every], 0), every[0].confidence)
+
+    def once(self, name: str, **settings: Any) -> Ran:
+        """What it makes of them in the first order."""
         return self.outcomes.of(self.method(name, **settings), self.task, self.questions, self.engine)
 
     def curve(self, points: Sequence[tuple[str, dict[str, Any]]], label: str) -> list[Ran]:
@@ -97,9 +123,9 @@ class Bench:
         for name, settings in points:
             ran = self.run(name, **settings)
             found.append(ran)
-            low, high = wilson(int(ran.right.sum()), len(ran.right))
-            dial = ", ".join(f"{key} {value}" for key, value in settings.items())
-            scored = auroc(ran.confidence, ran.right)
+            low, high = wilson(round(float(ran.right.sum())), len(ran.right))
+            dial = ", ".join(f"{key} {value}" for key, value in settings.items() if isinstance(value, float | int))
+            scored = auroc(ran.confidence, self.once(name, **settings).right)
             print(
                 f"{label:<22} {dial:<28} {ran.right.mean():6.1%} [{low:.1%}, {high:.1%}] {ran.tokens.mean():8.1f} tokens  "
                 f"auroc {'-' if scored is None else format(scored, '.3f')}",
@@ -138,11 +164,11 @@ def interval(n: int, statistic: Callable[[np.ndarray[Any, Any]], float]) -> tupl
 
 
 def figures(found: dict[str, list[Ran]], default: Ran, samples: int) -> dict[str, Figure]:
-    """All figures of the curves."""
+    """All figures of the curves and of CaT's default settings, but for those of its confidence."""
     sc, cat = found["self-consistency"], found["CaT"]
     counts = [n for n in SAMPLES if n <= samples]
     # No method can do with less than one solution: what stands below its cheapest setting is a mixture with a single sample.
-    rivals = {name: [sc[0], *curve] for name, curve in found.items() if name != "CaT"} | {"greedy": [cat[0]]}
+    rivals = {name: [sc[0], *curve] for name, curve in found.items() if not name.startswith("CaT")} | {"greedy": [cat[0]]}
     n = len(default.right)
     made: dict[str, Figure] = {}
     ten = sc[counts.index(10)] if 10 in counts else sc[-1]
@@ -185,7 +211,6 @@ def figures(found: dict[str, list[Ran]], default: Ran, samples: int) -> dict[str
         f"{default.right.mean():.1%} at {default.tokens.mean():.0f} tokens, greedy {greedy.right.mean():.1%} at "
         f"{greedy.tokens.mean():.0f}", "points", n,
     )  # fmt: skip
-    made |= reliability(default, ten)
     return made
 
 
@@ -274,6 +299,7 @@ def main() -> None:
     parser.add_argument("--completions", type=Path, help="file that keeps what is decoded")
     parser.add_argument("--results", type=Path, help="file that keeps what came of it")
     parser.add_argument("--pooled", action="store_true", help="only questions of which --completions has all samples")
+    parser.add_argument("--orders", type=int, default=1, help="of the samples, each as good a draw; needs --pooled")
     parser.add_argument("--all", action="store_true", help="rivals that need decoding of their own, too")
     parser.add_argument("--time", action="store_true", help="only time, in two turns, without --completions")
     parser.add_argument("--overpruned", action="store_true", help="only how often the last right path is pruned")
@@ -292,7 +318,12 @@ def main() -> None:
         kept = CompletionFile(args.completions, identity_of(placed(settings), engine()))
         questions = whole(kept, plan(engine(), args.model, questions, args.samples), questions)
         print(f"{len(questions)} questions have {args.samples} samples", flush=True)
-    bench = Bench(task, questions, engine, Outcomes(args.results))
+    engines: list[Callable[[], Engine]] = [engine]
+    for order in range(1, args.orders):
+        if not args.pooled:
+            parser.error("--orders are of samples that are all there: give --pooled")
+        engines.append(cache(lambda order=order: MemoEngine(engine(), Reordered(kept, questions, args.samples, order))))
+    bench = Bench(task, questions, engines, Outcomes(args.results))
     bench.limits["max_tokens"] = args.max_tokens
     if args.time:
         report(timed(bench, 2), args)
@@ -309,7 +340,8 @@ def main() -> None:
         for label, curve in found.items()
         for ran in curve
     ]
-    report(figures(found, default, args.samples), args, curve=table)
+    voted = bench.once("self_consistency", samples=max(n for n in SAMPLES if n <= min(10, args.samples)))
+    report(figures(found, default, args.samples) | reliability(bench.once("cat"), voted), args, curve=table)
 
 
 if __name__ == "__main__":

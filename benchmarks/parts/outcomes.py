@@ -34,7 +34,7 @@ class Ran(NamedTuple):
 
 
 class Outcomes:
-    """A file of one line for each method with its settings: seed, and of every question right, tokens, confidence."""
+    """A file of one line for each method with its settings: order of samples; of every question right, tokens, confidence."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -45,15 +45,16 @@ class Outcomes:
                 self._known[row["method"]] = row["questions"]
 
     def of(
-        self, method: Method[Any], task: Task, questions: Sequence[Question], engine: Callable[[], Engine], seed: int = 0
+        self, method: Method[Any], task: Task, questions: Sequence[Question], engine: Callable[[], Engine], order: int = 0
     ) -> Ran:
-        """What the method made of the questions; those that are not known yet are solved, and kept."""
-        name = _name(method, seed)
+        """What the method made of the questions with seed 0 by an engine whose samples stand in this order; those that are
+        not known yet are solved, and kept."""
+        name = _name(method, order)
         known = self._known.setdefault(name, {})
         missing = [question for question in questions if question.id not in known]
         for start in range(0, len(missing), CHUNK):
             part, began = missing[start : start + CHUNK], time.monotonic()
-            for question, solution in zip(part, method.solve(part, engine(), seed), strict=True):
+            for question, solution in zip(part, method.solve(part, engine()), strict=True):
                 right = task.grade(question, solution.answer)
                 known[question.id] = [int(right), solution.generated_tokens, round(solution.confidence, 5)]
             self._write()
@@ -67,7 +68,7 @@ class Outcomes:
             write_text(self.path, "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
 
 
-def _name(method: Method[Any], seed: int) -> str:
+def _name(method: Method[Any], order: int) -> str:
     """The method with all of its settings."""
     settings = method.settings.model_dump(mode="json")
-    return f"{method.name} {json.dumps(settings, separators=(',', ':'))} seed {seed}"
+    return f"{method.name} {json.dumps(settings, separators=(',', ':'))} order {order}"
