@@ -34,7 +34,7 @@ class Ran(NamedTuple):
 
 
 class Outcomes:
-    """A file of one line for each method with its settings: order of samples; of every question right, tokens, confidence."""
+    """A file with a line for each method with its settings: order of samples; of each question right, tokens, confidence."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path

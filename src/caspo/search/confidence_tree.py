@@ -46,7 +46,7 @@ Floats64 = NDArray[np.float64]
 class ConfidenceTreeSettings(PathSettings):
     """How long CaT searches, where, and what it believes."""
 
-    level: float = Field(0.7, ge=0, le=1)
+    level: float = Field(0.6, ge=0, le=1)
     """The dial: the search ends when the leading answer, given that it or the next best is right, is this probable. 0: one
     greedy path; 1: always `paths` paths."""
     paths: Paths = 10

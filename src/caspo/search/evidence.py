@@ -58,17 +58,18 @@ its tokens with a digit alone, where it has any; ``length``, minus the number of
 class EvidenceModel(Config):
     """What the confidence of paths is worth. The numbers here are those of Qwen2.5-Coder-0.5B on GSM8K (docs/search.md)."""
 
-    bias: float = 5.4
+    bias: float = 1.6
     """Log odds that a path is right whose signals are all 0."""
-    slopes: Slopes = Field(default_factory=lambda: {"entropy": 14.0})
+    slopes: Slopes = Field(default_factory=lambda: {"entropy": 13.0})
     """What they rise by, for each unit of a signal of the path."""
-    common: Slopes = Field(default_factory=lambda: {_LENGTH: 0.014})
-    """What they rise by for all paths of a question, for each unit of the mean of a signal over these."""
-    falsehood: float = Field(2.0, ge=0)
+    common: Slopes = Field(default_factory=lambda: {_LENGTH: 0.0})
+    """What they rise by for all paths of a question, for each unit of the mean of a signal over these. How long is long
+    differs too much between tasks and models to come with a number: `caspo calibrate` finds yours."""
+    falsehood: float = Field(2.7, ge=0)
     """What they fall by if the path states an equation that is false beyond doubt, where equations are checked."""
-    spread: float = Field(1.0, ge=0)
+    spread: float = Field(1.4, ge=0)
     """Standard deviation over questions of what else all paths of one have in common, in log odds."""
-    scatter: float = Field(4.6, gt=0)
+    scatter: float = Field(5.6, gt=0)
     """Concentration of wrong answers: paths are about 1 / (1 + scatter) likely to err alike the first time."""
 
     def signals(self, trace: TokenTrace, pieces: Sequence[bytes], *, false: bool, whole: bool) -> list[float]:
