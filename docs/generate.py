@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 from typer.models import ArgumentInfo, OptionInfo
 
 from caspo.cli.main import app
@@ -225,9 +224,9 @@ def _limits(field: FieldInfo) -> Iterator[str]:
 
 
 def _default(field: FieldInfo) -> str:
-    default = field.default
-    if default is PydanticUndefined:
+    if field.is_required():
         return "required"
+    default = field.get_default(call_default_factory=True)
     if default is None:
         return "null"
     if isinstance(default, BaseModel):
