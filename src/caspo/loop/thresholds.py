@@ -256,7 +256,7 @@ def _fitted(
 
     rows = _in_parts("draw whole paths", 1, questions, folder, draw, on_done)
     file = folder / "fitted.json"
-    if not file.exists():  # all that is searched later is searched with the same numbers, by whatever scipy it goes on
+    if not file.exists():  # kept: whatever scipy the stage goes on with, all is searched with the same numbers
         try:
             write_json(file, fit_evidence([_told(row) for row in rows], cat.evidence).model_dump(mode="json"))
         except DataError as error:
