@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from caspo.cli.solve import choose
 from caspo.confidence.calibration import Calibrator
 from caspo.core.errors import ConfigError, DataError, EngineError, ResumeError
 from caspo.core.storage import read_json
+from caspo.engines.models import model_digest
 from caspo.engines.prompts import INSTRUCTION
 from caspo.loop import thresholds as calibrate
 from caspo.loop.recipe import CaspoRecipe, training_questions, validation_questions
 from caspo.loop.thresholds import PRUNE_GRID, CalibrateSettings, Calibration, calibrate_stage, calibration_questions
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
+from caspo.search.evidence import EvidenceModel
+from caspo.search.evidence_fit import Told, fit_evidence
 from caspo.search.threshold import Thresholds
+from caspo.tasks.base import grade
 from caspo.testing.scripted import Scripted, ScriptedEngine
 from stories_run import RECIPE, write_recipe
 from tiny import Counting
@@ -27,6 +34,8 @@ N = 60
 EVIDENCE = {"bias": 1.0, "slopes": {}, "spread": 1.0, "scatter": 7.0}
 CAT: dict[str, Any] = {"level": 1.0, "paths": 6, "branches": False, "temperature": 1.0, "evidence": EVIDENCE}
 """All six paths, each from its beginning, and each counts the same: what a question costs and answers can be counted."""
+FITTED = {key: value for key, value in CAT.items() if key != "evidence"} | {"level": 0.8}
+"""What a path counts is to be learnt, and decides when the search ends."""
 
 
 def script(text: str) -> list[Scripted]:
@@ -45,6 +54,13 @@ def script(text: str) -> list[Scripted]:
         ways = [Scripted(f"{i} + 1 = {i} + {k} - {k - 1} = {i + 1}\n", 1.0, 0.7) for k in range(1, 50)]
         return [Scripted(wrong, 1.01, 0.7), *ways]
     return [Scripted(wrong if i % 10 == 7 else right, entropy=0.0)]
+
+
+def perfect(text: str) -> list[Scripted]:
+    """The same sums, all of them solved."""
+    i = int(re.findall(r"\d+", text)[0])
+    solved = text.count("\n") > 1
+    return [Scripted(f"The answer is {i + 1}." if solved else f"{i} + 1 = {i + 1}\n", eos=solved)]
 
 
 @pytest.fixture
@@ -94,21 +110,91 @@ def test_thresholds_of_a_counted_model(recipe: CaspoRecipe, tmp_path: Path, alph
     assert thresholds.settings == ConfidenceTreeSettings(**CAT).model_dump(exclude={"prune_below", "abstain_below"})
 
 
-def test_the_thresholds_are_those_of_the_search(recipe: CaspoRecipe, tmp_path: Path) -> None:
-    """On the first half, CaT at the chosen threshold costs what the table says; on the second it answers as was tested."""
+@pytest.mark.parametrize("cat", [CAT, FITTED], ids=["halves", "thirds"])
+def test_the_thresholds_are_those_of_the_search(tmp_path: Path, cat: dict[str, Any]) -> None:
+    """With the evidence that was fitted, if it was: on the part for pruning CaT at the chosen threshold costs what the table
+    says; on the last part it answers as was tested."""
+    recipe = recipe_of(tmp_path, N, evaluate={"cat": cat})
     found = stage(recipe, tmp_path / "out")
     questions = calibration_questions(recipe, N)
+    pruning, last = (questions[:30], questions[30:]) if cat is CAT else (questions[20:40], questions[40:])
+    settings = {**cat, "evidence": found.evidence}
     for below in (0.0, 0.4, found.thresholds.prune_below):
-        method = ConfidenceTree(ConfidenceTreeSettings(**CAT, prune_below=below))
-        solutions = method.solve(questions[: N // 2], ScriptedEngine(script))
+        method = ConfidenceTree(ConfidenceTreeSettings(**settings, prune_below=below))
+        solutions = method.solve(pruning, ScriptedEngine(script))
         mean = sum(s.generated_tokens for s in solutions) / len(solutions)
         assert found.tokens[PRUNE_GRID.index(below)] == pytest.approx(mean)
-    chosen = {"prune_below": found.thresholds.prune_below, "abstain_below": found.thresholds.abstain_below or 0.0}
-    settings = ConfidenceTreeSettings(**CAT, **chosen)
-    solutions = ConfidenceTree(settings).solve(questions[N // 2 :], ScriptedEngine(script))
-    given = [(q, s) for q, s in zip(questions[N // 2 :], solutions, strict=True) if s.answer is not None]
-    assert len(given) / (N // 2) == found.thresholds.kept
+    method, _ = choose(tmp_path / "out" / "thresholds.json", "cat", None, "stories-tiny")
+    solutions = method.solve(last, ScriptedEngine(script))
+    given = [(q, s) for q, s in zip(last, solutions, strict=True) if s.answer is not None]
+    assert len(given) / len(last) == found.thresholds.kept
     assert sum(s.answer != q.answer for q, s in given) / len(given) == found.thresholds.wrong
+
+
+def test_evidence_is_fitted_on_the_first_third(tmp_path: Path) -> None:
+    """It stands in the file, and is what CaT is given by the commands that take the file."""
+    recipe = recipe_of(tmp_path, N, evaluate={"cat": FITTED})
+    found = stage(recipe, tmp_path / "out")
+    first = calibration_questions(recipe, N)[:20]
+    told = ConfidenceTree(ConfidenceTreeSettings(**FITTED)).told(first, ScriptedEngine(script), grade)
+    assert found.evidence == fit_evidence(told) != EvidenceModel()
+    loaded = Thresholds.load(tmp_path / "out" / "thresholds.json")
+    assert loaded.settings["evidence"] == found.evidence.model_dump()
+    assert loaded.n_evidence == 20
+    assert loaded.n_pruning <= 20
+    assert loaded.n_abstention <= 20
+    method, _ = choose(tmp_path / "out" / "thresholds.json", "cat", None, "stories-tiny")
+    assert method.settings.evidence == found.evidence
+
+
+def test_evidence_that_the_recipe_sets_is_kept(tmp_path: Path) -> None:
+    """Be it the defaults, written down. Then it is another calibration: parts of the one must not go into the other."""
+    out, kept = tmp_path / "out", recipe_of(tmp_path, N, evaluate={"cat": {**FITTED, "evidence": {}}})
+    found = stage(kept, out)
+    assert found.evidence == EvidenceModel()
+    assert found.thresholds.n_evidence == 0
+    assert not (out / "calibration" / "evidence").exists()
+    with pytest.raises(ResumeError, match=r"fits_evidence: False there, True now"):
+        stage(recipe_of(tmp_path, N, evaluate={"cat": FITTED}), out)
+
+
+def test_killed_while_evidence_is_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was drawn is not drawn again, and the outcome is that of a stage that was left alone."""
+    recipe = recipe_of(tmp_path, N, evaluate={"cat": FITTED})
+    whole = stage(recipe, tmp_path / "whole")
+    monkeypatch.setattr(calibrate, "_CHUNK", 7)
+    out = tmp_path / "out"
+
+    class Mortal(Counting):
+        def generate(self, requests: Any, on_done: Any = None) -> Any:
+            if self.requests:
+                raise EngineError("killed")
+            return super().generate(requests, on_done)
+
+    with pytest.raises(EngineError, match="killed"):
+        stage(recipe, out, Mortal)
+    assert [file.name for file in (out / "calibration").glob("*/*")] == ["part-000.json"]
+    engine = Counting(script)
+    assert stage(recipe, out, lambda script: engine) == whole
+    first = {q.text for q in calibration_questions(recipe, N)[:7]}
+    assert engine.tokens
+    assert first.isdisjoint(engine.tokens)
+
+
+def test_what_was_told_is_kept_as_it_was() -> None:
+    """Through JSON: paths without an answer, and signals that there are none of."""
+    told = Told([0, None, 1], np.array([[0.1, math.nan], [1 / 3, -7.0], [math.nan, math.nan]]), None)
+    again = calibrate._told(json.loads(json.dumps(calibrate._plain(told), allow_nan=False)))
+    assert (again.groups, again.right) == (told.groups, told.right)
+    np.testing.assert_array_equal(again.signals, told.signals)
+
+
+def test_evidence_needs_right_and_wrong_paths(tmp_path: Path) -> None:
+    """Where all are right nothing can be fitted; the message says what to do, and that does."""
+    with pytest.raises(DataError, match=r"of 20 questions all .* --questions.* evaluate\.cat\.evidence=\{\}"):
+        stage(recipe_of(tmp_path, N, evaluate={"cat": FITTED}), tmp_path / "out", lambda script: ScriptedEngine(perfect))
+    kept = recipe_of(tmp_path, N, evaluate={"cat": {**FITTED, "evidence": {}}})
+    assert stage(kept, tmp_path / "other", lambda script: ScriptedEngine(perfect)).thresholds.kept == 1.0
 
 
 def test_the_recipes_own_thresholds_do_not_matter(recipe: CaspoRecipe, tmp_path: Path) -> None:
@@ -174,9 +260,13 @@ def test_a_file_of_somebody_else(recipe: CaspoRecipe, tmp_path: Path, name: str)
 
 
 def test_too_few_questions_say_how_many(recipe: CaspoRecipe, tmp_path: Path) -> None:
-    """Before anything is decoded or written; also where the rounds leave too few, and where too few are solved."""
+    """Before anything is decoded or written; also where the rounds leave too few, and where too few are solved. Evidence
+    that is to be fitted needs questions of its own."""
     with pytest.raises(DataError, match=r"60 questions are too few for alpha 0\.01 .* at least 460 are needed"):
         stage(recipe, tmp_path / "out", alpha=0.01, delta=0.1)
+    fitted = recipe_of(tmp_path, N, evaluate={"cat": FITTED})
+    with pytest.raises(DataError, match=r"17 questions are too few .* at least 18 are needed, as they are cut in 3 parts"):
+        stage(fitted, tmp_path / "out", questions=17)
     greedy = recipe_of(tmp_path, N, rounds=1, annotate={"questions": 50})
     with pytest.raises(DataError, match=r"10 questions .all that the rounds leave .* at least 12 are needed"):
         stage(greedy, tmp_path / "out")
@@ -200,12 +290,6 @@ def test_what_makes_no_sense(recipe: CaspoRecipe, tmp_path: Path) -> None:
 
 def test_steps_that_are_all_right_leave_no_calibrator(recipe: CaspoRecipe, tmp_path: Path) -> None:
     """But thresholds: nothing is lost and nothing is wrong."""
-
-    def perfect(text: str) -> list[Scripted]:
-        i = int(re.findall(r"\d+", text)[0])
-        solved = text.count("\n") > 1
-        return [Scripted(f"The answer is {i + 1}." if solved else f"{i} + 1 = {i + 1}\n", eos=solved)]
-
     found = stage(recipe, tmp_path, lambda script: ScriptedEngine(perfect))
     assert found.calibrator is None
     assert not (tmp_path / "calibrator.json").exists()
@@ -234,7 +318,7 @@ def test_questions_are_held_out(tmp_path: Path, kind: str) -> None:
 def test_the_command(caspo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     """On a real model: both tables, both files, the same line again, and one message where it cannot be done."""
     file, out = write_recipe(tmp_path / "recipe.yaml"), tmp_path / "model"
-    line = ("calibrate", file, "--out", out, "--alpha", 0.4, "--delta", 0.4, "--questions", 16)
+    line = ("calibrate", file, "--out", out, "--alpha", 0.4, "--delta", 0.4, "--questions", 24)
     code, told, _ = caspo(*line)
     assert code == 0
     assert "Abstention, on" in told
@@ -247,17 +331,20 @@ def test_the_command(caspo: Callable[..., tuple[int, str, str]], tmp_path: Path)
         "dtype": "float32",
         "instruction": INSTRUCTION,
         "steps": "reasoning",
+        "weights": model_digest("stories-tiny"),
     }
     assert (found.alpha, found.delta) == (0.4, 0.4)
     assert 2 <= found.n_pruning <= 8
     assert f"Pruning, on {found.n_pruning} questions with a right path to lose" in told
-    assert read_json(out / "calibrator.json")["date"] == found.date
+    assert "Evidence, fitted on 8 questions: bias" in told
+    calibrator = read_json(out / "calibrator.json")
+    assert (calibrator["date"], calibrator["model"]) == (found.date, found.model)
     assert caspo(*line)[1] == told
     code, told, err = caspo(*line, "evaluate.cat.paths=4")
     assert (code, told) == (1, "")
     assert "recipe.evaluate.cat.paths: 3 there, 4 now" in err
     code, _, err = caspo("calibrate", file, "--out", tmp_path / "new", "--alpha", 0.01)
     assert code == 1
-    assert "at least 460 are needed" in err
+    assert "at least 690 are needed" in err
     assert not (tmp_path / "new").exists()
     assert caspo("calibrate", file, "--out", out, "--alpha", 2)[2].startswith("Error: alpha is a probability")

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from caspo import __version__
+from caspo.cli.solve import choose
 from caspo.core.storage import read_json
-from caspo.engines.opening import _tell
+from caspo.engines.models import resolve
+from caspo.engines.opening import ModelSettings, _tell
+from caspo.loop.thresholds import asked_as
 from caspo.search import ConfidenceTreeSettings
+from caspo.search.evidence import EvidenceModel
 from caspo.search.threshold import Thresholds
 from stories_run import pair_rows, timeless, write_recipe
 
@@ -85,21 +93,27 @@ def test_solve_a_question(caspo: Command) -> None:
     assert "\n  = " in out
 
 
+def calibrated(model: str = "stories-tiny", **settings: Any) -> Thresholds:
+    """A file in which every answer is withheld that is not certain."""
+    asked = ModelSettings(name=model, dtype="float32", instruction="Think.")
+    return Thresholds(
+        model=asked_as(asked, ()),
+        settings=ConfidenceTreeSettings(**settings).model_dump(exclude={"prune_below", "abstain_below"}),
+        prune_below=0.0, abstain_below=1.0, alpha=0.1, delta=0.1, n_evidence=9, n_pruning=9, n_abstention=9, lost=0.0,
+        kept=1.0, wrong=0.0, date="2026-11-24",
+    )  # fmt: skip
+
+
 def test_solve_with_calibrated_thresholds(caspo: Command, tmp_path: Path) -> None:
     """The settings of the file are taken, a withheld answer is said to be one; with another model they hold for nothing."""
     file = tmp_path / "thresholds.json"
-    settings = ConfidenceTreeSettings(max_tokens=48).model_dump(exclude={"prune_below", "abstain_below"})
-    found = Thresholds(
-        model={"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": "Think."}, settings=settings,
-        prune_below=0.0, abstain_below=1.0, alpha=0.1, delta=0.1, n_pruning=9, n_abstention=9, lost=0.0, kept=1.0, wrong=0.0,
-        date="2026-11-24",
-    )  # fmt: skip
-    found.save(file)
+    calibrated(max_tokens=48, paths=2, evidence=EvidenceModel(bias=-30.0, slopes={}, common={})).save(file)
     out = tmp_path / "out.jsonl"
     line = ("solve", "stories", "--limit", 3, "--thresholds", file, "--out", out)
     assert caspo(*line, "--model", "stories-tiny")[0] == 0
     rows = [json.loads(text) for text in out.read_text().splitlines()]
     assert [row["answer"] for row in rows] == [None] * 3, "no answer is certain"
+    assert all(row["confidence"] < 1e-6 for row in rows), "by the evidence in the file none is believed"
     tiny = (*line, "--model", "stories-tiny")
     assert caspo(*tiny, "--instruction", "Think.")[0] == 0, "what is in the file may be said again"
     for other in (
@@ -109,14 +123,36 @@ def test_solve_with_calibrated_thresholds(caspo: Command, tmp_path: Path) -> Non
         assert "nothing is guaranteed" in failed(caspo(*line, *other))
 
 
+@pytest.mark.parametrize("command", [("solve", "stories", "--limit", 1), ("serve",)])
+def test_thresholds_of_a_model_that_was_trained_again(caspo: Command, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """In the same folder: its name says nothing of its weights. What else is kept in the folder is not the model."""
+    folder = tmp_path / "model"
+    shutil.copytree(resolve("stories-tiny"), folder)
+    file = folder / "thresholds.json"
+    calibrated(str(folder), max_tokens=48, paths=1).save(file)
+    assert caspo("solve", "stories", "--limit", 1, "--model", folder, "--thresholds", file)[0] == 0
+    weights = load_file(folder / "model.safetensors")
+    first = min(weights)
+    save_file({**weights, first: weights[first] * 1.5}, folder / "model.safetensors", {"format": "pt"})
+    told = " ".join(failed(caspo(*command, "--model", folder, "--thresholds", file)).split())
+    assert f"The files of the model {folder} are not those" in told
+    assert "caspo calibrate" in told
+
+
+def test_thresholds_of_a_served_model_know_no_weights(tmp_path: Path) -> None:
+    """They are taken as they are; and the digest of a local model's is none of the settings that it is opened with."""
+    asked = ModelSettings(name="served", engine="openai_compatible", urls=["http://127.0.0.1:9"], dtype="float32")
+    replace(calibrated(), model=asked_as(asked, ())).save(tmp_path / "served.json")
+    calibrated().save(tmp_path / "local.json")
+    for file, name in (("served.json", "served"), ("local.json", "stories-tiny")):
+        told = choose(tmp_path / file, "cat", None, name)[1]
+        assert told.keys() == {"engine", "dtype", "instruction", "steps"}
+
+
 def test_thresholds_with_settings_of_nobody(caspo: Command, tmp_path: Path) -> None:
     """Edited by hand, or of another version; and a folder is no file."""
     file = tmp_path / "thresholds.json"
-    Thresholds(
-        model={"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": ""}, settings={"path": 2},
-        prune_below=0.0, abstain_below=1.0, alpha=0.1, delta=0.1, n_pruning=9, n_abstention=9, lost=0.0, kept=1.0, wrong=0.0,
-        date="2026-11-24",
-    ).save(file)  # fmt: skip
+    replace(calibrated(), settings={"path": 2}).save(file)
     line = ("solve", "stories", "--model", "stories-tiny", "--thresholds")
     assert "path: unknown key; did you mean 'paths'?" in failed(caspo(*line, file))
     assert "cannot be read: Is a directory" in failed(caspo(*line, tmp_path))
@@ -126,12 +162,7 @@ def test_thresholds_with_settings_of_nobody(caspo: Command, tmp_path: Path) -> N
 def test_no_threshold_that_could_be_shown_answers_nothing(caspo: Command, tmp_path: Path, command: tuple[str, ...]) -> None:
     """Calibration showed that wrong answers cannot be kept to the share: to give every answer would be the contrary."""
     file = tmp_path / "thresholds.json"
-    settings = ConfidenceTreeSettings().model_dump(exclude={"prune_below", "abstain_below"})
-    Thresholds(
-        model={"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": ""}, settings=settings,
-        prune_below=0.3, abstain_below=None, alpha=0.1, delta=0.1, n_pruning=9, n_abstention=9, lost=0.0, kept=None,
-        wrong=None, date="2026-11-24",
-    ).save(file)  # fmt: skip
+    replace(calibrated(), prune_below=0.3, abstain_below=None, kept=None, wrong=None).save(file)
     told = " ".join(failed(caspo(*command, "--model", "stories-tiny", "--thresholds", file)).split())
     assert "no threshold for abstention: none was shown to keep wrong answers to a share of 0.1" in told
     assert "prune_below=0.3" in told

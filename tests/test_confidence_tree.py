@@ -62,9 +62,8 @@ def test_level_1_without_branches_is_self_consistency_and_the_greedy_path() -> N
 
 def test_it_stops_when_it_is_sure_and_goes_on_while_it_is_not() -> None:
     """One certain path is enough; paths that contradict each other have others drawn, up to the limit."""
-    sure, engine = searched(
-        {"Q\n": ends((FIVE, 1), entropy=0.0)}, level=0.7, evidence=EvidenceModel(bias=2, slopes={"entropy": 1.0}, common={}, spread=1.3)
-    )
+    told = EvidenceModel(bias=2, slopes={"entropy": 1.0}, common={}, spread=1.3)
+    sure, engine = searched({"Q\n": ends((FIVE, 1), entropy=0.0)}, level=0.7, evidence=told)
     assert (len(engine.requests), sure.answer) == (1, "5")
     _, unsure = searched({"Q\n": ends((FIVE, 1), (SIX, 1))}, level=0.999, paths=7, evidence=EVEN)
     assert len(unsure.requests) == 7

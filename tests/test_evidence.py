@@ -169,7 +169,7 @@ def test_a_path_is_told_by_its_numbers_where_it_has_any() -> None:
 
 
 def test_what_paths_have_in_common_moves_them_alike() -> None:
-    """A common signal counts by its mean over the whole paths; one that was ended early, or has no tokens, has no part in it."""
+    """A common signal counts by its mean over the whole paths: not those that were ended early, or have no tokens."""
     model = EvidenceModel(bias=1.0, slopes={"entropy": 2.0}, common={"length": 0.1}, falsehood=0.0)
     traces = [TokenTrace.of([Measured(h, -h, -0.1, 0.5, 0.0)] * n) for h, n in ((0.5, 10), (0.25, 30), (1.0, 5))]
     rows = [

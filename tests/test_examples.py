@@ -146,8 +146,8 @@ def test_solve_shows_them(tmp_path: Path, caspo: Command) -> None:
 def thresholds(examples: tuple[tuple[str, str], ...]) -> Thresholds:
     return Thresholds(
         model=asked_as(ModelSettings(name="stories-tiny"), examples), settings={"max_tokens": 64}, prune_below=0.0,
-        abstain_below=0.0, alpha=0.1, delta=0.1, n_pruning=100, n_abstention=100, lost=0.0, kept=1.0, wrong=0.0,
-        date="2026-01-01",
+        abstain_below=0.0, alpha=0.1, delta=0.1, n_evidence=0, n_pruning=100, n_abstention=100, lost=0.0, kept=1.0,
+        wrong=0.0, date="2026-01-01",
     )  # fmt: skip
 
 

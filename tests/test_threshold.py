@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from caspo.core.errors import ConfigError, DataError
 from caspo.search.threshold import (
+    SCHEMA,
     Thresholds,
     abstention_grid,
     answers_needed,
@@ -280,13 +281,22 @@ def test_what_cannot_be_used(call: Callable[[], Any], error: type[Exception], ma
 # --- the file
 
 FOUND = Thresholds(
-    model={"name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": "Think.", "steps": "line"},
+    model={
+        "name": "stories-tiny", "engine": "hf", "dtype": "float32", "instruction": "Think.", "steps": "line",
+        "weights": "5a",
+    },
     settings={"paths": 4, "prune_signal": "entropy"}, prune_below=0.1, abstain_below=0.6,
-    alpha=0.1, delta=0.05, n_pruning=200, n_abstention=190, lost=0.08, kept=0.7, wrong=0.05, date="2026-11-24",
+    alpha=0.1, delta=0.05, n_evidence=200, n_pruning=200, n_abstention=190, lost=0.08, kept=0.7, wrong=0.05,
+    date="2026-11-24",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("found", [FOUND, replace(FOUND, abstain_below=None, kept=None, wrong=None)])
+SERVED = {**{key: value for key, value in FOUND.model.items() if key != "weights"}, "engine": "openai_compatible"}
+
+
+@pytest.mark.parametrize(
+    "found", [FOUND, replace(FOUND, abstain_below=None, kept=None, wrong=None), replace(FOUND, n_evidence=0, model=SERVED)]
+)
 def test_save_and_load(tmp_path: Path, found: Thresholds) -> None:
     """What was saved is what is loaded."""
     found.save(tmp_path / "model" / "thresholds.json")
@@ -296,15 +306,17 @@ def test_save_and_load(tmp_path: Path, found: Thresholds) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 1}, {"prune_below": 1.5}, {"prune_below": None}, {"prune_below": math.nan}, {"alpha": 0},
+        {"schema": SCHEMA - 1}, {"prune_below": 1.5}, {"prune_below": None}, {"prune_below": math.nan}, {"alpha": 0},
         {"delta": "0.1"}, {"n_pruning": 0}, {"kept": None}, {"date": "yesterday"}, {"date": 3}, {"extra": 1},
-        {"settings": None}, {"model": 7}, {"model": {"name": "stories-tiny"}},
+        {"settings": None}, {"model": 7}, {"model": {"name": "stories-tiny"}}, {"n_evidence": -1},
+        {"model": {**SERVED, "engine": "hf"}}, {"model": {**SERVED, "weights": "5a"}},
     ],
 )  # fmt: skip
 def test_damaged_files_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    """A value out of range, of another kind, or one too many."""
+    """A value out of range, of another kind, or one too many; another schema; the files of a model that were not seen, or
+    could not be."""
     path = tmp_path / "thresholds.json"
-    path.write_text(json.dumps({"schema": 1, **asdict(FOUND), **change}))
+    path.write_text(json.dumps({"schema": SCHEMA, **asdict(FOUND), **change}))
     with pytest.raises(DataError, match=r"thresholds\.json .*caspo calibrate"):
         Thresholds.load(path)
 
@@ -314,11 +326,11 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "thresholds.json"
     with pytest.raises(DataError, match="does not exist"):
         Thresholds.load(path)
-    whole = json.dumps({"schema": 1, **asdict(FOUND)})
+    whole = json.dumps({"schema": SCHEMA, **asdict(FOUND)})
     path.write_text(whole[:-9])
     with pytest.raises(DataError, match="not valid JSON"):
         Thresholds.load(path)
-    for text in ('{"schema": 1, "kind": "platt", "x": [1, 0]}', "[1]", '{"schema": 1}'):
+    for text in ('{"schema": 1, "kind": "platt", "x": [1, 0]}', "[1]", f'{{"schema": {SCHEMA}}}'):
         path.write_text(text)
         with pytest.raises(DataError, match="caspo calibrate"):
             Thresholds.load(path)

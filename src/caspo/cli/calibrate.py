@@ -32,6 +32,7 @@ def calibrate(
 ) -> None:
     """Choose CaT's thresholds for pruning and abstention with a guarantee: OUT/thresholds.json and OUT/calibrator.json.
 
+    What the confidence of its paths is worth (evaluate.cat.evidence) is fitted first, unless the recipe sets it.
     For the model of a run: --out RUN/round-1/model model.name=RUN/round-1/model. Killed, the same command goes on.
     """
     from caspo.cli.show import bars, output, tell_left_out
@@ -46,6 +47,7 @@ def calibrate(
         found = calibrate_stage(
             settings, lambda model: open_engine(model, examples=open_examples(loaded.task)), out, show.stage
         )
+    output.print(_evidence(found), highlight=False)
     output.print(_pruning_table(found), _abstention_table(found), sep="\n")
     output.print(_told(found))
     output.print(f"Thresholds: {out / 'thresholds.json'}")
@@ -53,6 +55,14 @@ def calibrate(
         output.print(f"Calibrator: {out / 'calibrator.json'}, from {found.calibrator.n} steps")
     else:
         output.print("No calibrator: the judged steps were all right or all wrong, so there is nothing to calibrate on.")
+
+
+def _evidence(found: Calibration) -> str:
+    from caspo.core.config import flatten
+
+    number = found.thresholds.n_evidence
+    told = ", ".join(f"{name} {value:.3g}" for name, value in flatten(found.evidence.model_dump()).items())
+    return f"Evidence, {f'fitted on {number} questions' if number else 'as the recipe sets it'}: {told}"
 
 
 def _pruning_table(found: Calibration) -> Table:

@@ -150,11 +150,12 @@ def _calibrated(
     """CaT as it was calibrated, and what of the model's settings it was calibrated with.
 
     Raises:
-        ConfigError: something else is asked for (``asked``: as `choose` has it), or no
-            threshold was shown to keep the share of wrong answers, so that every answer would be given.
+        ConfigError: something else is asked for (``asked``: as `choose` has it), the model's files are others than then, or
+            no threshold was shown to keep the share of wrong answers, so that every answer would be given.
     """
     from caspo.core.config import settings_from
     from caspo.core.errors import ConfigError
+    from caspo.engines.opening import model_settings, weights_of
     from caspo.search import ConfidenceTree, ConfidenceTreeSettings
     from caspo.search.threshold import Thresholds
 
@@ -183,7 +184,15 @@ def _calibrated(
         )
     limits = {"prune_below": found.prune_below, "abstain_below": found.abstain_below}
     chosen = ConfidenceTree(settings_from(ConfidenceTreeSettings, {**found.settings, **limits}, f"The settings in {file}"))
-    return chosen, {key: value for key, value in found.model.items() if key != "name"}
+    told = {key: value for key, value in found.model.items() if key not in ("name", "weights", "examples")}
+    weights = found.model.get("weights")  # a server's cannot be seen
+    if weights is not None and weights != weights_of(model_settings(model, **told)):
+        raise ConfigError(
+            f"The files of the model {model} are not those that {file} was calibrated with, though its name is the same: it "
+            "was trained again, say. For what it is now nothing is guaranteed. Calibrate it (caspo calibrate), give the "
+            "model as it was, or leave out --thresholds."
+        )
+    return chosen, told
 
 
 def _examples(question: str, number: int, data: Path | None) -> tuple[tuple[str, str], ...]:

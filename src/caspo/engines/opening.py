@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ModelSettings", "check_local", "identity_of", "model_settings", "open_engine", "open_local", "open_serving", "placed",
+    "weights_of",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -149,14 +150,25 @@ def identity_of(settings: ModelSettings, engine: Engine, name: str | None = None
             )
         model = [sorted(settings.urls), settings.name, settings.tokenizer, engine.k]
     else:
-        from caspo.engines.models import model_digest
-
-        gguf = settings.engine == "llama_cpp"
-        base = settings.base_of(name)
-        digest = model_digest(name or settings.name, base=base, gguf=gguf, trust_remote_code=settings.trust_remote_code)
-        model = [digest, settings.dtype, settings.vllm]
+        model = [weights_of(settings, name), settings.dtype, settings.vllm]
     reading: Reading = engine.reading
     return json.dumps([settings.engine, model, reading.steps, reading.thinking, reading.turn])
+
+
+def weights_of(settings: ModelSettings, name: str | None = None) -> str | None:
+    """The digest of the files that a model, or another one with the same settings, is read from; None of a server's, which
+    cannot be seen.
+
+    Raises:
+        ModelError, StorageError: as `caspo.engines.models.resolve` does.
+    """
+    if settings.engine == "openai_compatible":
+        return None
+    from caspo.engines.models import model_digest
+
+    gguf = settings.engine == "llama_cpp"
+    base = settings.base_of(name)
+    return model_digest(name or settings.name, base=base, gguf=gguf, trust_remote_code=settings.trust_remote_code)
 
 
 def open_serving(settings: ModelSettings, name: str | None = None, examples: Sequence[Example] = ()) -> ServingEngine:

@@ -1,9 +1,11 @@
-"""Stage `calibrate`: the thresholds of CaT and the calibrator of the step confidence, on questions held out for that.
+"""Stage `calibrate`: evidence and thresholds of CaT, the calibrator of the step confidence, on questions held out for that.
 
-The questions are of the training split, and none that rounds or validation use. One half chooses where to prune: CaT is
-run on it at every threshold of `PRUNE_GRID`, by one engine that remembers, so paths are decoded once. The other half is
-answered with what was chosen and shows where to abstain: what is tested there must be the search as it will be used, and
-that search, as well as the thresholds that are tried, must have been chosen without these answers.
+The questions are of the training split, and none that rounds or validation use. The first third fits what the confidence of
+paths is worth: all paths of each question are drawn whole. With that the second third chooses where to prune: CaT is run on
+it at every threshold of `PRUNE_GRID`, by one engine that remembers, so paths are decoded once. The last third is answered
+with what was chosen and shows where to abstain: what is tested there must be the search as it will be used, and that search,
+as well as the thresholds that are tried, must have been chosen without these answers. A recipe that sets the evidence itself
+keeps it, and its questions are cut in halves.
 
 In ``out``: ``thresholds.json`` and ``calibrator.json``. In ``out/calibration`` what each question came to, in parts; killed
 and run again, the stage goes on after the last whole part.
@@ -12,26 +14,28 @@ and run again, the stage goes on after the last whole part.
 from __future__ import annotations
 
 import datetime
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, computed_field
 
 from caspo.answers import stated_answer
 from caspo.confidence.calibration import Calibrator
-from caspo.core.config import Config
+from caspo.core.config import Config, settings_from
 from caspo.core.errors import ConfigError, DataError
 from caspo.core.folders import claimed, refuse_overwriting
 from caspo.core.storage import read_json, write_json
 from caspo.data.annotate import judge_trees
 from caspo.engines.base import Engine
 from caspo.engines.memo import MemoEngine
-from caspo.engines.opening import ModelSettings
+from caspo.engines.opening import ModelSettings, weights_of
 from caspo.engines.prompts import Example
 from caspo.evaluate.step_figures import step_calibrator, step_rows
 from caspo.formats.parquet import read_trees, write_trees
@@ -40,6 +44,8 @@ from caspo.loop.settled import settled
 from caspo.loop.task import open_examples, open_judge, open_task
 from caspo.records import Question, Solution, Tree
 from caspo.search import ConfidenceTree, ConfidenceTreeSettings
+from caspo.search.evidence import EvidenceModel
+from caspo.search.evidence_fit import Told, fit_evidence
 from caspo.search.threshold import (
     AbstentionTest,
     PruningRisk,
@@ -75,12 +81,22 @@ class CalibrateSettings(Config):
     questions: int = Field(400, ge=2)
     """Held-out questions; fewer where the task has fewer."""
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def fits_evidence(self) -> bool:
+        """Whether the evidence is fitted; otherwise the recipe sets it. It is kept with the settings: values that are set
+        may be those of the defaults, and then the questions are cut in other parts all the same."""
+        cat = self.recipe.evaluate.of(ConfidenceTree)
+        return cat is not None and "evidence" not in cat.model_fields_set
+
 
 @dataclass(frozen=True)
 class Calibration:
     """What the stage found, with what it was chosen from."""
 
     thresholds: Thresholds
+    evidence: EvidenceModel
+    """Fitted on ``thresholds.n_evidence`` questions, or as the recipe sets it."""
     risks: tuple[PruningRisk, ...]
     tokens: tuple[float, ...]
     """Generated for a question, at each threshold of `PRUNE_GRID`."""
@@ -104,13 +120,14 @@ def calibration_questions(recipe: CaspoRecipe, number: int) -> list[Question]:
 def calibrate_stage(
     settings: CalibrateSettings, opened: Callable[[ModelSettings], Engine], out: Path, on_done: OnDone
 ) -> Calibration:
-    """Choose the thresholds and fit the calibrator; ``out/thresholds.json`` and ``out/calibrator.json``.
+    """Fit the evidence, choose the thresholds, fit the calibrator; ``out/thresholds.json`` and ``out/calibrator.json``.
 
     ``opened`` gives the engine of a model, and is called when there is something to decode. ``on_done`` is told a name, how
     much is done, and of how much.
 
     Raises:
-        DataError: too few questions, or answers, for this alpha and delta; it says how many are needed.
+        DataError: too few questions, or answers, for this alpha and delta; it says how many are needed. Or the paths that
+            evidence is fitted to are all right, or all wrong.
         ConfigError: the recipe does not evaluate CaT; alpha or delta is no probability.
         ResumeError: ``out/calibration`` was made with other settings, other questions or another model.
     """
@@ -119,12 +136,14 @@ def calibrate_stage(
     if cat is None:
         raise ConfigError("The recipe sets evaluate.cat to null, and thresholds are of that search. Give it its settings.")
     questions = calibration_questions(recipe, settings.questions)
-    needed = 2 * max(questions_needed(alpha), answers_needed(alpha, delta))
+    parts = 3 if settings.fits_evidence else 2
+    needed = parts * max(questions_needed(alpha), answers_needed(alpha, delta))
     if len(questions) < needed:
         left = "" if len(questions) == settings.questions else " (all that the rounds leave of the training questions)"
         raise DataError(
             f"{len(questions)} questions{left} are too few for alpha {alpha:g} and delta {delta:g}: at least {needed} are "
-            "needed, and some more for those that get no answer. Ask for more (--questions), or for a higher alpha."
+            f"needed, as they are cut in {parts} parts, and some more for those that get no answer. Ask for more "
+            "(--questions), or for a higher alpha."
         )
     work = out / "calibration"
     inputs = recipe_inputs(recipe, ["train"])
@@ -132,10 +151,12 @@ def calibrate_stage(
     for name, kind in (("thresholds.json", Thresholds), ("calibrator.json", Calibrator)):
         if (out / name).exists():
             _refuse_foreign(out / name, kind.load)
-    with claimed(work, settings, "calibrate", ("pruning", "abstention"), inputs):
+    with claimed(work, settings, "calibrate", ("evidence", "pruning", "abstention"), inputs):
         model = settled(recipe.model, work, recipe.threads)
         settings = settings.model_copy(update={"recipe": recipe.model_copy(update={"model": model})})
-        return _calibrate(settings, cat, questions, cache(lambda: opened(model)), out, on_done)
+        ends = [len(questions) * part // parts for part in range(parts + 1)]
+        cut = [questions[start:end] for start, end in pairwise(ends)]
+        return _calibrate(settings, cat, cut, cache(lambda: opened(model)), out, on_done)
 
 
 def _refuse_foreign(file: Path, load: Callable[[Path], object]) -> None:
@@ -144,24 +165,27 @@ def _refuse_foreign(file: Path, load: Callable[[Path], object]) -> None:
         load(file)
     except DataError as error:
         raise ConfigError(
-            f"{file} is there, and it is no result of ours: it would be lost. Move it, or choose another --out."
+            f"{file} is there, and it is no result of this version: it would be lost. Move it, or choose another --out."
         ) from error
 
 
 def _calibrate(
     settings: CalibrateSettings,
     cat: ConfidenceTreeSettings,
-    questions: Sequence[Question],
+    parts: Sequence[Sequence[Question]],
     engine: Callable[[], Engine],
     out: Path,
     on_done: OnDone,
 ) -> Calibration:
-    """`calibrate_stage` in a folder that is claimed, on enough questions."""
+    """`calibrate_stage` in a folder that is claimed, on enough questions in each of its parts."""
     recipe, alpha, delta, work = settings.recipe, settings.alpha, settings.delta, out / "calibration"
-    task = open_task(recipe.task, "train")
-    half = (len(questions) + 1) // 2
+    task, asked = open_task(recipe.task, "train"), asked_as(recipe.model, open_examples(recipe.task))
+    *for_evidence, for_pruning, for_abstention = parts
 
-    searched = _search_grid(task, questions[:half], cat, engine, work / "pruning", on_done)
+    if for_evidence:
+        fitted = _fitted(task, for_evidence[0], cat, engine, work / "evidence", on_done)
+        cat = cat.model_copy(update={"evidence": fitted})
+    searched = _search_grid(task, for_pruning, cat, engine, work / "pruning", on_done)
     found = [[step["found"] for step in row] for row in searched]
     to_lose = [row for row in found if row[0]]  # the others would only make the risk look smaller
     if len(to_lose) < questions_needed(alpha):
@@ -179,18 +203,19 @@ def _calibrate(
         solutions = chosen.solve(chunk, engine(), on_done=advance)
         return [_outcome(task, q, s) for q, s in zip(chunk, solutions, strict=True)]
 
-    answers = _in_parts("answer other questions", 1, questions[half:], work / "abstention", answer, on_done)
+    answers = _in_parts("answer other questions", 1, for_abstention, work / "abstention", answer, on_done)
     confidence, right = _answered(answers)
     abstain_below, tests = choose_abstention(grid, confidence, right, alpha, delta)
     passed = next((test for test in tests if test.below == abstain_below), None)
 
     thresholds = Thresholds(
-        model=asked_as(recipe.model, open_examples(recipe.task)),
+        model=asked,
         settings=cat.model_dump(mode="json", exclude={"prune_below", "abstain_below"}),
         prune_below=prune_below,
         abstain_below=abstain_below,
         alpha=alpha,
         delta=delta,
+        n_evidence=sum(map(len, for_evidence)),
         n_pruning=len(to_lose),
         n_abstention=len(right),
         lost=risks[at].lost / len(to_lose),
@@ -199,19 +224,57 @@ def _calibrate(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
     judged = judge_trees(read_trees(work / "pruning"), open_judge(recipe.task, recipe.model))
-    calibrator = step_calibrator(step_rows(judged, [question.id for question in questions[:half]]))
+    calibrator = step_calibrator(step_rows(judged, [question.id for question in for_pruning]))
     if calibrator is not None:
-        calibrator.save(out / "calibrator.json", date=thresholds.date, model=recipe.model.name)
+        calibrator.save(out / "calibrator.json", date=thresholds.date, model=asked)
     thresholds.save(out / "thresholds.json")
     tokens = np.mean([[step["tokens"] for step in row] for row in searched], axis=0)
-    return Calibration(thresholds, tuple(risks), tuple(tokens.tolist()), tuple(tests), calibrator)
+    return Calibration(thresholds, cat.evidence, tuple(risks), tuple(tokens.tolist()), tuple(tests), calibrator)
 
 
 def asked_as(model: ModelSettings, examples: Sequence[Example]) -> dict[str, str]:
     """What decides which texts a model writes, as it stands in ``thresholds.json``."""
     asked = {name: getattr(model, name) for name in ("name", "engine", "dtype", "instruction", "steps")}
     asked |= {"base": model.base} if model.base else {}
+    weights = weights_of(model)
+    asked |= {"weights": weights} if weights is not None else {}
     return {**asked, "examples": fingerprint(examples)} if examples else asked
+
+
+def _fitted(
+    task: Task,
+    questions: Sequence[Question],
+    cat: ConfidenceTreeSettings,
+    engine: Callable[[], Engine],
+    folder: Path,
+    on_done: OnDone,
+) -> EvidenceModel:
+    """What the confidence of paths to these questions is worth."""
+
+    def draw(chunk: Sequence[Question], file: Path, advance: Callable[[int], None]) -> list[dict[str, Any]]:
+        return [_plain(told) for told in ConfidenceTree(cat).told(chunk, engine(), task.grade, on_done=advance)]
+
+    rows = _in_parts("draw whole paths", 1, questions, folder, draw, on_done)
+    file = folder / "fitted.json"
+    if not file.exists():  # kept: whatever scipy the stage goes on with, all is searched with the same numbers
+        try:
+            write_json(file, fit_evidence([_told(row) for row in rows], cat.evidence).model_dump(mode="json"))
+        except DataError as error:
+            raise DataError(
+                f"evaluate.cat.evidence cannot be fitted on the first third of the questions. {error} (More: --questions.) "
+                "Or set it, and it is kept: evaluate.cat.evidence={} is its defaults. Either with another --out."
+            ) from error
+    return settings_from(EvidenceModel, read_json(file), f"The evidence in {file}")
+
+
+def _plain(told: Told) -> dict[str, Any]:
+    """As JSON, which has no NaN but null."""
+    signals = [[None if math.isnan(signal) else signal for signal in path] for path in told.signals.tolist()]
+    return {"groups": list(told.groups), "signals": signals, "right": told.right}
+
+
+def _told(row: dict[str, Any]) -> Told:
+    return Told(row["groups"], np.array(row["signals"], dtype=np.float64), row["right"])
 
 
 def _search_grid(

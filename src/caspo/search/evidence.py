@@ -60,8 +60,8 @@ class EvidenceModel(Config):
     bias: float = 1.6
     """Log odds that a path is right whose signals are all 0."""
     slopes: Slopes = Field(default_factory=lambda: {"entropy": 13.0})
-    """What they rise by, for each unit of a signal of the path: one of `caspo.confidence.SIGNALS`; of ``numbers.`` and such a
-    one, that of its tokens with a digit alone, where it has any; ``length``, minus the number of its tokens."""
+    """What they rise by, for each unit of a signal of the path: one of `caspo.confidence.SIGNALS`; of ``numbers.`` and such
+    a one, that of its tokens with a digit alone, where it has any; ``length``, minus the number of its tokens."""
     common: Slopes = Field(default_factory=lambda: {_LENGTH: 0.0})
     """What they rise by for all paths of a question, for each unit of the mean of a signal over these. How long is long
     differs too much between tasks and models to come with a number: `caspo calibrate` finds yours."""

@@ -36,7 +36,7 @@ __all__ = [
 
 Floats64 = NDArray[np.float64]
 
-SCHEMA = 3
+SCHEMA = 4
 
 _LEVELS = 20
 """Thresholds that abstention tries. More of them are finer, and each is one more test that may end the sequence."""
@@ -181,9 +181,10 @@ class Thresholds:
 
     model: Mapping[str, str]
     """What decides which texts are written and where their steps end: the model's name, engine, dtype, instruction and rule
-    for steps, and a fingerprint of the examples in the prompt where there are any. With others nothing is guaranteed."""
+    for steps; ``weights``, the digest of its files, but of a server's model; a fingerprint of the examples in the prompt
+    where there are any. With others nothing is guaranteed."""
     settings: Mapping[str, Any]
-    """Settings of the search, all but the two thresholds. With others nothing is guaranteed."""
+    """Settings of the search, all but the two thresholds: also the evidence. With others nothing is guaranteed."""
     prune_below: float
     abstain_below: float | None
     """None: no threshold was shown to keep the risk of a wrong answer."""
@@ -191,14 +192,16 @@ class Thresholds:
     """The risk: of losing the last right path, and of a wrong one among the answers given."""
     delta: float
     """The probability that the risk of a wrong answer is higher all the same."""
+    n_evidence: int
+    """Questions that the evidence in ``settings`` was fitted on; 0 where it was given."""
     n_pruning: int
-    """Questions that chose ``prune_below``: those with a right path when nothing is pruned."""
+    """Other questions that chose ``prune_below``: those with a right path when nothing is pruned."""
     n_abstention: int
-    """Other questions, answered with that, that chose ``abstain_below``; those without an answer are not counted."""
+    """Still other questions, answered with that, that chose ``abstain_below``; those without an answer are not counted."""
     lost: float
-    """Share of the first that lost their last right path."""
+    """Share of those that chose ``prune_below`` that lost their last right path."""
     kept: float | None
-    """Share of the second whose answer is given; None without a threshold."""
+    """Share of those that chose ``abstain_below`` whose answer is given; None without a threshold."""
     wrong: float | None
     """Share of wrong ones among these."""
     date: str
@@ -221,8 +224,6 @@ class Thresholds:
             raise DataError(f"{path} holds no thresholds of schema {SCHEMA}. {advice}")
         try:
             found = cls(**{key: value for key, value in raw.items() if key != "schema"})
-            if isinstance(found.model, dict):  # before there were other rules, a step was a line
-                found.model.setdefault("steps", "line")
             datetime.date.fromisoformat(found.date)
             valid = _valid(found)
         except (TypeError, ValueError) as error:
@@ -239,8 +240,10 @@ def _valid(found: Thresholds) -> bool:
         and len(abstention) in (0, 3)
         and all(0 < probability < 1 for probability in (found.alpha, found.delta))
         and min(found.n_pruning, found.n_abstention) > 0
+        and found.n_evidence >= 0
         and isinstance(found.model, Mapping)
-        and found.model.keys() - {"base", "examples"} == {"name", "engine", "dtype", "instruction", "steps"}
+        and found.model.keys() - {"base", "examples", "weights"} == {"name", "engine", "dtype", "instruction", "steps"}
+        and ("weights" in found.model) == (found.model["engine"] != "openai_compatible")
         and isinstance(found.settings, Mapping)
     )
 
