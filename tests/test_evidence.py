@@ -24,6 +24,9 @@ def logit(p: float) -> float:
 
 def story(chances: Sequence[float], scatter: float, rng: np.random.Generator) -> tuple[list[int], int | None]:
     """The answers of one question as `belief` tells that they come about, numbered as they come, and the right one."""
+    if rng.random() < 0.05:  # the numbers do not hold for it
+        odds = np.array([logit(chance) for chance in chances])
+        chances = 1 / (1 + np.exp(odds.mean() - odds - logit(rng.random())))
     said: list[int] = []
     wrong: list[int] = []
     for right in rng.random(len(chances)) < chances:
@@ -59,11 +62,11 @@ def test_says_how_often_each_answer_is_the_right_one() -> None:
 
 
 def test_one_path_is_believed_as_its_confidence_says() -> None:
-    """And where questions differ, on average over them."""
-    assert belief([0], [logit(0.7)], PLAIN).right[0] == pytest.approx(0.7)
+    """And where questions differ, on average over them; in one of twenty questions any chance is as likely."""
+    assert belief([0], [logit(0.7)], PLAIN).right[0] == pytest.approx(0.95 * 0.7 + 0.05 * 0.5)
     spread = belief([0], [1.5], EvidenceModel(spread=1.0))
     z = np.random.default_rng(0).normal(size=200_000)
-    assert spread.right[0] == pytest.approx(float(np.mean(1 / (1 + np.exp(-1.5 - z)))), abs=0.004)
+    assert spread.right[0] == pytest.approx(0.95 * float(np.mean(1 / (1 + np.exp(-1.5 - z)))) + 0.025, abs=0.004)
 
 
 def test_many_that_agree_outvote_one_that_is_sure() -> None:
@@ -71,6 +74,18 @@ def test_many_that_agree_outvote_one_that_is_sure() -> None:
     for number, leader in ((2, 0), (5, 1)):
         told = belief([0] + [1] * number, [logit(0.9)] + [logit(0.5)] * number, EvidenceModel())
         assert told.leader == leader
+
+
+@pytest.mark.parametrize("odds", [-5.0, -50.0, -900.0])
+def test_paths_that_are_all_taken_for_hopeless_vote_by_majority(odds: float) -> None:
+    """Numbers that were fitted to another model may say so of every path: the majority leads for all that, the more of
+    them the surer, and one of these paths that is less hopeless counts for more."""
+    assert belief([0, 1, 1, 1, 0, 0, 0], [odds] * 7, EvidenceModel()).leader == 0
+    alone = [belief([0] * number, [odds] * number, EvidenceModel()).right[0] for number in (1, 2, 5, 10)]
+    assert alone == sorted(alone)
+    assert alone[0] < 0.1
+    assert alone[-1] > 0.7
+    assert belief([0, 1], [odds, odds + 2], EvidenceModel()).leader == 1
 
 
 def test_disagreement_tells_of_a_hard_question() -> None:
@@ -169,7 +184,7 @@ def test_a_path_is_told_by_its_numbers_where_it_has_any() -> None:
 
 
 def test_what_paths_have_in_common_moves_them_alike() -> None:
-    """A common signal counts by its mean over the whole paths; one that was ended early, or has no tokens, has no part in it."""
+    """A common signal counts by its mean over the whole paths; one that was ended early, or has no tokens, has no part."""
     model = EvidenceModel(bias=1.0, slopes={"entropy": 2.0}, common={"length": 0.1}, falsehood=0.0)
     traces = [TokenTrace.of([Measured(h, -h, -0.1, 0.5, 0.0)] * n) for h, n in ((0.5, 10), (0.25, 30), (1.0, 5))]
     rows = [
