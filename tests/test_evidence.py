@@ -24,9 +24,6 @@ def logit(p: float) -> float:
 
 def story(chances: Sequence[float], scatter: float, rng: np.random.Generator) -> tuple[list[int], int | None]:
     """The answers of one question as `belief` tells that they come about, numbered as they come, and the right one."""
-    if rng.random() < 0.05:  # the numbers do not hold for it
-        odds = np.array([logit(chance) for chance in chances])
-        chances = 1 / (1 + np.exp(odds.mean() - odds - logit(rng.random())))
     said: list[int] = []
     wrong: list[int] = []
     for right in rng.random(len(chances)) < chances:
@@ -42,8 +39,11 @@ def played(chances: Sequence[float], scatter: float, times: int) -> dict[tuple[i
     """The story, told many times: to every pattern of answers the right ones."""
     rng = np.random.default_rng(0)
     found: dict[tuple[int, ...], list[int | None]] = {}
+    odds = np.array([logit(chance) for chance in chances])
     for _ in range(times):
-        pattern, right = story(chances, scatter, rng)
+        lost = rng.random() < 0.05  # the numbers do not hold: any share of right paths is as likely
+        moved = odds - odds.mean() + logit(rng.random()) if lost else odds
+        pattern, right = story((1 / (1 + np.exp(-moved))).tolist(), scatter, rng)
         found.setdefault(tuple(pattern), []).append(right)
     return found
 
