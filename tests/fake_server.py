@@ -50,6 +50,8 @@ class FakeServer:
         self.faults: list[tuple[str | int, float] | None] = []
         self.bodies: list[dict[str, Any]] = []
         """Of the streamed requests."""
+        self.seen: list[tuple[str, str]] = []
+        """Their prompts (`asked`), and what each had come to at its end (`written`), in the order of these moments."""
         self.pause = 0.0
         """Seconds before each token."""
         self.limit: int | None = None
@@ -112,6 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, {"model": "fake", "choices": [choice], "usage": {"completion_tokens": 1}})
             return
         fake.bodies.append(body)
+        fake.seen.append(("asked", text))
         fault, number = (fake.faults.pop(0) if fake.faults else None) or ("", 0.0)
         if isinstance(fault, int):
             self._json(fault, {"error": {"message": "later"}}, {"Retry-After": str(number)} if number else {})
@@ -122,11 +125,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         fake.streaming += 1
         fake.most_streaming = max(fake.most_streaming, fake.streaming)
+        self.written = text
         try:
             self._stream(text, body, fault, int(number))
         except OSError:
             fake.hung_up += 1
         finally:
+            fake.seen.append(("written", self.written))
             fake.streaming -= 1
             self.close_connection = True
 
@@ -141,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             time.sleep(fake.pause)
             token, logs = self._sampled(text, body, sent)
-            text += chr(token)
+            text = self.written = text + chr(token)
             sent += 1
             reason = "stop" if token == EOS else "length" if sent == min(body["max_tokens"], fake.limit or 1000) else None
             choice = self._choice(body, [token], [logs])

@@ -4,7 +4,9 @@
 that its own confidence gives, moved for all paths of a question alike by how hard the question turns out to be; otherwise it
 states a wrong answer. Wrong answers agree as guests of a Chinese restaurant do (Aldous 1985): one is given again in
 proportion to how often it was, a new one to `scatter`. So five paths that agree outvote one that is sure, paths
-that all disagree tell of a hard question, and what nobody has stated keeps its probability.
+that all disagree tell of a hard question, and what nobody has stated keeps its probability. Now and then (`_ELSEWHERE`) the
+numbers do not know how hard a question is, and any share of right paths is as likely: so paths that they take for hopeless,
+of another model say, vote by majority.
 
 Which path to believe, and whether any, are two questions, and other signals answer the second one (docs/search.md): long
 and laborious paths tell of a hard question, and of two paths to one question the longer one is no worse. So a signal may
@@ -34,6 +36,17 @@ Floats64 = NDArray[np.float64]
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
 """Quadrature over how hard a question is: exact for polynomials of degree 17 in it."""
+
+_SHARES, _SHARE_WEIGHTS = np.polynomial.legendre.leggauss(9)
+_ANY = np.log1p(_SHARES) - np.log1p(-_SHARES)
+_LOG_ANY = np.log(_SHARE_WEIGHTS / 2)
+"""The same over the log odds of any share of right paths from 0 to 1, each as likely."""
+_ELSEWHERE = 0.05
+"""Probability that the numbers say nothing of how hard a question is: a model, a task or a length that they were not fitted
+to. Without it, of paths that are all taken for hopeless the rarest answer wins: wrong ones agree sooner than right ones."""
+
+_UNSEEN = 4
+"""Answers among which the probability of those that nobody has stated is divided, each against the leading one (LOG.md)."""
 
 _NEVER = -700.0
 """Log odds of what cannot be right, finite."""
@@ -127,12 +140,12 @@ class Belief(NamedTuple):
     def lead(self) -> float:
         """Probability of the leading answer, given that it or the next best one is right; 0 without any answer.
 
-        Where one answer is all there is, one that nobody has stated is the next best.
+        The next best may be one that nobody has stated: what is left for these is counted as that of `_UNSEEN` answers.
         """
         if self.leader is None:
             return 0.0
         first, *others = sorted(self.right.values(), reverse=True)
-        return first / (first + (others[0] if others else self.unseen))
+        return first / (first + max([*others, self.unseen / _UNSEEN]))
 
 
 def belief(
@@ -163,12 +176,17 @@ def log_beliefs(groups: NDArray[np.intp], logits: Floats64, counts: Floats64, mo
         counts: (B, n) of an independent path that each is; 0 for one that is not there.
         model: how hard questions differ, and how wrong answers scatter.
     """
-    odds = np.maximum(logits, _NEVER)[..., None] + model.spread * _NODES  # (B, n, nodes)
+    finite = np.isfinite(logits)
+    odds, known = np.where(finite, logits, _NEVER), counts * finite
+    level = (known * odds).sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1e-9)
+    moved = odds[..., None] + model.spread * _NODES, (odds - level)[..., None] + _ANY
+    odds = np.concatenate(moved, axis=2)  # (B, n, nodes)
     wrong = -(np.logaddexp(0.0, odds) * counts[..., None]).sum(1)
     states = (groups[..., None] == np.arange(groups.max(initial=-1) + 1)) * counts[..., None]  # (B, n, A)
     sizes = states.sum(1)
     gain = states.swapaxes(1, 2) @ odds  # what a path's being right adds to its being wrong
-    told = np.concatenate([wrong[:, None] + gain, wrong[:, None]], axis=1) + _LOG_WEIGHTS
+    weights = np.append(_LOG_WEIGHTS + math.log1p(-_ELSEWHERE), _LOG_ANY + math.log(_ELSEWHERE))
+    told = np.concatenate([wrong[:, None] + gain, wrong[:, None]], axis=1) + weights
     logs = np.logaddexp.reduce(told, axis=2) + _seating(sizes, model.scatter)
     logs[:, :-1][sizes == 0] = -np.inf
     return np.asarray(logs - np.logaddexp.reduce(logs, axis=1, keepdims=True))
