@@ -69,7 +69,7 @@ def test_it_stops_when_it_is_sure_and_goes_on_while_it_is_not() -> None:
     assert len(unsure.requests) == 7
     counts = [
         len(searched(TWO, seed, level=level, paths=30, evidence=EVEN)[1].requests)
-        for level in (0.5, 0.8, 0.95) for seed in range(4)
+        for level in (0.5, 0.9, 0.99) for seed in range(4)
     ]  # fmt: skip
     assert counts[:4] < counts[4:8] < counts[8:]
 

@@ -142,9 +142,12 @@ def test_nothing_stated() -> None:
 
 
 def test_the_lead_is_over_the_next_best() -> None:
-    """Of one answer alone over what nobody has stated; a tie is a half, and the first answer's."""
+    """Or over one that nobody has stated, where that is the next best; a tie is a half, and the first answer's."""
     assert Belief({0: 0.6, 1: 0.2}, 0.2).lead == pytest.approx(0.75)
-    assert Belief({0: 0.6}, 0.4).lead == pytest.approx(0.6)
+    assert Belief({0: 0.6}, 0.4).lead == pytest.approx(0.6 / 0.7)
+    assert Belief({0: 0.1, 1: 0.01}, 0.89).lead == Belief({0: 0.1}, 0.89).lead < 0.5, (
+        "an answer that is hardly held changes nothing"
+    )
     tie = belief([3, 1], [0.0, 0.0], EvidenceModel())
     assert (tie.leader, tie.lead) == (3, pytest.approx(0.5))
 
