@@ -52,7 +52,7 @@ SIGNALS = (
 )
 TREES = (
     "Every step with its confidence. Steps under each other follow each other; an indented list is a choice. Pruned: "
-    "the confidence of the path fell too low. Dropped: a sibling was better. Cut: the budget was used up."
+    "a step states a false equation, or confidence fell too low. Dropped: a sibling was better. Cut: the budget was used up."
 )
 FOOTER = "Made by caspo. The figures are those of metrics.json; intervals of differences are worked out from them."
 

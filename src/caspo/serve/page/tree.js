@@ -18,7 +18,7 @@ export const DECISIONS = {
   "": { mark: "", badge: "", means: "none yet, or the method decides nothing about single steps" },
   expanded: { mark: "", badge: "", means: "expanded: other steps follow it" },
   finished: { mark: "M6 10.2l2.8 2.8 5.4-6", badge: "finished", means: "finished: the path ends here and votes for its answer" },
-  pruned: { mark: "M6.8 6.8l6.4 6.4m0-6.4l-6.4 6.4", badge: "pruned", means: "pruned: the confidence of its path fell too low" },
+  pruned: { mark: "M6.8 6.8l6.4 6.4m0-6.4l-6.4 6.4", badge: "pruned", means: "pruned: its last step states a false equation, or the model was too unsure of it" },
   dropped: { mark: "M6 10h8", badge: "dropped", means: "dropped: another path was better, or nothing could change the answer" },
   cut: { mark: "M7.8 6.3v7.4m4.4-7.4v7.4", badge: "cut", means: "cut: its tokens were used up" },
 };
