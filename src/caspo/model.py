@@ -42,7 +42,8 @@ class Solved(Solution):
     @property
     def outcome(self) -> str:
         """The answer, how sure it is, and what it cost, in a line."""
-        answer = "no answer" if self.answer is None else self.answer
+        missing = "withheld" if self.abstained else "no answer"
+        answer = missing if self.answer is None else self.answer
         return f"= {answer}  (vote {self.confidence:.0%}, {self.generated_tokens} tokens)"
 
     def __str__(self) -> str:

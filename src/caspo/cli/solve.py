@@ -103,7 +103,7 @@ def solve(
     for asked, solution in zip(questions, solutions, strict=True):
         right = grade(asked, solution.answer) if asked.answer else None
         graded += [right] if right is not None else []
-        _show(solution, right)
+        _show(solution, None if solution.abstained else right)
         lines.append(
             json.dumps(
                 {
@@ -120,7 +120,10 @@ def solve(
         )
     tokens = sum(s.generated_tokens for s in solutions) / len(solutions)
     if graded:
-        output.print(f"{sum(graded)} of {len(graded)} right, {tokens:.0f} generated tokens a question", highlight=False)
+        withheld = sum(solution.abstained for solution in solutions)
+        held = f", {withheld} withheld" if withheld else ""
+        right = f"{sum(graded)} of {len(graded)} right{held}"
+        output.print(f"{right}, {tokens:.0f} generated tokens a question", highlight=False)
     if out is not None:
         write_text(out, "\n".join(lines) + "\n")
         output.print(f"Solutions: {out}")
@@ -215,6 +218,7 @@ def _questions(
     question: str, limit: int, seed: int, data: Path | None, run_code: bool, bad: BadRows | None
 ) -> tuple[list[Question], Callable[[Question, str | None], bool], list[Path]]:
     """What to solve, how it is graded, and the files that it comes from."""
+    from caspo.cli.show import output
     from caspo.core.errors import ConfigError, DataError
     from caspo.core.rows import looks_like_rows
     from caspo.records import Question
@@ -242,7 +246,10 @@ def _questions(
         raise ConfigError(f"--skip-bad is for files of questions, and {question[:60]!r} is none. Leave it out.")
     else:
         return [Question(question, id="question")], grade, []
-    return task.questions("test", limit, seed), task.grade, files
+    drawn = task.questions("test", limit, seed)
+    if isinstance(task, JsonlTask) and len(drawn) == limit < (total := len(task.questions("test"))):
+        output.print(f"{limit} of the {total} questions in {question} (--limit)", highlight=False)
+    return drawn, task.grade, files
 
 
 def _show(solution: Solved, right: bool | None) -> None:

@@ -139,11 +139,13 @@ def calibrate_stage(
     parts = 3 if settings.fits_evidence else 2
     needed = parts * max(questions_needed(alpha), answers_needed(alpha, delta))
     if len(questions) < needed:
-        left = "" if len(questions) == settings.questions else " (all that the rounds leave of the training questions)"
+        used_up = len(questions) < settings.questions
+        left = " (all that rounds and validation leave of the training questions)" if used_up else ""
+        more = "Give a task.train with more questions" if used_up else "Ask for more (--questions)"
         raise DataError(
             f"{len(questions)} questions{left} are too few for alpha {alpha:g} and delta {delta:g}: at least {needed} are "
-            f"needed, as they are cut in {parts} parts, and some more for those that get no answer. Ask for more "
-            "(--questions), or for a higher alpha."
+            f"needed, as they are cut in {parts} parts, and some more for those that get no answer. {more}, or ask for a "
+            "higher alpha."
         )
     work = out / "calibration"
     inputs = recipe_inputs(recipe, ["train"])
@@ -193,8 +195,12 @@ def _calibrate(
             f"Of the {len(searched)} questions for pruning {len(to_lose)} have a right path that could be lost; alpha "
             f"{alpha:g} needs {questions_needed(alpha)} of these. Ask for more (--questions), or for a higher alpha."
         )
-    prune_below, risks = choose_pruning(PRUNE_GRID, to_lose, alpha)
-    at = PRUNE_GRID.index(prune_below)
+    largest, risks = choose_pruning(PRUNE_GRID, to_lose, alpha)
+    tokens = np.mean([[step["tokens"] for step in row] for row in searched], axis=0)
+    # The cheapest of those that are allowed: a lower threshold loses no more (`choose_pruning`), and one that ends paths for
+    # which others have to make up saves nothing.
+    at = int(tokens[: PRUNE_GRID.index(largest) + 1].argmin())
+    prune_below = PRUNE_GRID[at]
     grid = abstention_grid(*_answered([row[at] for row in searched]), alpha)
 
     chosen = ConfidenceTree(cat.model_copy(update={"prune_below": prune_below, "abstain_below": 0.0}))
@@ -228,7 +234,6 @@ def _calibrate(
     if calibrator is not None:
         calibrator.save(out / "calibrator.json", date=thresholds.date, model=asked)
     thresholds.save(out / "thresholds.json")
-    tokens = np.mean([[step["tokens"] for step in row] for row in searched], axis=0)
     return Calibration(thresholds, cat.evidence, tuple(risks), tuple(tokens.tolist()), tuple(tests), calibrator)
 
 
