@@ -49,7 +49,7 @@ from caspo.evaluate.intervals import estimate_ece
 from caspo.evaluate.resampling import draw_questions
 from caspo.loop.thresholds import PRUNE_GRID, right_path
 from caspo.records import Question
-from caspo.search import Method, method_of
+from caspo.search import ConfidenceTreeSettings, Method, method_of
 from caspo.search.evidence import EvidenceModel
 from caspo.search.threshold import choose_pruning
 from caspo.tasks.base import Task
@@ -334,14 +334,15 @@ def main() -> None:
     found = {}
     for label, points in {**curves(args.samples), **(decoding(args.samples) if args.all else {})}.items():
         found[label] = bench.curve(points, label)
-    default = bench.run("cat")
+    paths = min(ConfidenceTreeSettings().paths, args.samples + 1)  # the greedy one is none of the samples
+    default = bench.run("cat", paths=paths)
     table = [
         {"method": label, "accuracy": float(ran.right.mean()), "tokens": float(ran.tokens.mean()), "n": len(ran.right)}
         for label, curve in found.items()
         for ran in curve
     ]
     voted = bench.once("self_consistency", samples=max(n for n in SAMPLES if n <= min(10, args.samples)))
-    report(figures(found, default, args.samples) | reliability(bench.once("cat"), voted), args, curve=table)
+    report(figures(found, default, args.samples) | reliability(bench.once("cat", paths=paths), voted), args, curve=table)
 
 
 if __name__ == "__main__":
