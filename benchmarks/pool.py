@@ -58,14 +58,18 @@ from caspo.trees import TreeBuilder
 ACTIONS = ("sample", "export", "import", "measure", "fit")
 GREEDY = -1
 """The number of the sample that is greedy."""
+TEMPERATURE = SelfConsistencySettings().temperature
 POOL = Path(__file__).resolve().parent / "pool"
 
 
-def plan(engine: Engine, model: str, questions: Sequence[Question], samples: int) -> dict[Key, Request]:
+def plan(
+    engine: Engine, model: str, questions: Sequence[Question], samples: int, temperature: float = TEMPERATURE
+) -> dict[Key, Request]:
     """The requests of all samples: greedy ones first, then number by number, so that what is there is of all questions.
     ``model`` is the name by which parts know it."""
     trees = [TreeBuilder(question, engine.prompt(question.text), engine) for question in questions]
-    once, drawn, top_k = ChainOfThoughtSettings(), SelfConsistencySettings(), DeepConfOfflineSettings().top_k
+    once, top_k = ChainOfThoughtSettings(), DeepConfOfflineSettings().top_k
+    drawn = SelfConsistencySettings(temperature=temperature)
     found = {}
     for number in range(GREEDY, samples):
         for tree in trees:
@@ -174,6 +178,7 @@ def main() -> None:
     parser.add_argument("--task", type=Path, help="JSONL file of questions")
     parser.add_argument("--questions", type=span, metavar="FIRST:END", default=slice(None), help="of the file's; all")
     parser.add_argument("--samples", type=int, default=16, help="of a question, besides the greedy one")
+    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="of the samples")
     parser.add_argument("--shard", type=Shard.parse, metavar="K/N", help="sample part K of N of the questions")
     parser.add_argument("--completions", type=Path, help="file of completions")
     parser.add_argument("--identity", help="under which they are kept, where that is not this model's (caspo.engines.kept)")
@@ -194,7 +199,8 @@ def main() -> None:
     engine, identity = opened(args)
     kept = CompletionFile(args.completions, args.identity or identity)
     name = Path(args.model).name
-    asked, folder = plan(engine, f"{name} {args.dtype}", questions, args.samples), args.pool or POOL / name
+    asked = plan(engine, f"{name} {args.dtype}", questions, args.samples, args.temperature)
+    folder = args.pool or POOL / name
     if args.action == "sample":
         decode(engine, kept, asked)
     elif args.action == "export":
@@ -202,7 +208,7 @@ def main() -> None:
     elif args.action == "import":
         take_in(engine, kept, asked, folder)
     elif args.action == "fit":
-        cat = ConfidenceTree(ConfidenceTreeSettings(paths=args.samples + 1))
+        cat = ConfidenceTree(ConfidenceTreeSettings(paths=args.samples + 1, temperature=args.temperature))
         known = whole(kept, asked, questions)
         report(fitted(cat.told(known, MemoEngine(engine, kept), JsonlTask(args.task).grade)), args)
     else:

@@ -37,7 +37,7 @@ import numpy as np
 from parts.measure import Figure, difference, options, ratio, report, task_of
 from parts.orders import Reordered
 from parts.outcomes import Outcomes, Ran
-from pool import plan, whole
+from pool import TEMPERATURE, plan, whole
 
 from caspo.confidence.calibration import fit
 from caspo.engines.base import Engine
@@ -295,6 +295,7 @@ def main() -> None:
     parser.add_argument("--task", default="1,2,3", help="levels of stories, or a JSONL file of questions")
     parser.add_argument("--questions", default="0:300", help="which of the file, or of a draw of stories")
     parser.add_argument("--samples", type=int, default=32, help="of a question, at most")
+    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="of everything that is drawn")
     parser.add_argument("--max-tokens", type=int, default=512, help="of a path")
     parser.add_argument("--completions", type=Path, help="file that keeps what is decoded")
     parser.add_argument("--results", type=Path, help="file that keeps what came of it")
@@ -316,7 +317,7 @@ def main() -> None:
         if args.completions is None:
             parser.error("--pooled looks at what --completions holds: give both")
         kept = CompletionFile(args.completions, identity_of(placed(settings), engine()))
-        questions = whole(kept, plan(engine(), args.model, questions, args.samples), questions)
+        questions = whole(kept, plan(engine(), args.model, questions, args.samples, args.temperature), questions)
         print(f"{len(questions)} questions have {args.samples} samples", flush=True)
     engines: list[Callable[[], Engine]] = [engine]
     for order in range(1, args.orders):
@@ -324,7 +325,7 @@ def main() -> None:
             parser.error("--orders are of samples that are all there: give --pooled")
         engines.append(cache(lambda order=order: MemoEngine(engine(), Reordered(kept, questions, args.samples, order))))
     bench = Bench(task, questions, engines, Outcomes(args.results))
-    bench.limits["max_tokens"] = args.max_tokens
+    bench.limits |= {"max_tokens": args.max_tokens, "temperature": args.temperature}
     if args.time:
         report(timed(bench, 2), args)
         return

@@ -121,9 +121,8 @@ def solve(
     tokens = sum(s.generated_tokens for s in solutions) / len(solutions)
     if graded:
         withheld = sum(solution.abstained for solution in solutions)
-        held = f", {withheld} withheld" if withheld else ""
-        right = f"{sum(graded)} of {len(graded)} right{held}"
-        output.print(f"{right}, {tokens:.0f} generated tokens a question", highlight=False)
+        graded_so = f"{sum(graded)} of {len(graded)} right" + (f", {withheld} withheld" if withheld else "")
+        output.print(f"{graded_so}, {tokens:.0f} generated tokens a question", highlight=False)
     if out is not None:
         write_text(out, "\n".join(lines) + "\n")
         output.print(f"Solutions: {out}")
