@@ -178,6 +178,7 @@ def test_solve_a_file(caspo: Command, tmp_path: Path) -> None:
     code, told, _ = caspo(*line, "--method", "self_consistency", "samples=3")
     assert code == 0
     assert " of 2 right" in told
+    assert "2 of the 4 questions in " in told
     solved = [json.loads(text) for text in out.read_text().splitlines()]
     assert len(solved) == 2
     for row in solved:
@@ -187,6 +188,11 @@ def test_solve_a_file(caspo: Command, tmp_path: Path) -> None:
         assert 0 <= row["confidence"] <= 1
         assert row["generated_tokens"] > 0
         assert row["steps"]
+    code, told, _ = caspo("solve", file, "--model", "stories-tiny", "abstain_below=1", "paths=1", "max_tokens=64")
+    assert "= withheld" in told
+    assert "0 of 4 right, 4 withheld" in told
+    assert "wrong" not in told, "what is not given is not wrong"
+    assert "(--limit)" not in told
 
 
 def test_solve_a_benchmark(caspo: Command, tmp_path: Path) -> None:
