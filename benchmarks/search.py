@@ -262,12 +262,12 @@ def timed(bench: Bench, turns: int) -> dict[str, Figure]:
     }
 
 
-def overpruned(bench: Bench) -> dict[str, Figure]:
+def overpruned(bench: Bench, paths: int) -> dict[str, Figure]:
     """How often a question loses its last right path at the thresholds that alpha gives on the other half of them."""
     memo = MemoEngine(bench.engine())
     columns = []
     for threshold in PRUNE_GRID:
-        solutions = bench.method("cat", prune_below=threshold, level=1.0).solve(bench.questions, memo)
+        solutions = bench.method("cat", prune_below=threshold, level=1.0, paths=paths).solve(bench.questions, memo)
         columns.append([right_path(bench.task, q, s.tree) for q, s in zip(bench.questions, solutions, strict=True)])
     found = np.array(columns, float).T
     found = found[found[:, 0] == 1]
@@ -326,16 +326,16 @@ def main() -> None:
         engines.append(cache(lambda order=order: MemoEngine(engine(), Reordered(kept, questions, args.samples, order))))
     bench = Bench(task, questions, engines, Outcomes(args.results))
     bench.limits |= {"max_tokens": args.max_tokens, "temperature": args.temperature}
+    paths = min(ConfidenceTreeSettings().paths, args.samples + 1)  # the greedy one is none of the samples
     if args.time:
         report(timed(bench, 2), args)
         return
     if args.overpruned:
-        report(overpruned(bench), args)
+        report(overpruned(bench, paths), args)
         return
     found = {}
     for label, points in {**curves(args.samples), **(decoding(args.samples) if args.all else {})}.items():
         found[label] = bench.curve(points, label)
-    paths = min(ConfidenceTreeSettings().paths, args.samples + 1)  # the greedy one is none of the samples
     default = bench.run("cat", paths=paths)
     table = [
         {"method": label, "accuracy": float(ran.right.mean()), "tokens": float(ran.tokens.mean()), "n": len(ran.right)}
