@@ -33,7 +33,6 @@ from pathlib import Path
 import numpy as np
 from parts.measure import Figure, difference, options, report
 from parts.pool import Key, key_of, keys_in, read_pool, write_pool
-from parts.witnesses import fitted
 
 from caspo.core.errors import DataError
 from caspo.core.shards import Shard
@@ -50,6 +49,8 @@ from caspo.search import (
     DeepConfOfflineSettings,
     SelfConsistencySettings,
 )
+from caspo.search.evidence import EvidenceModel
+from caspo.search.evidence_fit import Told, fit_evidence, log_loss
 from caspo.search.sampled import sample, several
 from caspo.tasks.jsonl import JsonlTask
 from caspo.tasks.stories import StoriesTask
@@ -159,6 +160,21 @@ def measured(engine: Engine, kept: CompletionFile, asked: dict[Key, Request]) ->
         "bytes_a_token": difference(size / tokens, None, None, "token ids and six figures of each", "bytes", tokens),
         "solution_entropy_error": difference(max(means), None, None, typical, "%", len(exact)),
         "token_entropy_error": difference(worst, None, None, "the worst", "of allowed", tokens),
+    }
+
+
+def fitted(told: Sequence[Told]) -> dict[str, Figure]:
+    """The model that fits all questions, printed; its log loss on questions that it was not fitted on, and that of the
+    numbers which CaT comes with."""
+    print(fit_evidence(told).model_dump_json())
+    halves = (told[0::2], told[1::2])
+    fresh = [log_loss(fit_evidence(one), other) for one, other in (halves, halves[::-1])]
+    note = "nats, fitted on one half of the questions and tried on the other, both ways"
+    return {
+        "evidence_log_loss": difference(float(np.mean(fresh)), min(fresh), max(fresh), note, "nats", len(told)),
+        "evidence_log_loss_default": difference(
+            log_loss(EvidenceModel(), told), None, None, "as it comes", "nats", len(told)
+        ),
     }
 
 
