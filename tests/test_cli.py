@@ -107,13 +107,13 @@ def calibrated(model: str = "stories-tiny", **settings: Any) -> Thresholds:
 def test_solve_with_calibrated_thresholds(caspo: Command, tmp_path: Path) -> None:
     """The settings of the file are taken, a withheld answer is said to be one; with another model they hold for nothing."""
     file = tmp_path / "thresholds.json"
-    calibrated(max_tokens=48, paths=2, evidence=EvidenceModel(bias=-30.0, slopes={}, common={})).save(file)
+    calibrated(max_tokens=48, paths=2, evidence=EvidenceModel(bias=30.0, slopes={}, common={}, falsehood=0.0)).save(file)
     out = tmp_path / "out.jsonl"
     line = ("solve", "stories", "--limit", 3, "--thresholds", file, "--out", out)
     assert caspo(*line, "--model", "stories-tiny")[0] == 0
     rows = [json.loads(text) for text in out.read_text().splitlines()]
     assert [row["answer"] for row in rows] == [None] * 3, "no answer is certain"
-    assert all(row["confidence"] < 1e-6 for row in rows), "by the evidence in the file none is believed"
+    assert all(0.95 < row["confidence"] < 1 for row in rows), "by the evidence in the file all are believed"
     tiny = (*line, "--model", "stories-tiny")
     assert caspo(*tiny, "--instruction", "Think.")[0] == 0, "what is in the file may be said again"
     for other in (
