@@ -107,7 +107,7 @@ def calibrated(model: str = "stories-tiny", **settings: Any) -> Thresholds:
 def test_solve_with_calibrated_thresholds(caspo: Command, tmp_path: Path) -> None:
     """The settings of the file are taken, a withheld answer is said to be one; with another model they hold for nothing."""
     file = tmp_path / "thresholds.json"
-    calibrated(max_tokens=48, paths=2, evidence=EvidenceModel(bias=30.0, slopes={}, common={}, falsehood=0.0)).save(file)
+    calibrated(max_tokens=96, paths=2, evidence=EvidenceModel(bias=30.0, slopes={}, common={}, falsehood=0.0)).save(file)
     out = tmp_path / "out.jsonl"
     line = ("solve", "stories", "--limit", 3, "--thresholds", file, "--out", out)
     assert caspo(*line, "--model", "stories-tiny")[0] == 0
