@@ -49,7 +49,7 @@ from caspo.evaluate.intervals import estimate_ece
 from caspo.evaluate.resampling import draw_questions
 from caspo.loop.thresholds import PRUNE_GRID, right_path
 from caspo.records import Question
-from caspo.search import ConfidenceTreeSettings, Method, method_of
+from caspo.search import METHODS, ConfidenceTreeSettings, Method, method_of
 from caspo.search.evidence import EvidenceModel
 from caspo.search.threshold import choose_pruning
 from caspo.tasks.base import Task
@@ -103,7 +103,8 @@ class Bench:
 
     def method(self, name: str, **settings: Any) -> Method[Any]:
         """A method with these settings and the common limits."""
-        return method_of(name, {**self.limits, **settings})
+        limits = self.limits if METHODS[name].draws() else {k: v for k, v in self.limits.items() if k != "temperature"}
+        return method_of(name, {**limits, **settings})
 
     def run(self, name: str, **settings: Any) -> Ran:
         """What it makes of the questions, on average over the orders; the confidence is of the first."""

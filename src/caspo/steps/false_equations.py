@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 from caspo.steps.equations import Equation, Expression, equations, worth
 
@@ -29,6 +30,7 @@ def false_equations(found: Sequence[Equation], step: str, question: str) -> list
     return [(e, _doubt(e, found, step) or _modular(e, question + step)) for e in found if not e.holds()]
 
 
+@lru_cache(maxsize=4096)  # asked while a path is decoded, when it has ended, and at every threshold that is tried
 def states_falsehood(step: str, question: str) -> bool:
     """Whether a step states an equation that is false beyond doubt.
 
