@@ -15,6 +15,9 @@ methods resampled together.
 takes these of the file; the default is all. `--orders N` has everything N times, with the samples in other orders, and takes
 the mean of each question; AUROC, calibration and risks are of the first order.
 
+ReASC has to be calibrated: on the questions of `--held-out FILE.jsonl` of which `--completions` has the first sample.
+Without these it is left out.
+
 Two methods are there to say what does what: "checked majority" is a plain vote of the paths in which no false equation was
 found, "CaT, unchecked" looks for none.
 
@@ -27,6 +30,7 @@ Figures with --overpruned: `right_path_lost_at_alpha_*`
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -49,7 +53,7 @@ from caspo.evaluate.intervals import estimate_ece
 from caspo.evaluate.resampling import draw_questions
 from caspo.loop.thresholds import PRUNE_GRID, right_path
 from caspo.records import Question
-from caspo.search import METHODS, ConfidenceTreeSettings, Method, method_of
+from caspo.search import METHODS, ConfidenceTreeSettings, Method, ReASC, ReASCSettings, method_of
 from caspo.search.evidence import EvidenceModel
 from caspo.search.threshold import choose_pruning
 from caspo.tasks.base import Task
@@ -75,6 +79,16 @@ def curves(most: int) -> dict[str, list[tuple[str, dict[str, Any]]]]:
         "best of n": [("best_of_n", {"samples": n}) for n in counts],
         "DeepConf offline": [("deepconf_offline", {"samples": n}) for n in counts if n > 1],
     }
+
+
+def reasc(
+    most: int, limits: dict[str, Any], task: Task, questions: Sequence[Question], engine: Engine
+) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """ReASC at the settings of its dial, with what the first samples of these questions say of confidence."""
+    known = ReASC(ReASCSettings(**limits)).calibrated(questions, engine, task.grade).settings
+    learnt = {"mean": known.mean, "spread": known.spread, "sure_above": known.sure_above}
+    print(f"ReASC, of {len(questions)} questions: {learnt}", flush=True)
+    return {"ReASC": [("reasc", {"samples": most, "level": level, **learnt}) for level in (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)]}
 
 
 def decoding(most: int) -> dict[str, list[tuple[str, dict[str, Any]]]]:
@@ -286,8 +300,8 @@ def overpruned(bench: Bench, paths: int) -> dict[str, Figure]:
     return made
 
 
-def main() -> None:
-    """Run what was asked for and print tables."""
+def arguments() -> argparse.Namespace:
+    """The command line, checked."""
     parser = options(__doc__, "12 questions of stories, 4 samples, stories-tiny")
     parser.add_argument("--model", default="stories-tiny", help="a name or folder of a model")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
@@ -302,28 +316,39 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="file that keeps what came of it")
     parser.add_argument("--pooled", action="store_true", help="only questions of which --completions has all samples")
     parser.add_argument("--orders", type=int, default=1, help="of the samples, each as good a draw; needs --pooled")
+    parser.add_argument("--held-out", help="JSONL file of questions that ReASC is calibrated on; needs --pooled")
     parser.add_argument("--all", action="store_true", help="rivals that need decoding of their own, too")
     parser.add_argument("--time", action="store_true", help="only time, in two turns, without --completions")
     parser.add_argument("--overpruned", action="store_true", help="only how often the last right path is pruned")
     args = parser.parse_args()
     if args.quick:
         args.questions, args.samples, args.max_tokens = "0:12", 4, 96
+    if args.pooled and args.completions is None:
+        parser.error("--pooled looks at what --completions holds: give both")
+    if (args.orders > 1 or args.held_out) and not args.pooled:
+        parser.error("--orders and --held-out need samples that are all there: give --pooled")
+    return args
+
+
+def main() -> None:
+    """Run what was asked for and print tables."""
+    args = arguments()
     task = task_of(args.task)
     first, _, last = args.questions.partition(":")
     questions = task.questions("test", int(last) if args.task[0].isdigit() else None, 0)[int(first) : int(last)]
     told = {"device": args.device, "dtype": args.dtype, "threads": args.threads, "completions": args.completions}
     settings = ModelSettings.model_validate({"name": args.model, **({**told, "completions": None} if args.time else told)})
     engine = cache(lambda: open_engine(settings))
+
+    def pooled(questions: Sequence[Question], samples: int) -> list[Question]:
+        return whole(kept, plan(engine(), args.model, questions, samples, args.temperature), questions)
+
     if args.pooled:
-        if args.completions is None:
-            parser.error("--pooled looks at what --completions holds: give both")
         kept = CompletionFile(args.completions, identity_of(placed(settings), engine()))
-        questions = whole(kept, plan(engine(), args.model, questions, args.samples, args.temperature), questions)
+        questions = pooled(questions, args.samples)
         print(f"{len(questions)} questions have {args.samples} samples", flush=True)
     engines: list[Callable[[], Engine]] = [engine]
     for order in range(1, args.orders):
-        if not args.pooled:
-            parser.error("--orders are of samples that are all there: give --pooled")
         engines.append(cache(lambda order=order: MemoEngine(engine(), Reordered(kept, questions, args.samples, order))))
     bench = Bench(task, questions, engines, Outcomes(args.results))
     bench.limits |= {"max_tokens": args.max_tokens, "temperature": args.temperature}
@@ -334,9 +359,11 @@ def main() -> None:
     if args.overpruned:
         report(overpruned(bench, paths), args)
         return
-    found = {}
-    for label, points in {**curves(args.samples), **(decoding(args.samples) if args.all else {})}.items():
-        found[label] = bench.curve(points, label)
+    rivals = decoding(args.samples) if args.all else {}
+    if args.held_out:
+        other = task_of(args.held_out)
+        rivals |= reasc(args.samples, bench.limits, other, pooled(other.questions("test"), 1), engine())
+    found = {label: bench.curve(points, label) for label, points in {**curves(args.samples), **rivals}.items()}
     default = bench.run("cat", paths=paths)
     table = [
         {"method": label, "accuracy": float(ran.right.mean()), "tokens": float(ran.tokens.mean()), "n": len(ran.right)}
