@@ -35,14 +35,14 @@ def tiny() -> caspo.Model:
 def test_a_solution_prints_itself(model: caspo.Model) -> None:
     solution = model.solve(EASY, "chain_of_thought")
     assert isinstance(solution, caspo.Solution)
-    assert str(solution) == f"{EASY}\n  0.94  3 + 2 = 5\n  1.00  The answer is 5.\n  = 5  (vote 100%, 27 tokens)"
-    assert repr(solution) == "<Solved = 5  (vote 100%, 27 tokens)>"
+    assert str(solution) == f"{EASY}\n  0.94  3 + 2 = 5\n  1.00  The answer is 5.\n  = 5  (100% sure, 27 tokens)"
+    assert repr(solution) == "<Solved = 5  (100% sure, 27 tokens)>"
     assert [text for _, text in solution.steps] == ["3 + 2 = 5", "The answer is 5."]
 
 
 def test_a_step_without_tokens_and_a_missing_answer_print(model: caspo.Model) -> None:
     engine = ScriptedEngine({"Q\n": [Scripted("I do not know.\n", 1)], "Q\nI do not know.\n": [Scripted("", eos=True)]})
-    assert str(caspo.Model(engine).solve("Q", paths=1)).endswith("= no answer  (vote 0%, 16 tokens)")
+    assert str(caspo.Model(engine).solve("Q", paths=1)).endswith("= no answer  (0% sure, 16 tokens)")
 
 
 def test_a_notebook_shows_the_tree_and_escapes_everything() -> None:

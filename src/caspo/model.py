@@ -26,7 +26,7 @@ class Solved(Solution):
       0.82  The bags have 2 * 4 = 8 pens.
       0.60  The pens have 3 + 8 = 11 pens.
       0.93  The answer is 11.
-      = 11  (vote 35%, 74 tokens)
+      = 11  (35% sure, 74 tokens)
     """
 
     @property
@@ -44,7 +44,7 @@ class Solved(Solution):
         """The answer, how sure it is, and what it cost, in a line."""
         missing = "withheld" if self.abstained else "no answer"
         answer = missing if self.answer is None else self.answer
-        return f"= {answer}  (vote {self.confidence:.0%}, {self.generated_tokens} tokens)"
+        return f"= {answer}  ({self.confidence:.0%} sure, {self.generated_tokens} tokens)"
 
     def __str__(self) -> str:
         lines = [f"{confidence:4.2f}  {indented(text)}" for confidence, text in self.steps]
