@@ -15,6 +15,9 @@ methods resampled together.
 takes these of the file; the default is all. `--orders N` has everything N times, with the samples in other orders, and takes
 the mean of each question; AUROC, calibration and risks are of the first order.
 
+With `--fitted` the figures of CaT are of another curve, with `evidence` from the other half of the questions, both ways, as
+`caspo calibrate` would fit it: the numbers that it comes with were fitted to questions of the committed pool.
+
 ReASC has to be calibrated: on the questions of `--held-out FILE.jsonl` of which `--completions` has the first sample.
 Without these it is left out.
 
@@ -33,7 +36,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +56,16 @@ from caspo.evaluate.intervals import estimate_ece
 from caspo.evaluate.resampling import draw_questions
 from caspo.loop.thresholds import PRUNE_GRID, right_path
 from caspo.records import Question
-from caspo.search import METHODS, ConfidenceTreeSettings, Method, ReASC, ReASCSettings, method_of
+from caspo.search import METHODS, ConfidenceTree, ConfidenceTreeSettings, Method, ReASC, ReASCSettings, method_of
 from caspo.search.evidence import EvidenceModel
+from caspo.search.evidence_fit import fit_evidence
 from caspo.search.threshold import choose_pruning
 from caspo.tasks.base import Task
 
 SAMPLES = (1, 2, 3, 4, 6, 8, 10, 16, 32)
 LEVELS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 UNCHECKED = {"prune_false": False, "evidence": EvidenceModel(falsehood=0.0)}
+FITTED = "CaT, fitted"
 MAJORITY = EvidenceModel(bias=0.0, slopes={}, common={}, spread=0.0, scatter=1e6, falsehood=30.0)
 """Paths count alike, whatever else they are, and wrong ones agree by chance only."""
 
@@ -102,12 +107,17 @@ def decoding(most: int) -> dict[str, list[tuple[str, dict[str, Any]]]]:
 
 
 class Bench:
-    """Questions, and what is known of them; an engine for each order of the samples."""
+    """Questions, and what is known of them; an engine for each order of the samples; ``most`` samples of each."""
 
     def __init__(
-        self, task: Task, questions: Sequence[Question], engines: Sequence[Callable[[], Engine]], outcomes: Outcomes
+        self,
+        task: Task,
+        questions: Sequence[Question],
+        engines: Sequence[Callable[[], Engine]],
+        outcomes: Outcomes,
+        most: int,
     ) -> None:
-        self.task, self.questions, self.engines, self.outcomes = task, questions, engines, outcomes
+        self.task, self.questions, self.engines, self.outcomes, self.most = task, questions, engines, outcomes, most
         self.limits: dict[str, Any] = {}
 
     @property
@@ -132,21 +142,42 @@ class Bench:
         """What it makes of them in the first order."""
         return self.outcomes.of(self.method(name, **settings), self.task, self.questions, self.engine)
 
+    @cached_property
+    def evidence(self) -> list[EvidenceModel]:
+        """For the first, third, ... question and for the others: fitted on those that it is not for."""
+        cat = ConfidenceTree(ConfidenceTreeSettings(paths=self.most + 1, **self.limits))
+        return [fit_evidence(cat.told(self.questions[half::2], self.engine(), self.task.grade)) for half in (1, 0)]
+
+    def fitted(self, level: float) -> Ran:
+        """CaT with evidence that was fitted on other questions of the same kind, in the first order."""
+        whole = Ran(*(np.empty(len(self.questions)) for _ in Ran._fields))
+        for half, evidence in enumerate(self.evidence):
+            method = self.method("cat", level=level, paths=self.most + 1, evidence=evidence)
+            ran = self.outcomes.of(method, self.task, self.questions[half::2], self.engine)
+            for target, values in zip(whole, ran, strict=True):
+                target[half::2] = values
+        return whole
+
     def curve(self, points: Sequence[tuple[str, dict[str, Any]]], label: str) -> list[Ran]:
         """A method at all settings of its dial, printed."""
         found = []
         for name, settings in points:
             ran = self.run(name, **settings)
             found.append(ran)
-            low, high = wilson(round(float(ran.right.sum())), len(ran.right))
             dial = ", ".join(f"{key} {value}" for key, value in settings.items() if isinstance(value, float | int))
-            scored = auroc(ran.confidence, self.once(name, **settings).right)
-            print(
-                f"{label:<22} {dial:<28} {ran.right.mean():6.1%} [{low:.1%}, {high:.1%}] {ran.tokens.mean():8.1f} tokens  "
-                f"auroc {'-' if scored is None else format(scored, '.3f')}",
-                flush=True,
-            )
+            show(label, dial, ran, self.once(name, **settings).right)
         return found
+
+
+def show(label: str, dial: str, ran: Ran, right: np.ndarray[Any, Any]) -> None:
+    """Print a line of the table; ``right`` (n,) is what the confidence is about."""
+    low, high = wilson(round(float(ran.right.sum())), len(ran.right))
+    scored = auroc(ran.confidence, right)
+    print(
+        f"{label:<22} {dial:<28} {ran.right.mean():6.1%} [{low:.1%}, {high:.1%}] {ran.tokens.mean():8.1f} tokens  "
+        f"auroc {'-' if scored is None else format(scored, '.3f')}",
+        flush=True,
+    )
 
 
 def at(curve: Sequence[Ran], tokens: float, rows: np.ndarray[Any, Any]) -> float:
@@ -180,7 +211,7 @@ def interval(n: int, statistic: Callable[[np.ndarray[Any, Any]], float]) -> tupl
 
 def figures(found: dict[str, list[Ran]], default: Ran, samples: int) -> dict[str, Figure]:
     """All figures of the curves and of CaT's default settings, but for those of its confidence."""
-    sc, cat = found["self-consistency"], found["CaT"]
+    sc, cat = found["self-consistency"], found.get(FITTED, found["CaT"])
     counts = [n for n in SAMPLES if n <= samples]
     # No method can do with less than one solution: what stands below its cheapest setting is a mixture with a single sample.
     rivals = {name: [sc[0], *curve] for name, curve in found.items() if not name.startswith("CaT")} | {"greedy": [cat[0]]}
@@ -316,6 +347,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="file that keeps what came of it")
     parser.add_argument("--pooled", action="store_true", help="only questions of which --completions has all samples")
     parser.add_argument("--orders", type=int, default=1, help="of the samples, each as good a draw; needs --pooled")
+    parser.add_argument(
+        "--fitted", action="store_true", help="figures of CaT with evidence of the other half of the questions"
+    )
     parser.add_argument("--held-out", help="JSONL file of questions that ReASC is calibrated on; needs --pooled")
     parser.add_argument("--all", action="store_true", help="rivals that need decoding of their own, too")
     parser.add_argument("--time", action="store_true", help="only time, in two turns, without --completions")
@@ -350,8 +384,8 @@ def main() -> None:
     engines: list[Callable[[], Engine]] = [engine]
     for order in range(1, args.orders):
         engines.append(cache(lambda order=order: MemoEngine(engine(), Reordered(kept, questions, args.samples, order))))
-    bench = Bench(task, questions, engines, Outcomes(args.results))
-    bench.limits |= {"max_tokens": args.max_tokens, "temperature": args.temperature}
+    limits = {"max_tokens": args.max_tokens, "temperature": args.temperature}
+    bench = Bench(task, questions, engines, Outcomes(args.results), args.samples, limits)
     paths = min(ConfidenceTreeSettings().paths, args.samples + 1)  # the greedy one is none of the samples
     if args.time:
         report(timed(bench, 2), args)
@@ -365,13 +399,19 @@ def main() -> None:
         rivals |= reasc(args.samples, bench.limits, other, pooled(other.questions("test"), 1), engine())
     found = {label: bench.curve(points, label) for label, points in {**curves(args.samples), **rivals}.items()}
     default = bench.run("cat", paths=paths)
+    sure = bench.once("cat", paths=paths)
+    if args.fitted:
+        found[FITTED] = [bench.fitted(level) for level in LEVELS]
+        for level, ran in zip(LEVELS, found[FITTED], strict=True):
+            show(FITTED, f"level {level}", ran, ran.right)
+        default = sure = bench.fitted(ConfidenceTreeSettings().level)
     table = [
         {"method": label, "accuracy": float(ran.right.mean()), "tokens": float(ran.tokens.mean()), "n": len(ran.right)}
         for label, curve in found.items()
         for ran in curve
     ]
     voted = bench.once("self_consistency", samples=max(n for n in SAMPLES if n <= min(10, args.samples)))
-    report(figures(found, default, args.samples) | reliability(bench.once("cat", paths=paths), voted), args, curve=table)
+    report(figures(found, default, args.samples) | reliability(sure, voted), args, curve=table)
 
 
 if __name__ == "__main__":

@@ -68,21 +68,22 @@ Slopes: TypeAlias = dict[Annotated[str, AfterValidator(_known_signal)], float]
 
 
 class EvidenceModel(Config):
-    """What the confidence of paths is worth. The numbers here are those of Qwen2.5-Coder-0.5B on GSM8K (docs/search.md)."""
+    """What the confidence of paths is worth. The numbers here are those of Qwen2.5-Coder-0.5B on GSM8K and MultiArith
+    (docs/search.md)."""
 
-    bias: float = 1.7
+    bias: float = 0.95
     """Log odds that a path is right whose signals are all 0."""
-    slopes: Slopes = Field(default_factory=lambda: {"entropy": 13.7})
+    slopes: Slopes = Field(default_factory=lambda: {"entropy": 7.8, f"{_NUMBERS}entropy": 9.2})
     """What they rise by, for each unit of a signal of the path: one of `caspo.confidence.SIGNALS`; of ``numbers.`` and such
     a one, that of its tokens with a digit alone, where it has any; ``length``, minus the number of its tokens."""
     common: Slopes = Field(default_factory=lambda: {_LENGTH: 0.0})
     """What they rise by for all paths of a question, for each unit of the mean of a signal over these. How long is long
     differs too much between tasks and models to come with a number: `caspo calibrate` finds yours."""
-    falsehood: float = Field(2.7, ge=0)
+    falsehood: float = Field(1.8, ge=0)
     """What they fall by if the path states an equation that is false beyond doubt, where equations are checked."""
-    spread: float = Field(1.45, ge=0)
+    spread: float = Field(1.5, ge=0)
     """Standard deviation over questions of what else all paths of one have in common, in log odds."""
-    scatter: float = Field(5.6, gt=0)
+    scatter: float = Field(5.7, gt=0)
     """Concentration of wrong answers: paths are about 1 / (1 + scatter) likely to err alike the first time."""
 
     def signals(self, trace: TokenTrace, pieces: Sequence[bytes], *, false: bool, whole: bool) -> list[float]:
