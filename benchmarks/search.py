@@ -116,9 +116,10 @@ class Bench:
         engines: Sequence[Callable[[], Engine]],
         outcomes: Outcomes,
         most: int,
+        limits: dict[str, Any],
     ) -> None:
-        self.task, self.questions, self.engines, self.outcomes, self.most = task, questions, engines, outcomes, most
-        self.limits: dict[str, Any] = {}
+        self.task, self.questions, self.engines, self.outcomes = task, questions, engines, outcomes
+        self.most, self.limits = most, limits
 
     @property
     def engine(self) -> Callable[[], Engine]:
