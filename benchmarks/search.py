@@ -149,11 +149,11 @@ class Bench:
         cat = ConfidenceTree(ConfidenceTreeSettings(paths=self.most + 1, **self.limits))
         return [fit_evidence(cat.told(self.questions[half::2], self.engine(), self.task.grade)) for half in (1, 0)]
 
-    def fitted(self, level: float) -> Ran:
-        """CaT with evidence that was fitted on other questions of the same kind, in the first order."""
+    def fitted(self, level: float, paths: int) -> Ran:
+        """CaT with evidence that was fitted on other questions of the same kind."""
         whole = Ran(*(np.empty(len(self.questions)) for _ in Ran._fields))
         for half, evidence in enumerate(self.evidence):
-            method = self.method("cat", level=level, paths=self.most + 1, evidence=evidence)
+            method = self.method("cat", level=level, paths=paths, evidence=evidence)
             ran = self.outcomes.of(method, self.task, self.questions[half::2], self.engine)
             for target, values in zip(whole, ran, strict=True):
                 target[half::2] = values
@@ -362,6 +362,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--pooled looks at what --completions holds: give both")
     if (args.orders > 1 or args.held_out) and not args.pooled:
         parser.error("--orders and --held-out need samples that are all there: give --pooled")
+    if args.fitted and args.orders > 1:
+        parser.error("--fitted is of the first order, and cannot be compared with means over --orders")
     return args
 
 
@@ -399,13 +401,13 @@ def main() -> None:
         other = task_of(args.held_out)
         rivals |= reasc(args.samples, bench.limits, other, pooled(other.questions("test"), 1), engine())
     found = {label: bench.curve(points, label) for label, points in {**curves(args.samples), **rivals}.items()}
-    default = bench.run("cat", paths=paths)
-    sure = bench.once("cat", paths=paths)
     if args.fitted:
-        found[FITTED] = [bench.fitted(level) for level in LEVELS]
+        found[FITTED] = [bench.fitted(level, args.samples + 1) for level in LEVELS]
         for level, ran in zip(LEVELS, found[FITTED], strict=True):
             show(FITTED, f"level {level}", ran, ran.right)
-        default = sure = bench.fitted(ConfidenceTreeSettings().level)
+        default = sure = bench.fitted(ConfidenceTreeSettings().level, paths)
+    else:
+        default, sure = bench.run("cat", paths=paths), bench.once("cat", paths=paths)
     table = [
         {"method": label, "accuracy": float(ran.right.mean()), "tokens": float(ran.tokens.mean()), "n": len(ran.right)}
         for label, curve in found.items()
